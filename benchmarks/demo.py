@@ -1,0 +1,384 @@
+"""`make run`: a drive with an audit trail, mounted, worked on, watched, and taken away again.
+
+Everything happens in a fresh directory under the temporary directory:
+
+    drive/      the mountpoint, where the work is done
+    files/      the backing directory, where the files end up
+    trail/      audit's segments; audit.key is the key that verifies them
+    drive.toml  mountpoints/demo.toml, copied: its relative paths mean this directory
+
+Each step prints the commands it runs, so that a reader can type them. Whatever touches the drive runs in a process of
+its own with a time limit, so that a drive that hangs fails the demo instead of hanging it. The drive is unmounted in
+the end, also after a failure or a signal; with KEEP=1 it stays, and the last lines say how to unmount it.
+"""
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.rule import Rule
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))       # when it is run as a file, not with -m
+
+from benchmarks import mounts
+
+ROOT = mounts.ROOT
+LIMIT = 120.0                # seconds that one command may take
+PROJECT = (
+    "stackfs", "cext", "filters", "mountpoints", "benchmarks", "tests", "docs", "README.md", "setup.py", "Makefile",
+)  # fmt: skip
+LIBRARY = (
+    "asyncio", "collections", "concurrent", "ctypes", "email", "encodings", "http", "importlib", "json", "logging",
+    "multiprocessing", "sqlite3", "unittest", "urllib", "wsgiref", "xml", "xmlrpc", "zoneinfo",
+)  # fmt: skip
+
+COUNTER_C = """\
+#define _GNU_SOURCE
+#include <ftw.h>
+#include <stdio.h>
+#include "counter.h"
+
+static struct totals totals;
+
+static int visit(const char *path, const struct stat *info, int kind, struct FTW *where)
+{
+    (void)info, (void)where;
+    if (kind == FTW_F)
+        count_file(path, &totals);
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc != 2 || nftw(argv[1], visit, 32, FTW_PHYS) != 0)
+        return 1;
+    printf("%ld files, %ld lines, %ld bytes\\n", totals.files, totals.lines, totals.bytes);
+    return 0;
+}
+"""
+COUNT_FILE_C = """\
+#include <stdio.h>
+#include "counter.h"
+
+void count_file(const char *path, struct totals *totals)
+{
+    FILE *file = fopen(path, "rb");
+    int c;
+    if (file == NULL)
+        return;
+    totals->files++;
+    while ((c = getc(file)) != EOF) {
+        totals->bytes++;
+        totals->lines += c == '\\n';
+    }
+    fclose(file);
+}
+"""
+COUNTER_H = """\
+struct totals { long files, lines, bytes; };
+void count_file(const char *path, struct totals *totals);
+"""
+DATABASE = """\
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1])
+db.execute("create table reading (id integer primary key, place text, value real)")
+for batch in range(20):
+    with db:
+        db.executemany("insert into reading (place, value) values (?, ?)",
+                       ((f"place {n % 97}", n * 0.5) for n in range(batch * 500, batch * 500 + 500)))
+db.execute("create index place on reading (place)")
+with db:
+    db.execute("delete from reading where id % 10 = 0")
+print(db.execute("select count(*), sum(value) from reading").fetchone())
+print("integrity_check:", db.execute("pragma integrity_check").fetchone()[0])
+db.close()
+"""
+
+
+class DemoFailed(Exception):
+    """A step did not do what it had to; one line."""
+
+
+class Demo:
+    def __init__(self, work: Path) -> None:
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.work = work
+        self.drive = work / "drive"
+        self.files = work / "files"
+        self.trail = work / "trail"
+        self.key = work / "audit.key"
+        self.toml = work / "drive.toml"
+        self.step_number = 0
+        self.environment = {
+            **os.environ,
+            "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null",
+            "GIT_AUTHOR_NAME": "demo", "GIT_AUTHOR_EMAIL": "demo@localhost",
+            "GIT_COMMITTER_NAME": "demo", "GIT_COMMITTER_EMAIL": "demo@localhost",
+            "COLUMNS": "160",
+        }  # fmt: skip
+
+    # saying and doing
+
+    def step(self, title: str) -> None:
+        self.step_number += 1
+        self.console.print()
+        self.console.print(Rule(f"[bold]{self.step_number}. {title}[/]", align="left", style="dim"))
+
+    def say(self, text: str) -> None:
+        self.console.print(text)
+
+    def run(
+        self,
+        command: Sequence[str | Path],
+        *,
+        directory: Path | None = None,
+        show: bool = True,
+        last: int = 0,
+        fails: bool = False,
+    ) -> str:
+        """Run a command, show it and what it says (its `last` lines). `fails`: it has to fail. Returns its output."""
+        words = [str(word) for word in command]
+        shown = shlex.join([Path(words[0]).name, *words[1:]]).replace(str(self.work) + "/", "")
+        shown = shown.replace(str(ROOT) + "/", "")
+        where = f"[dim]{escape(str(directory.relative_to(self.work)))}[/] " if directory else ""
+        self.console.print(f"{where}[bold cyan]$ {escape(shorten(shown))}[/]")
+        with tempfile.TemporaryFile() as output:  # not a pipe: a daemon that the command leaves behind may hold it
+            try:
+                code = subprocess.run(
+                    words, cwd=directory or self.work, env=self.environment, stdin=subprocess.DEVNULL, stdout=output,
+                    stderr=subprocess.STDOUT, timeout=LIMIT,
+                ).returncode  # fmt: skip
+            except subprocess.TimeoutExpired:
+                raise DemoFailed(f"`{shorten(shown)}` took more than {LIMIT:.0f} s") from None
+            output.seek(0)
+            text = output.read().decode(errors="replace").rstrip()
+        if show or (code != 0) != fails:
+            lines = text.replace(str(self.work) + "/", "").splitlines()
+            for line in lines[-last:] if last else lines:
+                self.console.print(escape(line), style="dim" if show else "red", soft_wrap=True)
+        if (code != 0) != fails:
+            wanted = "had to fail" if fails else f"failed with exit code {code}"
+            raise DemoFailed(f"`{shorten(shown)}` {wanted}")
+        return text
+
+    def stackfs(self, *arguments: str | Path, **how: bool | int) -> str:
+        return self.run([*mounts.stackfs_command(), *arguments], **how)  # type: ignore[arg-type]
+
+    def fltmc(self, *arguments: str | Path, **how: bool | int) -> str:
+        return self.run([*mounts.stackfs_command("fltmc"), *arguments], **how)  # type: ignore[arg-type]
+
+    # the steps
+
+    def mount(self) -> None:
+        self.step("A drive with two filters under it")
+        self.say(f"[dim]in {self.work}[/]")
+        for folder in (self.drive, self.files):
+            folder.mkdir()
+        shutil.copyfile(ROOT / "mountpoints" / "demo.toml", self.toml)
+        self.stackfs("mount", self.toml)
+        if shutil.which("findmnt"):
+            self.run(["findmnt", "-no", "FSTYPE,SOURCE,OPTIONS", self.drive])
+        self.fltmc("instances")
+        self.say("Highest altitude first: that is the order in which a request goes down; it comes back in reverse.")
+
+    def copy(self) -> list[tuple[Path, Path]]:
+        self.step("Real files: a source tree, copied in")
+        library = Path(sysconfig.get_paths()["stdlib"])
+        copies = [
+            ([ROOT / name for name in PROJECT if (ROOT / name).exists()], self.drive / "source" / "project"),
+            ([library / name for name in LIBRARY if (library / name).is_dir()], self.drive / "source" / "python"),
+        ]
+        pairs = []
+        for sources, target in copies:
+            self.run(["mkdir", "-p", target])
+            self.run(["cp", "-a", *sources, target])
+            pairs += [(source, target / source.name) for source in sources]
+        count = self.run(["find", self.drive / "source", "-type", "f", "-printf", "."], show=False).count(".")
+        size = self.run(["du", "-sh", "--apparent-size", self.drive / "source"], show=False).split()[0]
+        self.say(f"{count} files, {size}.")
+        return pairs
+
+    def compile(self) -> None:
+        self.step("A program, compiled on the drive and run from it")
+        folder = self.drive / "counter"
+        self.run(["mkdir", folder])
+        for name, text in (("counter.c", COUNTER_C), ("count_file.c", COUNT_FILE_C), ("counter.h", COUNTER_H)):
+            self.write(folder / name, text)
+        for name in ("counter", "count_file"):
+            self.run(["gcc", "-O1", "-Wall", "-c", f"{name}.c"], directory=folder)
+        self.run(["gcc", "-o", "counter", "counter.o", "count_file.o"], directory=folder)
+        self.run(["./counter", self.drive / "source"], directory=folder)
+
+    def write(self, path: Path, text: str) -> None:
+        """Write a small file on the drive from a process of its own."""
+        code = "import sys; open(sys.argv[1], 'w').write(sys.argv[2])"
+        try:
+            subprocess.run([sys.executable, "-c", code, str(path), text], check=True, timeout=LIMIT)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+            raise DemoFailed(f"{path} could not be written") from None
+
+    def repository(self) -> None:
+        self.step("A git repository")
+        folder = self.drive / "source"
+        self.run(["git", "init", "-q", "-b", "main"], directory=folder)
+        self.run(["git", "add", "-A", "-f", "."], directory=folder)
+        self.run(["git", "commit", "-q", "-m", "everything"], directory=folder)
+        self.run(["git", "gc", "-q"], directory=folder)
+        self.run(["git", "fsck", "--strict", "--no-progress"], directory=folder)
+        if self.run(["git", "status", "--porcelain"], directory=folder):
+            raise DemoFailed("git sees changes that nobody made")
+        self.run(["git", "count-objects", "-vH"], directory=folder, last=4)
+
+    def database(self) -> None:
+        self.step("An sqlite3 database: 10,000 rows in 20 transactions, an index, deletions")
+        self.write(self.work / "database.py", DATABASE)
+        text = self.run([sys.executable, self.work / "database.py", self.drive / "readings.db"])
+        if "integrity_check: ok" not in text:
+            raise DemoFailed("sqlite3 finds the database damaged")
+
+    def drop_in(self) -> None:
+        self.step("A filter dropped in while the drive is in use: readonly")
+        self.fltmc("load", "readonly", "-v", self.drive)
+        self.fltmc("instances", "-v", self.drive)
+        note = self.drive / "note.txt"
+        refused = self.run(["sh", "-c", f"echo 'is anybody there?' > {shlex.quote(str(note))}"], fails=True)
+        self.say(f"Refused, as it should be: [bold]{escape(refused.rsplit(': ', 1)[-1])}[/]. Reading goes on:")
+        self.run(["head", "-n", "1", self.drive / "counter" / "counter.c"])
+        self.fltmc("unload", "readonly", "-v", self.drive)
+        self.run(["sh", "-c", f"echo 'somebody is' > {shlex.quote(str(note))} && cat {shlex.quote(str(note))}"])
+
+    def tables(self) -> None:
+        self.step("What the Filter Manager shows")
+        self.fltmc("filters")
+        self.fltmc("instances")
+        self.fltmc("volumes")
+
+    def audit(self) -> None:
+        self.step("The audit trail: who did what, and proof that nobody has changed the record")
+        self.stackfs("audit", "show", self.trail, last=12)
+        self.stackfs("audit", "verify", self.trail, "--key", self.key)
+
+    def compare(self, pairs: list[tuple[Path, Path]]) -> None:
+        self.step("The bytes: the copy on the drive, and in the backing directory, against the source")
+        for source, copy in pairs:
+            below = self.files / copy.relative_to(self.drive)
+            for place in (copy, below):
+                command = ["diff", "-r", "--no-dereference", "-x", "__pycache__", str(source), str(place)]
+                result = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+                if result.returncode != 0:
+                    self.console.print(escape(result.stdout[:2000] + result.stderr[:2000]), style="red")
+                    raise DemoFailed(f"{place} differs from {source}")
+        self.say(f"{len(pairs)} trees compared twice with diff -r: equal, byte for byte.")
+
+    def end(self) -> None:
+        self.step("The end")
+        self.stackfs("umount", self.drive)
+        if mounts.is_mounted(self.drive):
+            raise DemoFailed("the drive is still mounted")
+        self.stackfs("audit", "verify", self.trail, "--key", self.key)
+
+    def keep(self) -> None:
+        self.step("KEEP=1: the drive stays mounted")
+        stackfs, fltmc = (shlex.join(mounts.stackfs_command(name)) for name in ("stackfs", "fltmc"))
+        self.say(f"the drive         {self.drive}")
+        self.say(f"its files         {self.files}")
+        self.say(f"its filters       {fltmc} instances")
+        self.say(f"its audit trail   {stackfs} audit follow {self.trail}")
+        self.say(f"to unmount it     [bold]{stackfs} umount {self.drive}[/]")
+        self.say(f"and then          rm -r {self.work}")
+
+    def clear_away(self) -> None:
+        """Unmount by any means."""
+        if not mounts.is_mounted(self.drive):
+            return
+        try:
+            subprocess.run(
+                [*mounts.stackfs_command(), "umount", str(self.drive)],
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=30,
+            )  # fmt: skip
+        except (subprocess.TimeoutExpired, OSError):
+            pass
+        mounts.unmount(self.drive)
+
+
+def shorten(command: str, width: int = 150) -> str:
+    return command if len(command) <= width else command[: width - 40] + " ... " + command[-35:]
+
+
+def obstacle() -> str | None:
+    """Why the demo cannot run here, in one line with the remedy, or None."""
+    for program, package in (("gcc", "gcc"), ("git", "git"), ("diff", "diffutils")):
+        if shutil.which(program) is None:
+            return f"{program} is missing: apt-get install {package}"
+    if not os.path.exists("/dev/fuse"):
+        return "there is no /dev/fuse: load the kernel module with `modprobe fuse`, or give the container the device"
+    if os.geteuid() != 0:
+        if shutil.which("fusermount3") is None:
+            return "fusermount3 is missing: apt-get install fuse3"
+        if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+            return "this user may not open /dev/fuse: run `make run` as root, or let root `chmod 666 /dev/fuse`"
+    return None
+
+
+def stop(number: int, _frame: FrameType | None) -> None:
+    raise DemoFailed(f"stopped by {signal.Signals(number).name}")
+
+
+def main() -> int:
+    if reason := obstacle():
+        print(f"make run: {reason}", file=sys.stderr)
+        return 1
+    keep = os.environ.get("KEEP", "") not in ("", "0")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
+    work = Path(tempfile.mkdtemp(prefix="stackfs-demo-"))
+    demo = Demo(work)
+    begin = time.monotonic()
+    kept = failed = False
+    try:
+        demo.mount()
+        pairs = demo.copy()
+        demo.compile()
+        demo.repository()
+        demo.database()
+        demo.drop_in()
+        demo.tables()
+        demo.audit()
+        demo.compare(pairs)
+        if keep:
+            demo.keep()
+            kept = True
+        else:
+            demo.end()
+            demo.console.print(f"\n[bold green]All of it worked[/], in {time.monotonic() - begin:.0f} s.")
+    except (DemoFailed, OSError) as error:
+        failed = True
+        demo.console.print(f"\n[bold red]The demo failed[/]: {escape(str(error))}")
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        if not kept:
+            demo.clear_away()
+            if mounts.is_mounted(demo.drive):
+                failed = True
+                print(f"make run: {demo.drive} could not be unmounted", file=sys.stderr)
+            elif failed:
+                print(f"what it left behind: {work}", file=sys.stderr)
+            else:
+                shutil.rmtree(work, ignore_errors=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,21 @@
+# The base of the stack: the backing directory (docs/semantics.md, D).
+
+from libc.stdint cimport uint32_t, uint64_t
+from stackfs.cext.callback_data cimport node_t, statx_t
+from stackfs.cext.handles cimport handle_table_t
+from stackfs.cext.inode_table cimport inode_table_t
+from stackfs.cext.stack cimport operation_t
+
+cdef struct backing_t:
+    inode_table_t *nodes
+    handle_table_t *handles
+    uint32_t device                      # the root's: inode numbers of other devices are told apart
+    int sync_all                         # -o sync
+
+cdef backing_t *backing_new(int root_fd, uint32_t descriptor_limit) noexcept nogil      # owns root_fd; NULL with errno set
+cdef void backing_free(backing_t *backing) noexcept nogil
+# Carries an operation out (FLT_VOLUME.base): fills data.IoStatus and the request's results. With op.would_block == 1 it
+# does not wait: it then sets op.would_block = 2 and has done nothing.
+cdef void backing_perform(operation_t *op) noexcept nogil
+# Attributes of a node by whatever leads to it. A negative errno, or 0.
+cdef int stat_node(backing_t *backing, node_t *node, statx_t *info) noexcept nogil

@@ -1,0 +1,747 @@
+"""The base of the stack: the backing directory (docs/semantics.md, D).
+
+Every name is one component, looked up under a directory's descriptor with no link followed, so no name leads outside.
+What goes by inode uses an O_PATH descriptor from the inode table, through /proc/self/fd where the system call takes
+none. Permissions were checked by the kernel (default_permissions); what is created for a caller is created with that
+caller's credentials (credentials.pyx).
+
+backing_perform() runs without the GIL on any thread, takes no lock of its own and holds none across a system call.
+Where it would have to wait for the disk and the operation may not (op.would_block == 1), it does nothing and says so.
+"""
+
+cimport cython
+from libc.errno cimport (
+    EAGAIN, EBADF, EEXIST, EINTR, EINVAL, EIO, EISDIR, ENAMETOOLONG, ENOENT, ENOMEM, ENOTDIR, ENOSYS, EPERM, ERANGE, errno)
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memmove, memset, strlen, strncmp
+
+from stackfs.cext.callback_data cimport (
+    CREATE_PARAMETERS, DACL_SECURITY_INFORMATION, DIRECTORY_PARAMETERS, EA_PARAMETERS, FILE_CREATE, FILE_DIRECTORY_FILE,
+    FILE_NAME, FILE_OBJECT, FILE_OPEN, FILE_OPEN_REPARSE_POINT, FLT_IO_PARAMETER_BLOCK, FO_DIRECTORY, FO_OPENED,
+    FO_SYNTHESISED, FSCTL_GET_REPARSE_POINT, FSCTL_SET_REPARSE_POINT, FileBasicInformation, FileDispositionInformation,
+    FileEndOfFileInformation, FileLinkInformation, FileRenameInformation, FileRenameInformationEx,
+    GROUP_SECURITY_INFORMATION, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_DIRECTORY_CONTROL,
+    IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_FLUSH_BUFFERS, IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_QUERY_EA,
+    IRP_MJ_QUERY_INFORMATION, IRP_MJ_QUERY_OPEN, IRP_MJ_QUERY_SECURITY, IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_READ,
+    IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY, IRP_MJ_WRITE, LABEL_SECURITY_INFORMATION,
+    OWNER_SECURITY_INFORMATION, READ_WRITE_PARAMETERS, SECURITY_PARAMETERS, SET_FILE_PARAMETERS, node_t, statx_t)
+from stackfs.cext.credentials cimport assume, credentials_t, drop_fsetid, restore
+from stackfs.cext.handles cimport handle_t, handle_table_t, handles_free, handles_new
+from stackfs.cext.inode_table cimport (
+    identify, identity_t, inode_table_t, make_id, name_moved, name_of, name_pin, name_removed, name_unpin, node_close, node_found,
+    node_is, node_open, node_put, table_free, table_new)
+from stackfs.cext.ntstatus cimport (
+    NTSTATUS, STATUS_INVALID_DEVICE_REQUEST, STATUS_INVALID_HANDLE, STATUS_INVALID_PARAMETER, STATUS_SUCCESS, errno_to_nt)
+from stackfs.cext.requests cimport vfs_request_t
+from stackfs.cext.stack cimport operation_t
+
+
+cdef extern from *:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <fcntl.h>
+    #include <sys/stat.h>
+    #include <sys/statvfs.h>
+    #include <sys/syscall.h>
+    #include <sys/sysmacros.h>
+    #include <sys/uio.h>
+    #include <sys/xattr.h>
+    #include <unistd.h>
+    #include <errno.h>
+    static inline long stackfs_getdents(int fd, void *buffer, size_t size) {
+        return syscall(SYS_getdents64, fd, buffer, size);
+    }
+    static inline ssize_t stackfs_read_cached(int fd, void *buffer, size_t size, off_t offset) {
+        struct iovec vector = {buffer, size};
+        return preadv2(fd, &vector, 1, offset, RWF_NOWAIT);
+    }
+    /* The kernel's FUSE client sends a device number as new_encode_dev packs it. */
+    static inline dev_t stackfs_device(unsigned packed) {
+        return makedev((packed >> 8) & 0xfff, (packed & 0xff) | ((packed >> 12) & 0xfff00));
+    }
+    """
+    int O_PATH, O_NOFOLLOW, O_CLOEXEC, O_DIRECTORY, O_RDONLY, O_WRONLY, O_ACCMODE, O_CREAT, O_EXCL, O_TRUNC, O_DIRECT
+    int O_NONBLOCK, O_SYNC, O_DSYNC, O_NOCTTY, O_APPEND, O_TMPFILE
+    int AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, AT_SYMLINK_FOLLOW, AT_FDCWD, AT_REMOVEDIR, UTIME_OMIT, UTIME_NOW
+    unsigned STATX_BASIC_STATS, STATX_BTIME
+    unsigned S_IFMT, S_IFLNK, S_IFDIR, S_IFREG, S_ISUID, S_ISGID, S_IXGRP
+    int RENAME_EXCHANGE, SEEK_SET, EOPNOTSUPP, ESTALE, ENODATA
+    struct timespec:
+        int64_t tv_sec
+        long tv_nsec
+    struct c_statvfs "statvfs":
+        pass
+    int openat(int directory, const char *path, int flags, ...) nogil
+    int open(const char *path, int flags, ...) nogil
+    int close(int fd) nogil
+    int statx(int directory, const char *path, int flags, unsigned mask, statx_t *buffer) nogil
+    int mkdirat(int directory, const char *path, unsigned mode) nogil
+    int mknodat(int directory, const char *path, unsigned mode, unsigned long device) nogil
+    int symlinkat(const char *target, int directory, const char *path) nogil
+    int linkat(int old_directory, const char *old, int directory, const char *path, int flags) nogil
+    int unlinkat(int directory, const char *path, int flags) nogil
+    int renameat2(int old_directory, const char *old, int directory, const char *path, unsigned flags) nogil
+    ssize_t readlinkat(int directory, const char *path, char *buffer, size_t size) nogil
+    ssize_t pread(int fd, void *buffer, size_t size, int64_t offset) nogil
+    ssize_t pwrite(int fd, const void *buffer, size_t size, int64_t offset) nogil
+    int ftruncate(int fd, int64_t size) nogil
+    int fsync(int fd) nogil
+    int fdatasync(int fd) nogil
+    int utimensat(int directory, const char *path, const timespec *times, int flags) nogil
+    int fchownat(int directory, const char *path, unsigned uid, unsigned gid, int flags) nogil
+    int chmod(const char *path, unsigned mode) nogil
+    int64_t lseek(int fd, int64_t offset, int whence) nogil
+    int fstatvfs(int fd, c_statvfs *buffer) nogil
+    ssize_t getxattr(const char *path, const char *name, void *value, size_t size) nogil
+    ssize_t lgetxattr(const char *path, const char *name, void *value, size_t size) nogil
+    ssize_t listxattr(const char *path, char *list, size_t size) nogil
+    ssize_t llistxattr(const char *path, char *list, size_t size) nogil
+    int setxattr(const char *path, const char *name, const void *value, size_t size, int flags) nogil
+    int lsetxattr(const char *path, const char *name, const void *value, size_t size, int flags) nogil
+    int removexattr(const char *path, const char *name) nogil
+    int lremovexattr(const char *path, const char *name) nogil
+    long stackfs_getdents(int fd, void *buffer, size_t size) nogil
+    ssize_t stackfs_read_cached(int fd, void *buffer, size_t size, int64_t offset) nogil
+    unsigned long stackfs_device(unsigned packed) nogil
+    uint32_t makedev(unsigned major, unsigned minor) nogil
+
+cdef enum:
+    FUSE_WRITE_KILL_SUIDGID = 4
+    FUSE_SETXATTR_ACL_KILL_SGID = 1
+    FATTR_KILL_SUIDGID = 1 << 11
+    FATTR_ATIME = 1 << 4
+    FATTR_MTIME = 1 << 5
+    FATTR_ATIME_NOW = 1 << 7
+    FATTR_MTIME_NOW = 1 << 8
+    PROC_PATH = 32                       # "/proc/self/fd/2147483647"
+
+
+cdef backing_t *backing_new(int root_fd, uint32_t descriptor_limit) noexcept nogil:
+    cdef backing_t *backing = <backing_t *>calloc(1, cython.sizeof(backing_t))
+    cdef statx_t found
+    cdef identity_t what
+    if backing is NULL:
+        return NULL
+    if statx(root_fd, b"", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_BTIME, &found) != 0:
+        free(backing)
+        return NULL
+    identify(&found, &what)
+    backing.device = what.device
+    backing.nodes = table_new(root_fd, &what, descriptor_limit)
+    backing.handles = handles_new()
+    if backing.nodes is NULL or backing.handles is NULL:
+        free(backing)
+        return NULL
+    return backing
+
+
+cdef void backing_free(backing_t *backing) noexcept nogil:
+    handles_free(backing.handles)
+    table_free(backing.nodes)
+    free(backing)
+
+
+# --- attributes ---------------------------------------------------------------------------------------------------
+
+cdef void present(const backing_t *backing, statx_t *info) noexcept nogil:
+    """Inode numbers of other filesystems inside the backing directory are told apart from the root's."""
+    cdef uint32_t device = makedev(info.stx_dev_major, info.stx_dev_minor)
+    if device != backing.device:
+        info.stx_ino = make_id(backing.device, device, info.stx_ino)
+
+
+cdef int stat_node(backing_t *backing, node_t *node, statx_t *info) noexcept nogil:
+    cdef char name[256]
+    cdef node_t *parent
+    cdef identity_t what
+    cdef int fd, result
+    if node.fd < 0 and node.type != S_IFDIR:
+        # One system call by the parent's descriptor, if the name still leads to this inode.
+        if name_of(backing.nodes, node, 0, name, &parent):
+            fd = node_open(backing.nodes, parent)
+            result = -1
+            if fd >= 0:
+                result = statx(fd, name, AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS | STATX_BTIME, info)
+                node_close(backing.nodes, parent)
+            node_put(backing.nodes, parent)
+            if result == 0:
+                identify(info, &what)
+                if node_is(node, &what):
+                    present(backing, info)
+                    return 0
+    fd = node_open(backing.nodes, node)
+    if fd < 0:
+        return fd
+    result = 0
+    if statx(fd, b"", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_BTIME, info) != 0:
+        result = -errno
+    node_close(backing.nodes, node)
+    if result == 0:
+        present(backing, info)
+    return result
+
+
+cdef int stat_file(backing_t *backing, const FILE_OBJECT *file, statx_t *info) noexcept nogil:
+    if file.fd >= 0:
+        if statx(file.fd, b"", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_BTIME, info) != 0:
+            return -errno
+        present(backing, info)
+        return 0
+    if file.Node is NULL:
+        return -EBADF
+    return stat_node(backing, file.Node, info)
+
+
+cdef int found_below(backing_t *backing, vfs_request_t *request, int directory_fd, node_t *directory, const FILE_NAME *name,
+                     const char *terminated, int opened_fd) noexcept nogil:
+    """What stands under (directory, name), or behind opened_fd, becomes the request's entry: one lookup is counted."""
+    cdef identity_t what
+    cdef int result
+    if opened_fd >= 0:
+        result = statx(opened_fd, b"", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_BTIME, &request.info)
+    else:
+        result = statx(directory_fd, terminated, AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS | STATX_BTIME, &request.info)
+    if result != 0:
+        return -errno
+    identify(&request.info, &what)
+    present(backing, &request.info)
+    request.found = node_found(backing.nodes, &what, directory, name.Buffer, name.Length)
+    if request.found is NULL:
+        return -ENOMEM
+    request.info_known = 1
+    return 0
+
+
+cdef int terminate(const FILE_NAME *name, char *buffer) noexcept nogil:
+    """One component, NUL-terminated, into buffer[256]. Whatever is not one component of a path is refused."""
+    cdef uint16_t i
+    if name.Length == 0 or name.Length > 255:
+        return -ENAMETOOLONG if name.Length else -ENOENT
+    for i in range(name.Length):
+        if name.Buffer[i] == 0 or name.Buffer[i] == c'/':
+            return -EINVAL
+    if name.Buffer[0] == c'.' and (name.Length == 1 or (name.Length == 2 and name.Buffer[1] == c'.')):
+        return -EINVAL
+    memcpy(buffer, name.Buffer, name.Length)
+    buffer[name.Length] = 0
+    return 0
+
+
+# --- create -------------------------------------------------------------------------------------------------------
+
+cdef int open_node(backing_t *backing, node_t *node, int flags) noexcept nogil:
+    """Opens the very inode, never by a name that may have changed hands. A descriptor or a negative errno."""
+    cdef char path[PROC_PATH]
+    cdef int fd = node_open(backing.nodes, node)
+    cdef int opened
+    if fd < 0:
+        return fd
+    snprintf(path, PROC_PATH, b"/proc/self/fd/%d", fd)
+    opened = open(path, (flags & ~(O_NOFOLLOW | O_CREAT | O_EXCL | O_DIRECT)) | O_CLOEXEC | O_NOCTTY)
+    if opened < 0:
+        opened = -errno
+    node_close(backing.nodes, node)
+    return opened
+
+
+cdef int create_under(backing_t *backing, vfs_request_t *request, operation_t *op, const FLT_IO_PARAMETER_BLOCK *p,
+                      FILE_OBJECT *file) noexcept nogil:
+    """mkdir, mknod and create: by name under a directory, as the caller."""
+    cdef char name[256]
+    cdef credentials_t credentials
+    cdef uint32_t options = p.Parameters.Create.Options
+    cdef int result = terminate(&p.FileName, name)
+    cdef int directory_fd, fd = -1
+    if result < 0:
+        return result
+    directory_fd = node_open(backing.nodes, file.Directory)
+    if directory_fd < 0:
+        return directory_fd
+    assume(&credentials, op.data.Thread, p.Parameters.Create.Umask)
+    if options & FILE_DIRECTORY_FILE:
+        result = mkdirat(directory_fd, name, p.Parameters.Create.Mode & 0o7777)
+    elif file.Flags & FO_SYNTHESISED:
+        result = mknodat(directory_fd, name, p.Parameters.Create.Mode, stackfs_device(p.Parameters.Create.Device))
+    else:
+        # Never an existing file: its permissions were not checked. ESTALE makes the kernel look it up and open it.
+        fd = openat(directory_fd, name, (p.Parameters.Create.OpenFlags & ~(O_DIRECT | O_TRUNC))
+                    | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC | O_NOCTTY, p.Parameters.Create.Mode & 0o7777)
+        result = 0 if fd >= 0 else -1
+    result = 0 if result == 0 else -errno
+    restore(&credentials)
+    if result == -EEXIST and fd < 0 and not file.Flags & FO_SYNTHESISED and not p.Parameters.Create.OpenFlags & O_EXCL:
+        result = -ESTALE
+    if result == 0:
+        result = found_below(backing, request, directory_fd, file.Directory, &p.FileName, name, fd)
+        if result < 0 and fd >= 0:
+            close(fd)
+            fd = -1
+    node_close(backing.nodes, file.Directory)
+    if result == 0:
+        file.fd = fd
+        file.Node = request.found
+    return result
+
+
+cdef int perform_create(backing_t *backing, vfs_request_t *request, operation_t *op, FLT_IO_PARAMETER_BLOCK *p,
+                        FILE_OBJECT *file) noexcept nogil:
+    cdef uint32_t options = p.Parameters.Create.Options
+    cdef int fd
+    cdef int flags
+    cdef credentials_t credentials
+    if file.Directory is not NULL and file.Node is NULL and options >> 24 != FILE_OPEN and not options & FILE_OPEN_REPARSE_POINT:
+        return create_under(backing, request, op, p, file)
+    if file.Flags & FO_SYNTHESISED:
+        return 0                         # the open around a by-path request: no system call of its own
+    flags = <int>p.Parameters.Create.OpenFlags
+    if file.Flags & FO_DIRECTORY:
+        flags = O_RDONLY | O_DIRECTORY
+    if request.arguments.open_flags & 1 and flags & O_TRUNC:       # FUSE_OPEN_KILL_SUIDGID
+        drop_fsetid(&credentials)
+        fd = open_node(backing, file.Node, flags)
+        restore(&credentials)
+    else:
+        fd = open_node(backing, file.Node, flags)
+    if fd < 0:
+        return fd
+    file.fd = fd
+    return 0
+
+
+# --- data ---------------------------------------------------------------------------------------------------------
+
+cdef int64_t perform_read(operation_t *op, const READ_WRITE_PARAMETERS *p, const FILE_OBJECT *file) noexcept nogil:
+    cdef ssize_t got
+    cdef uint64_t total = 0
+    cdef statx_t info
+    if op.would_block == 1:
+        got = stackfs_read_cached(file.fd, p.Buffer, p.Length, p.ByteOffset)
+        if got == <ssize_t>p.Length:
+            return got
+        if got >= 0:                     # the end of the file, or of what is cached
+            if statx(file.fd, b"", AT_EMPTY_PATH, STATX_BASIC_STATS, &info) == 0 and \
+                    p.ByteOffset + got >= <int64_t>info.stx_size:
+                return got
+        elif errno != EAGAIN and errno != EOPNOTSUPP:
+            return -errno
+        op.would_block = 2
+        return 0
+    while total < p.Length:
+        got = pread(file.fd, <char *>p.Buffer + total, p.Length - total, p.ByteOffset + <int64_t>total)
+        if got < 0:
+            if errno == EINTR:
+                continue
+            return -errno if total == 0 else <int64_t>total
+        if got == 0:
+            break
+        total += <uint64_t>got
+    return <int64_t>total
+
+
+cdef int64_t perform_write(operation_t *op, const READ_WRITE_PARAMETERS *p, const FILE_OBJECT *file, bint kill) noexcept nogil:
+    cdef ssize_t put
+    cdef uint64_t total = 0
+    cdef int error = 0
+    cdef credentials_t credentials
+    if op.would_block == 1 and file.OpenFlags & <uint32_t>(O_SYNC | O_DSYNC):
+        op.would_block = 2
+        return 0
+    if kill:
+        drop_fsetid(&credentials)
+    while total < p.Length:
+        put = pwrite(file.fd, <const char *>p.Buffer + total, p.Length - total, p.ByteOffset + <int64_t>total)
+        if put < 0:
+            if errno == EINTR:
+                continue
+            error = errno
+            break
+        total += <uint64_t>put
+    if kill:
+        restore(&credentials)
+    return -error if total == 0 and error else <int64_t>total
+
+
+# --- set information ------------------------------------------------------------------------------------------------
+
+cdef int truncate_file(backing_t *backing, FILE_OBJECT *file, int64_t size, bint kill) noexcept nogil:
+    cdef int fd = file.fd
+    cdef int result = 0
+    cdef credentials_t credentials
+    if fd < 0 or file.OpenFlags & <uint32_t>O_ACCMODE == <uint32_t>O_RDONLY:
+        fd = open_node(backing, file.Node, O_WRONLY | O_NONBLOCK)
+        if fd < 0:
+            return fd
+    if kill:
+        drop_fsetid(&credentials)
+    if ftruncate(fd, size) != 0:
+        result = -errno
+    if kill:
+        restore(&credentials)
+    if fd != file.fd:
+        close(fd)
+    return result
+
+
+cdef int set_times(backing_t *backing, FILE_OBJECT *file, const SET_FILE_PARAMETERS *p) noexcept nogil:
+    cdef timespec times[2]
+    cdef int fd, result = 0
+    times[0].tv_sec = p.atime_sec
+    times[0].tv_nsec = p.atime_nsec
+    times[1].tv_sec = p.mtime_sec
+    times[1].tv_nsec = p.mtime_nsec
+    if p.Flags & FATTR_ATIME_NOW:
+        times[0].tv_nsec = UTIME_NOW
+    elif not p.Flags & FATTR_ATIME:
+        times[0].tv_nsec = UTIME_OMIT
+    if p.Flags & FATTR_MTIME_NOW:
+        times[1].tv_nsec = UTIME_NOW
+    elif not p.Flags & FATTR_MTIME:
+        times[1].tv_nsec = UTIME_OMIT
+    fd = node_open(backing.nodes, file.Node)
+    if fd < 0:
+        return fd
+    if utimensat(fd, b"", times, AT_EMPTY_PATH) != 0:
+        result = -errno
+    node_close(backing.nodes, file.Node)
+    return result
+
+
+cdef int remove_name(backing_t *backing, FILE_OBJECT *file, const FILE_NAME *name, int flags) noexcept nogil:
+    cdef char terminated[256]
+    cdef int result = terminate(name, terminated)
+    cdef int fd
+    cdef node_t *pinned
+    if result < 0:
+        return result
+    fd = node_open(backing.nodes, file.Directory)
+    if fd < 0:
+        return fd
+    pinned = name_pin(backing.nodes, file.Directory, name.Buffer, name.Length)
+    if unlinkat(fd, terminated, flags) == 0:
+        name_removed(backing.nodes, file.Directory, name.Buffer, name.Length, pinned)
+    else:
+        result = -errno
+        name_unpin(backing.nodes, pinned)
+    node_close(backing.nodes, file.Directory)
+    return result
+
+
+cdef int rename_name(backing_t *backing, FILE_OBJECT *file, const FILE_NAME *name, const SET_FILE_PARAMETERS *p) noexcept nogil:
+    cdef char old[256]
+    cdef char new[256]
+    cdef int result = terminate(name, old)
+    cdef int old_fd, new_fd
+    cdef bint exchange = p.Flags & <uint32_t>RENAME_EXCHANGE != 0
+    cdef node_t *pinned
+    if result == 0:
+        result = terminate(&p.TargetName, new)
+    if result < 0:
+        return result
+    old_fd = node_open(backing.nodes, file.Directory)
+    if old_fd < 0:
+        return old_fd
+    new_fd = node_open(backing.nodes, p.TargetDirectory)
+    if new_fd < 0:
+        node_close(backing.nodes, file.Directory)
+        return new_fd
+    pinned = name_pin(backing.nodes, p.TargetDirectory, p.TargetName.Buffer, p.TargetName.Length)
+    if renameat2(old_fd, old, new_fd, new, p.Flags) == 0:
+        name_moved(backing.nodes, file.Directory, name.Buffer, name.Length,
+                   p.TargetDirectory, p.TargetName.Buffer, p.TargetName.Length, exchange, pinned)
+    else:
+        result = -errno
+        name_unpin(backing.nodes, pinned)
+    node_close(backing.nodes, p.TargetDirectory)
+    node_close(backing.nodes, file.Directory)
+    return result
+
+
+cdef int link_name(backing_t *backing, vfs_request_t *request, FILE_OBJECT *file, const SET_FILE_PARAMETERS *p) noexcept nogil:
+    cdef char name[256]
+    cdef char path[PROC_PATH]
+    cdef int result = terminate(&p.TargetName, name)
+    cdef int fd, directory_fd
+    if result < 0:
+        return result
+    fd = node_open(backing.nodes, file.Node)
+    if fd < 0:
+        return fd
+    directory_fd = node_open(backing.nodes, p.TargetDirectory)
+    if directory_fd < 0:
+        node_close(backing.nodes, file.Node)
+        return directory_fd
+    if linkat(fd, b"", directory_fd, name, AT_EMPTY_PATH) != 0:
+        if errno == ENOENT or errno == EPERM:        # AT_EMPTY_PATH needs CAP_DAC_READ_SEARCH
+            snprintf(path, PROC_PATH, b"/proc/self/fd/%d", fd)
+            if linkat(AT_FDCWD, path, directory_fd, name, AT_SYMLINK_FOLLOW) != 0:
+                result = -errno
+        else:
+            result = -errno
+    if result == 0:
+        result = found_below(backing, request, directory_fd, p.TargetDirectory, &p.TargetName, name, -1)
+    node_close(backing.nodes, p.TargetDirectory)
+    node_close(backing.nodes, file.Node)
+    return result
+
+
+cdef int set_security(backing_t *backing, FILE_OBJECT *file, const SECURITY_PARAMETERS *p) noexcept nogil:
+    """chown, then chmod: the other way round chown would take the set-id bits away again."""
+    cdef char path[PROC_PATH]
+    cdef statx_t info
+    cdef unsigned mode
+    cdef int result = 0
+    cdef int fd = node_open(backing.nodes, file.Node)
+    if fd < 0:
+        return fd
+    if p.SecurityInformation & (OWNER_SECURITY_INFORMATION | GROUP_SECURITY_INFORMATION):
+        if fchownat(fd, b"", p.Uid if p.SecurityInformation & OWNER_SECURITY_INFORMATION else <unsigned>-1,
+                    p.Gid if p.SecurityInformation & GROUP_SECURITY_INFORMATION else <unsigned>-1, AT_EMPTY_PATH) != 0:
+            result = -errno
+    if result == 0 and p.SecurityInformation & DACL_SECURITY_INFORMATION:
+        mode = p.Mode & 0o7777
+        if p.KillSetId:
+            if statx(fd, b"", AT_EMPTY_PATH, STATX_BASIC_STATS, &info) != 0:
+                result = -errno
+            mode = without_set_id(info.stx_mode)
+        if result == 0 and not (p.KillSetId and mode == (info.stx_mode & 0o7777)):
+            snprintf(path, PROC_PATH, b"/proc/self/fd/%d", fd)
+            if chmod(path, mode) != 0:
+                result = -errno
+    node_close(backing.nodes, file.Node)
+    return result
+
+
+cdef unsigned without_set_id(unsigned mode) noexcept nogil:
+    mode &= 0o7777
+    mode &= ~S_ISUID
+    if mode & S_IXGRP:
+        mode &= ~S_ISGID
+    return mode
+
+
+# --- extended attributes --------------------------------------------------------------------------------------------
+
+cdef int64_t perform_ea(backing_t *backing, vfs_request_t *request, const EA_PARAMETERS *p, FILE_OBJECT *file, bint query) noexcept nogil:
+    """By the inode's descriptor; a symbolic link's, which no descriptor gives, by its name under its parent's."""
+    cdef char path[PROC_PATH + 256]
+    cdef char name[256]
+    cdef node_t *parent = NULL
+    cdef bint link = file.Node.type == S_IFLNK
+    cdef int64_t result
+    cdef int fd
+    cdef statx_t info
+    if link:
+        if name_of(backing.nodes, file.Node, 0, name, &parent) == 0:
+            return -ESTALE
+        fd = node_open(backing.nodes, parent)
+        if fd >= 0:
+            snprintf(path, sizeof(path), b"/proc/self/fd/%d/%s", fd, name)
+    else:
+        fd = node_open(backing.nodes, file.Node)
+        if fd >= 0:
+            snprintf(path, sizeof(path), b"/proc/self/fd/%d", fd)
+    if fd < 0:
+        if parent is not NULL:
+            node_put(backing.nodes, parent)
+        return fd
+    if query and p.EaName is NULL:
+        result = llistxattr(path, <char *>p.Buffer, p.Length) if link else listxattr(path, <char *>p.Buffer, p.Length)
+    elif query:
+        result = lgetxattr(path, p.EaName, p.Buffer, p.Length) if link else getxattr(path, p.EaName, p.Buffer, p.Length)
+    elif p.Remove:
+        result = lremovexattr(path, p.EaName) if link else removexattr(path, p.EaName)
+    else:
+        result = (lsetxattr(path, p.EaName, p.Buffer, p.Length, <int>p.Flags) if link
+                  else setxattr(path, p.EaName, p.Buffer, p.Length, <int>p.Flags))
+        if result == 0 and request.arguments.open_flags & FUSE_SETXATTR_ACL_KILL_SGID and not link:
+            if statx(fd, b"", AT_EMPTY_PATH, STATX_BASIC_STATS, &info) == 0 and info.stx_mode & S_ISGID:
+                chmod(path, info.stx_mode & 0o7777 & ~S_ISGID)
+    if result < 0:
+        result = -errno
+    elif query and p.EaName is NULL and p.Buffer is not NULL and request.who.uid != 0:
+        result = without_trusted(<char *>p.Buffer, result)
+    node_close(backing.nodes, parent if link else file.Node)
+    if parent is not NULL:
+        node_put(backing.nodes, parent)
+    return result
+
+
+cdef int64_t without_trusted(char *names, int64_t length) noexcept nogil:
+    """Takes trusted.* out of a list: only root may know of them."""
+    cdef int64_t at = 0, size
+    while at < length:
+        size = <int64_t>strlen(names + at) + 1
+        if strncmp(names + at, b"trusted.", 8) == 0:
+            memmove(names + at, names + at + size, length - at - size)
+            length -= size
+        else:
+            at += size
+    return length
+
+
+# --- the rest ---------------------------------------------------------------------------------------------------------
+
+cdef int64_t read_directory(const DIRECTORY_PARAMETERS *p, handle_t *handle) noexcept nogil:
+    cdef long got
+    if handle.position != p.Offset:
+        if lseek(handle.file.fd, p.Offset, SEEK_SET) < 0:
+            return -errno
+    got = stackfs_getdents(handle.file.fd, p.Buffer, p.Length)
+    if got < 0:
+        handle.position = -1
+        return -errno
+    if got > 0:                          # the last record's d_off is where the descriptor stands now
+        handle.position = last_offset(<const char *>p.Buffer, got)
+    return got
+
+
+cdef int64_t last_offset(const char *records, long length) noexcept nogil:
+    cdef int64_t offset = 0
+    cdef uint16_t record
+    cdef long at = 0
+    while at + 19 <= length:
+        memcpy(&offset, records + at + 8, 8)
+        memcpy(&record, records + at + 16, 2)
+        if record == 0:
+            break
+        at += record
+    return offset
+
+
+cdef int64_t perform_control(backing_t *backing, vfs_request_t *request, operation_t *op, FLT_IO_PARAMETER_BLOCK *p,
+                             FILE_OBJECT *file) noexcept nogil:
+    cdef char name[256]
+    cdef char target[4097]
+    cdef credentials_t credentials
+    cdef int fd
+    cdef int64_t result
+    if p.Parameters.Control.ControlCode == FSCTL_GET_REPARSE_POINT:
+        fd = node_open(backing.nodes, file.Node)
+        if fd < 0:
+            return fd
+        result = readlinkat(fd, b"", <char *>p.Parameters.Control.OutputBuffer, p.Parameters.Control.OutputBufferLength)
+        if result < 0:
+            result = -errno
+        node_close(backing.nodes, file.Node)
+        return result
+    if p.Parameters.Control.ControlCode != FSCTL_SET_REPARSE_POINT:
+        return -EOPNOTSUPP
+    result = terminate(&p.FileName, name)
+    if result < 0:
+        return result
+    if p.Parameters.Control.InputBufferLength > 4096:
+        return -ENAMETOOLONG
+    memcpy(target, p.Parameters.Control.InputBuffer, p.Parameters.Control.InputBufferLength)
+    target[p.Parameters.Control.InputBufferLength] = 0
+    fd = node_open(backing.nodes, file.Directory)
+    if fd < 0:
+        return fd
+    assume(&credentials, op.data.Thread, 0)
+    result = 0 if symlinkat(target, fd, name) == 0 else -errno
+    restore(&credentials)
+    if result == 0:
+        result = found_below(backing, request, fd, file.Directory, &p.FileName, name, -1)
+        if result == 0:
+            file.Node = request.found
+    node_close(backing.nodes, file.Directory)
+    return result
+
+
+cdef int64_t query(backing_t *backing, vfs_request_t *request, FLT_IO_PARAMETER_BLOCK *p, FILE_OBJECT *file) noexcept nogil:
+    """Attributes: of a name (LOOKUP: the inode becomes the request's entry), of a node, of an open file."""
+    cdef char name[256]
+    cdef int fd, result
+    cdef statx_t *info = p.Parameters.QueryFile.Info
+    if p.FileName.Length and file.Directory is not NULL and p.MajorFunction == IRP_MJ_QUERY_OPEN:
+        result = terminate(&p.FileName, name)
+        if result < 0:
+            return result
+        fd = node_open(backing.nodes, file.Directory)
+        if fd < 0:
+            return fd
+        result = found_below(backing, request, fd, file.Directory, &p.FileName, name, -1)
+        node_close(backing.nodes, file.Directory)
+        return result
+    if request.info_known and info == &request.info:
+        return 0
+    return stat_file(backing, file, info)
+
+
+cdef void backing_perform(operation_t *op) noexcept nogil:
+    cdef backing_t *backing = <backing_t *>op.volume.backing
+    cdef vfs_request_t *request = <vfs_request_t *>op.request
+    cdef FLT_IO_PARAMETER_BLOCK *p = &op.current
+    cdef FILE_OBJECT *file = p.TargetFileObject
+    cdef uint8_t major = p.MajorFunction
+    cdef int64_t result = -EOPNOTSUPP
+    if major == IRP_MJ_READ:
+        result = -EBADF if file.fd < 0 else perform_read(op, &p.Parameters.Read, file)
+    elif major == IRP_MJ_WRITE:
+        result = -EBADF if file.fd < 0 else perform_write(
+            op, &p.Parameters.Write, file, request.arguments.open_flags & FUSE_WRITE_KILL_SUIDGID)
+    elif major == IRP_MJ_QUERY_OPEN or major == IRP_MJ_NETWORK_QUERY_OPEN or major == IRP_MJ_QUERY_INFORMATION:
+        result = query(backing, request, p, file)
+    elif major == IRP_MJ_CREATE:
+        result = perform_create(backing, request, op, p, file)
+    elif major == IRP_MJ_CLEANUP:
+        result = 0
+    elif major == IRP_MJ_CLOSE:
+        if file.fd >= 0:
+            close(file.fd)
+            file.fd = -1
+        result = 0
+    elif major == IRP_MJ_DIRECTORY_CONTROL:
+        result = -EBADF if file.fd < 0 else read_directory(&p.Parameters.Directory, <handle_t *>file)
+    elif major == IRP_MJ_SET_INFORMATION:
+        request.info_known = 0
+        if p.Parameters.SetFile.FileInformationClass == FileEndOfFileInformation:
+            result = truncate_file(backing, file, p.Parameters.SetFile.EndOfFile, p.Parameters.SetFile.Flags & FATTR_KILL_SUIDGID)
+        elif p.Parameters.SetFile.FileInformationClass == FileBasicInformation:
+            result = set_times(backing, file, &p.Parameters.SetFile)
+        elif p.Parameters.SetFile.FileInformationClass == FileDispositionInformation:
+            result = remove_name(backing, file, &p.FileName, <int>p.Parameters.SetFile.Flags)
+        elif p.Parameters.SetFile.FileInformationClass == FileLinkInformation:
+            result = link_name(backing, request, file, &p.Parameters.SetFile)
+        else:
+            result = rename_name(backing, file, &p.FileName, &p.Parameters.SetFile)
+    elif major == IRP_MJ_SET_SECURITY and not p.Parameters.Security.SecurityInformation & LABEL_SECURITY_INFORMATION:
+        request.info_known = 0
+        result = set_security(backing, file, &p.Parameters.Security)
+    elif major == IRP_MJ_QUERY_EA or major == IRP_MJ_QUERY_SECURITY:
+        result = perform_ea(backing, request, &p.Parameters.Ea, file, True)
+    elif major == IRP_MJ_SET_EA or major == IRP_MJ_SET_SECURITY:
+        result = perform_ea(backing, request, &p.Parameters.Ea, file, False)
+    elif major == IRP_MJ_FLUSH_BUFFERS:
+        if op.would_block == 1:
+            op.would_block = 2
+            return
+        result = fdatasync(file.fd) if p.Parameters.Flush.DataOnly else fsync(file.fd)
+        if result < 0:
+            result = -errno
+    elif major == IRP_MJ_QUERY_VOLUME_INFORMATION:
+        result = query_volume(backing, p)
+    elif major == IRP_MJ_FILE_SYSTEM_CONTROL:
+        result = perform_control(backing, request, op, p, file)
+    if op.would_block == 2:
+        return
+    if result < 0:
+        op.data.IoStatus.Status = errno_to_nt(<int>-result)
+        op.data.IoStatus.Information = 0
+    else:
+        op.data.IoStatus.Status = STATUS_SUCCESS
+        op.data.IoStatus.Information = <uint64_t>result
+        op.base_done = 1
+
+
+cdef int query_volume(backing_t *backing, FLT_IO_PARAMETER_BLOCK *p) noexcept nogil:
+    cdef int fd = node_open(backing.nodes, p.TargetFileObject.Node)
+    cdef int result
+    if fd < 0:
+        return fd
+    result = 0 if fstatvfs(fd, <c_statvfs *>p.Parameters.Volume.Buffer) == 0 else -errno
+    node_close(backing.nodes, p.TargetFileObject.Node)
+    return result

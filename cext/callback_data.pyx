@@ -1,0 +1,607 @@
+"""Callback data: the Python face of one operation (docs/semantics.md, A4).
+
+A callback gets a CallbackData that is alive until it returns: afterwards every attribute raises ReferenceError, and
+every memoryview taken from it raises ValueError, views of views included. Nothing ever reads freed memory: whoever
+still holds the raw buffer (a ctypes or NumPy array) keeps its owner alive until it lets go.
+
+Parameters may be changed by a pre callback; the change counts only when the callback also says `set_dirty()`, and only
+the layers below see it. `status` and `information` need no `set_dirty()`.
+
+Used by the thread that runs the callback, under the GIL; a CallbackData is never shared between threads.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyObject_GetBuffer, PyBuffer_FillInfo, PyBuffer_Release
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.string cimport memcpy, memset, strlen
+
+from stackfs.cext.inode_table cimport operation_path
+from stackfs.cext.ntstatus cimport NTSTATUS, NT_SUCCESS
+from stackfs.cext.process cimport COMM_LENGTH, requestor_comm, requestor_pid
+
+from collections import namedtuple
+from os import fsdecode, fsencode
+
+
+cdef extern from *:
+    """
+    #include <Python.h>
+    static inline _PyManagedBufferObject *stackfs_managed(PyObject *v) { return ((PyMemoryViewObject *)v)->mbuf; }
+    static inline void stackfs_forbid(_PyManagedBufferObject *m) { m->flags |= _Py_MANAGED_BUFFER_RELEASED; }
+    """
+    ctypedef struct _PyManagedBufferObject:
+        Py_ssize_t ob_refcnt
+        Py_ssize_t exports
+        Py_buffer master
+    _PyManagedBufferObject *stackfs_managed(PyObject *view)
+    void stackfs_forbid(_PyManagedBufferObject *managed)
+
+
+DirectoryEntry = namedtuple("DirectoryEntry", "name inode type offset")
+DirectoryEntry.__doc__ = "One name of a listing: name (bytes), inode number, d_type (DT_*), d_off to go on behind it."
+
+# FUSE's request numbers, by the names that logs and the audit trail use.
+REQUEST_NAMES = {
+    0: "internal", 1: "lookup", 2: "forget", 3: "getattr", 4: "setattr", 5: "readlink", 6: "symlink", 8: "mknod", 9: "mkdir",
+    10: "unlink", 11: "rmdir", 12: "rename", 13: "link", 14: "open", 15: "read", 16: "write", 17: "statfs",
+    18: "release", 20: "fsync", 21: "setxattr", 22: "getxattr", 23: "listxattr", 24: "removexattr", 25: "flush",
+    26: "init", 27: "opendir", 28: "readdir", 29: "releasedir", 30: "fsyncdir", 31: "getlk", 32: "setlk", 33: "setlkw",
+    34: "access", 35: "create", 36: "interrupt", 37: "bmap", 38: "destroy", 39: "ioctl", 40: "poll",
+    42: "batch_forget", 43: "fallocate", 44: "readdirplus", 45: "rename2", 46: "lseek", 47: "copy_file_range",
+    50: "syncfs", 51: "tmpfile", 52: "statx", 53: "copy_file_range_64",
+}
+
+cdef enum:
+    WRITE_ACCESS = 0x1 << 1 | 0x4 | 0x10 | 0x40 | 0x100 | 0x10000 | 0x40000 | 0x80000
+
+
+@cython.final
+cdef class _Memory:
+    """Exports the memory of a parameter; holds what owns that memory."""
+    cdef void *start
+    cdef Py_ssize_t length
+    cdef bint writable
+    cdef object owner
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, self.start, self.length, not self.writable, flags)
+
+
+# Managed buffers that somebody still held when their callback had returned: kept until they are let go.
+cdef list graveyard = []
+
+
+cdef class _Grave:
+    cdef _PyManagedBufferObject *managed
+
+    cdef bint settled(self):
+        if (<PyObject *>self.managed).ob_refcnt > 1:
+            return False
+        PyBuffer_Release(&self.managed.master)
+        Py_DECREF(<object><PyObject *>self.managed)
+        return True
+
+
+cdef void bury(object view):
+    cdef _PyManagedBufferObject *managed = stackfs_managed(<PyObject *>view)
+    cdef _Grave grave
+    try:
+        if managed.exports == 1:
+            view.release()
+            return
+    except BufferError:
+        pass
+    stackfs_forbid(managed)
+    grave = _Grave.__new__(_Grave)
+    Py_INCREF(<object><PyObject *>managed)
+    grave.managed = managed
+    graveyard.append(grave)
+
+
+cdef void sweep():
+    global graveyard
+    graveyard = [grave for grave in graveyard if not (<_Grave>grave).settled()]
+
+
+cdef CallbackData callback_data_new(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, object owner, bint writable):
+    cdef CallbackData face = CallbackData.__new__(CallbackData)
+    face.data = data
+    face.objects = objects
+    face.owner = owner
+    face.writable = writable
+    return face
+
+
+@cython.freelist(16)
+cdef class CallbackData:
+    """One operation, as a callback sees it. Sizes are bytes, times nanoseconds; see docs/semantics.md A4."""
+
+    def __init__(self):
+        raise TypeError("CallbackData is made by the stack")
+
+    cdef FLT_CALLBACK_DATA *live(self) except NULL:
+        if self.data is NULL:
+            raise ReferenceError("callback data used after its callback has returned")
+        return self.data
+
+    cdef void end(self):
+        self.data = NULL
+        self.objects = NULL
+        if self.views is not None:
+            for view in self.views:
+                bury(view)
+            self.views = None
+        if graveyard:
+            sweep()
+        self.owner = None
+
+    cdef object view(self, void *start, Py_ssize_t length, bint writable):
+        cdef _Memory memory = _Memory.__new__(_Memory)
+        memory.start = start
+        memory.length = length
+        memory.writable = writable
+        memory.owner = self.owner
+        view = memoryview(memory)
+        if self.views is None:
+            self.views = []
+        self.views.append(view)
+        return view
+
+    cdef object keep(self, object thing):
+        if self.kept is None:
+            self.kept = []
+        self.kept.append(thing)
+        return thing
+
+    cdef int refuse(self, str what) except -1:
+        raise AttributeError(f"{what} is not a parameter of {major_name(self.live().Iopb.MajorFunction)}")
+
+    # --- what it is ---------------------------------------------------------------------------------------------
+
+    @property
+    def major(self):
+        """The operation: an IRP_MJ_* number."""
+        return self.live().Iopb.MajorFunction
+
+    @property
+    def minor(self):
+        return self.live().Iopb.MinorFunction
+
+    @property
+    def flags(self):
+        """FLTFL_CALLBACK_DATA_* bits."""
+        return self.live().Flags
+
+    @property
+    def irp_flags(self):
+        """IRP_NOCACHE, IRP_PAGING_IO, ... bits."""
+        return self.live().Iopb.IrpFlags
+
+    @property
+    def is_irp(self):
+        return (self.live().Flags & FLTFL_CALLBACK_DATA_IRP_OPERATION) != 0
+
+    @property
+    def is_fast_io(self):
+        return (self.live().Flags & FLTFL_CALLBACK_DATA_FAST_IO_OPERATION) != 0
+
+    @property
+    def is_fs_filter(self):
+        return (self.live().Flags & FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION) != 0
+
+    @property
+    def request(self):
+        """The VFS request this operation belongs to, by name ("unlink")."""
+        return REQUEST_NAMES.get(self.live().RequestOpcode, str(self.data.RequestOpcode))
+
+    @property
+    def request_number(self):
+        """One number for all operations of one VFS request."""
+        return self.live().RequestNumber
+
+    @property
+    def principal(self):
+        """True for the operation that its request asked for (the SET_INFORMATION of an unlink)."""
+        return (self.live().RequestFlags & REQUEST_PRINCIPAL) != 0
+
+    # --- who asks -----------------------------------------------------------------------------------------------
+
+    @property
+    def tid(self):
+        """Thread id of the requestor; 0: the kernel itself."""
+        return self.live().Thread.tid
+
+    @property
+    def pid(self):
+        """Process id of the requestor (FltGetRequestorProcessId); 0: the kernel itself, or the process is gone."""
+        return requestor_pid(self.live().Thread)
+
+    @property
+    def uid(self):
+        return self.live().Thread.uid
+
+    @property
+    def gid(self):
+        return self.live().Thread.gid
+
+    @property
+    def comm(self):
+        """Command name of the requesting thread."""
+        cdef char name[COMM_LENGTH]
+        requestor_comm(self.live().Thread, name)
+        return fsdecode(<bytes>name)
+
+    # --- on what ------------------------------------------------------------------------------------------------
+
+    @property
+    def path(self):
+        """Path from the volume's root ("/a/b"); a deleted file's last name is followed by " (deleted)"."""
+        cdef char buffer[4608]
+        cdef int length = operation_path(self.live(), self.objects, buffer, sizeof(buffer))
+        if length < 0:
+            return ""
+        return fsdecode(PyBytes_FromStringAndSize(buffer, length))
+
+    @property
+    def name(self):
+        """The name looked up in its directory, as this layer has it (bytes); b"" when the operation goes by handle."""
+        cdef FLT_CALLBACK_DATA *data = self.live()
+        return PyBytes_FromStringAndSize(data.Iopb.FileName.Buffer, data.Iopb.FileName.Length)
+
+    @name.setter
+    def name(self, value):
+        set_name(&self.live().Iopb.FileName, self.keep(component(value)))
+
+    @property
+    def target_name(self):
+        """Rename and link: the new name (bytes)."""
+        cdef FLT_CALLBACK_DATA *data = self.live()
+        if not has_target(data):
+            self.refuse("target_name")
+        return PyBytes_FromStringAndSize(data.Iopb.Parameters.SetFile.TargetName.Buffer,
+                                         data.Iopb.Parameters.SetFile.TargetName.Length)
+
+    @target_name.setter
+    def target_name(self, value):
+        if not has_target(self.live()):
+            self.refuse("target_name")
+        set_name(&self.data.Iopb.Parameters.SetFile.TargetName, self.keep(component(value)))
+
+    # --- create -------------------------------------------------------------------------------------------------
+
+    @property
+    def desired_access(self):
+        """CREATE: FILE_READ_DATA, FILE_WRITE_DATA, DELETE, ... bits."""
+        if self.live().Iopb.MajorFunction != IRP_MJ_CREATE:
+            self.refuse("desired_access")
+        return self.data.Iopb.Parameters.Create.DesiredAccess
+
+    @property
+    def create_options(self):
+        """CREATE: FILE_DIRECTORY_FILE, ... bits."""
+        if self.live().Iopb.MajorFunction != IRP_MJ_CREATE:
+            self.refuse("create_options")
+        return self.data.Iopb.Parameters.Create.Options & 0xFFFFFF
+
+    @property
+    def create_disposition(self):
+        """CREATE: FILE_OPEN, FILE_CREATE, FILE_OPEN_IF, FILE_OVERWRITE or FILE_OVERWRITE_IF."""
+        if self.live().Iopb.MajorFunction != IRP_MJ_CREATE:
+            self.refuse("create_disposition")
+        return self.data.Iopb.Parameters.Create.Options >> 24
+
+    @property
+    def open_flags(self):
+        """CREATE: the caller's O_* flags."""
+        if self.live().Iopb.MajorFunction != IRP_MJ_CREATE:
+            self.refuse("open_flags")
+        return self.data.Iopb.Parameters.Create.OpenFlags
+
+    @property
+    def wants_write(self):
+        """CREATE: would this open change anything: write, append, truncate, create, delete, or change attributes?"""
+        cdef FLT_CALLBACK_DATA *data = self.live()
+        if data.Iopb.MajorFunction != IRP_MJ_CREATE:
+            self.refuse("wants_write")
+        return (data.Iopb.Parameters.Create.DesiredAccess & WRITE_ACCESS) != 0 or \
+            data.Iopb.Parameters.Create.Options >> 24 != FILE_OPEN
+
+    # --- read, write --------------------------------------------------------------------------------------------
+
+    @property
+    def offset(self):
+        """READ, WRITE: byte offset in the file; DIRECTORY_CONTROL: position to go on from."""
+        cdef FLT_CALLBACK_DATA *data = self.live()
+        if data.Iopb.MajorFunction == IRP_MJ_READ or data.Iopb.MajorFunction == IRP_MJ_WRITE:
+            return data.Iopb.Parameters.Read.ByteOffset
+        if data.Iopb.MajorFunction == IRP_MJ_DIRECTORY_CONTROL:
+            return data.Iopb.Parameters.Directory.Offset
+        self.refuse("offset")
+
+    @offset.setter
+    def offset(self, int64_t value):
+        if self.live().Iopb.MajorFunction != IRP_MJ_READ and self.data.Iopb.MajorFunction != IRP_MJ_WRITE:
+            self.refuse("offset")
+        self.data.Iopb.Parameters.Read.ByteOffset = value
+
+    @property
+    def length(self):
+        """READ, WRITE: bytes asked for; elsewhere: size of the buffer."""
+        cdef Py_ssize_t length = 0
+        buffer_of(self.live(), &length)
+        return length
+
+    @length.setter
+    def length(self, uint32_t value):
+        cdef FLT_CALLBACK_DATA *data = self.live()
+        if data.Iopb.MajorFunction != IRP_MJ_READ and data.Iopb.MajorFunction != IRP_MJ_WRITE:
+            self.refuse("length")
+        if value > data.Iopb.Parameters.Read.Length:
+            raise ValueError("a callback may shorten a transfer, not lengthen it; swap the buffer instead")
+        data.Iopb.Parameters.Read.Length = value
+
+    @property
+    def buffer(self):
+        """The operation's buffer as a memoryview; None when it has none. After a read: `information` bytes are data."""
+        cdef Py_ssize_t length = 0
+        cdef void *start = buffer_of(self.live(), &length)
+        if start is NULL:
+            return None
+        return self.view(start, length, self.writable and self.data.Iopb.MajorFunction != IRP_MJ_WRITE)
+
+    @buffer.setter
+    def buffer(self, value):
+        """Swap (pre callbacks): bytes to write, or a writable buffer to read into. `set_dirty()` makes it count."""
+        cdef FLT_CALLBACK_DATA *data = self.live()
+        cdef uint8_t major = data.Iopb.MajorFunction
+        cdef Py_buffer *held
+        if major != IRP_MJ_READ and major != IRP_MJ_WRITE:
+            self.refuse("buffer")
+        if data.Flags & FLTFL_CALLBACK_DATA_POST_OPERATION:
+            raise AttributeError("a buffer is swapped in the pre callback")
+        swapped = self.keep(_Swapped(value, major == IRP_MJ_READ))
+        held = &(<_Swapped>swapped).held
+        data.Iopb.Parameters.Read.Buffer = held.buf
+        data.Iopb.Parameters.Read.MdlAddress = NULL
+        data.Iopb.Parameters.Read.Length = <uint32_t>held.len
+
+    # --- information --------------------------------------------------------------------------------------------
+
+    @property
+    def information_class(self):
+        """QUERY_INFORMATION, SET_INFORMATION: which information, as FILE_INFORMATION_CLASS numbers it."""
+        cdef uint8_t major = self.live().Iopb.MajorFunction
+        if major == IRP_MJ_SET_INFORMATION:
+            return self.data.Iopb.Parameters.SetFile.FileInformationClass
+        if is_query(major):
+            return self.data.Iopb.Parameters.QueryFile.FileInformationClass
+        self.refuse("information_class")
+
+    @property
+    def end_of_file(self):
+        """SET_INFORMATION of FileEndOfFileInformation: the new size."""
+        if self.live().Iopb.MajorFunction != IRP_MJ_SET_INFORMATION:
+            self.refuse("end_of_file")
+        return self.data.Iopb.Parameters.SetFile.EndOfFile
+
+    @end_of_file.setter
+    def end_of_file(self, int64_t value):
+        if self.live().Iopb.MajorFunction != IRP_MJ_SET_INFORMATION:
+            self.refuse("end_of_file")
+        self.data.Iopb.Parameters.SetFile.EndOfFile = value
+
+    @property
+    def size(self):
+        """After a query: the file's size as the layer below gives it. A post callback may set another."""
+        if not is_query(self.live().Iopb.MajorFunction) or self.data.Iopb.Parameters.QueryFile.Info is NULL:
+            self.refuse("size")
+        return self.data.Iopb.Parameters.QueryFile.Info.stx_size
+
+    @size.setter
+    def size(self, uint64_t value):
+        if not is_query(self.live().Iopb.MajorFunction) or self.data.Iopb.Parameters.QueryFile.Info is NULL:
+            self.refuse("size")
+        self.data.Iopb.Parameters.QueryFile.Info.stx_size = value
+
+    @property
+    def mode(self):
+        """CREATE: st_mode of what is made; after a query: the file's st_mode; SET_SECURITY: the new mode."""
+        cdef uint8_t major = self.live().Iopb.MajorFunction
+        if major == IRP_MJ_CREATE:
+            return self.data.Iopb.Parameters.Create.Mode
+        if is_query(major) and self.data.Iopb.Parameters.QueryFile.Info is not NULL:
+            return self.data.Iopb.Parameters.QueryFile.Info.stx_mode
+        if major == IRP_MJ_SET_SECURITY and not (self.data.Iopb.Parameters.Security.SecurityInformation & 0x10):
+            return self.data.Iopb.Parameters.Security.Mode
+        self.refuse("mode")
+
+    @property
+    def security_information(self):
+        """QUERY_SECURITY, SET_SECURITY: OWNER_, GROUP_, DACL_, LABEL_SECURITY_INFORMATION bits."""
+        cdef uint8_t major = self.live().Iopb.MajorFunction
+        if major != IRP_MJ_QUERY_SECURITY and major != IRP_MJ_SET_SECURITY:
+            self.refuse("security_information")
+        return self.data.Iopb.Parameters.Security.SecurityInformation
+
+    @property
+    def entries(self):
+        """DIRECTORY_CONTROL, post: the names listed, as a list of DirectoryEntry. A post callback may set another list
+        (at most as long in bytes as the buffer; keep the offsets, they are how the listing goes on)."""
+        cdef FLT_CALLBACK_DATA *data = self.live()
+        if data.Iopb.MajorFunction != IRP_MJ_DIRECTORY_CONTROL:
+            self.refuse("entries")
+        if not data.Flags & FLTFL_CALLBACK_DATA_POST_OPERATION or not NT_SUCCESS(data.IoStatus.Status):
+            return []
+        return unpack_entries(<char *>data.Iopb.Parameters.Directory.Buffer, data.IoStatus.Information)
+
+    @entries.setter
+    def entries(self, value):
+        cdef FLT_CALLBACK_DATA *data = self.live()
+        if data.Iopb.MajorFunction != IRP_MJ_DIRECTORY_CONTROL or not data.Flags & FLTFL_CALLBACK_DATA_POST_OPERATION:
+            self.refuse("entries")
+        packed = pack_entries(value)
+        if len(packed) > data.Iopb.Parameters.Directory.Length:
+            raise ValueError("the new entries are longer than the caller's buffer")
+        memcpy(data.Iopb.Parameters.Directory.Buffer, PyBytes_AS_STRING(packed), len(packed))
+        data.IoStatus.Information = len(packed)
+
+    @property
+    def ea_name(self):
+        """QUERY_EA, SET_EA and the security operations of an xattr: its full name (bytes), None for a list."""
+        cdef uint8_t major = self.live().Iopb.MajorFunction
+        if major != IRP_MJ_QUERY_EA and major != IRP_MJ_SET_EA and not (
+                (major == IRP_MJ_QUERY_SECURITY or major == IRP_MJ_SET_SECURITY)
+                and self.data.Iopb.Parameters.Ea.SecurityInformation & LABEL_SECURITY_INFORMATION):
+            self.refuse("ea_name")
+        if self.data.Iopb.Parameters.Ea.EaName is NULL:
+            return None
+        return <bytes>self.data.Iopb.Parameters.Ea.EaName
+
+    @property
+    def control_code(self):
+        """FILE_SYSTEM_CONTROL, DEVICE_CONTROL: the FSCTL_* or IOCTL number."""
+        cdef uint8_t major = self.live().Iopb.MajorFunction
+        if major != IRP_MJ_FILE_SYSTEM_CONTROL and major != IRP_MJ_DEVICE_CONTROL:
+            self.refuse("control_code")
+        return self.data.Iopb.Parameters.Control.ControlCode
+
+    # --- outcome ------------------------------------------------------------------------------------------------
+
+    @property
+    def status(self):
+        """IoStatus.Status as an unsigned NTSTATUS. A post callback may set it; so may a pre callback that completes."""
+        return <uint32_t>self.live().IoStatus.Status
+
+    @status.setter
+    def status(self, uint32_t value):
+        self.live().IoStatus.Status = <NTSTATUS>value
+
+    @property
+    def information(self):
+        """IoStatus.Information: bytes moved, or what the operation defines."""
+        return self.live().IoStatus.Information
+
+    @information.setter
+    def information(self, uint64_t value):
+        self.live().IoStatus.Information = value
+
+    def complete(self, uint32_t status, uint64_t information=0):
+        """Set the outcome; `return data.complete(STATUS_ACCESS_DENIED)` ends the operation here (FLT_PREOP_COMPLETE)."""
+        self.live().IoStatus.Status = <NTSTATUS>status
+        self.data.IoStatus.Information = information
+        return FLT_PREOP_COMPLETE
+
+    def set_dirty(self):
+        """FltSetCallbackDataDirty: the changes made to the parameters count."""
+        FltSetCallbackDataDirty(self.live())
+
+    def clear_dirty(self):
+        """FltClearCallbackDataDirty: takes back this callback's own set_dirty()."""
+        FltClearCallbackDataDirty(self.live())
+
+    @property
+    def is_dirty(self):
+        return FltIsCallbackDataDirty(self.live())
+
+    def __repr__(self):
+        if self.data is NULL:
+            return "<CallbackData, its callback has returned>"
+        return f"<CallbackData {major_name(self.major)} {self.path!r} status={self.status:#x}>"
+
+
+cdef class _Swapped:
+    """Holds a filter's own buffer while it stands in the parameters."""
+    cdef Py_buffer held
+
+    def __cinit__(self, value, bint writable):
+        PyObject_GetBuffer(value, &self.held, PyBUF_WRITABLE if writable else PyBUF_SIMPLE)
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.held)
+
+
+cdef bytes component(object value):
+    """A file name as bytes; refuses what would leave its directory."""
+    cdef bytes name = fsencode(value)
+    if not 1 <= len(name) <= 255 or b"/" in name or b"\0" in name or name in (b".", b".."):
+        raise ValueError(f"not a file name: {value!r}")
+    return name
+
+
+cdef void set_name(FILE_NAME *target, bytes name):
+    target.Buffer = PyBytes_AS_STRING(name)
+    target.Length = <uint16_t>len(name)
+
+
+cdef bint has_target(const FLT_CALLBACK_DATA *data) noexcept:
+    cdef uint32_t which = data.Iopb.Parameters.SetFile.FileInformationClass
+    return data.Iopb.MajorFunction == IRP_MJ_SET_INFORMATION and (
+        which == FileRenameInformation or which == FileRenameInformationEx or which == FileLinkInformation)
+
+
+cdef bint is_query(uint8_t major) noexcept:
+    return major == IRP_MJ_QUERY_INFORMATION or major == IRP_MJ_QUERY_OPEN or major == IRP_MJ_NETWORK_QUERY_OPEN
+
+
+cdef void *buffer_of(const FLT_CALLBACK_DATA *data, Py_ssize_t *length) noexcept:
+    """What FltDecodeParameters would give: the buffer and its length, or NULL."""
+    cdef uint8_t major = data.Iopb.MajorFunction
+    cdef const FLT_PARAMETERS *p = <const FLT_PARAMETERS *>&data.Iopb.Parameters
+    if major == IRP_MJ_READ or major == IRP_MJ_WRITE:
+        length[0] = p.Read.Length
+        return p.Read.Buffer
+    if major == IRP_MJ_DIRECTORY_CONTROL:
+        length[0] = p.Directory.Length
+        return p.Directory.Buffer
+    if major == IRP_MJ_QUERY_EA or major == IRP_MJ_SET_EA or (
+            (major == IRP_MJ_QUERY_SECURITY or major == IRP_MJ_SET_SECURITY)
+            and p.Ea.SecurityInformation & LABEL_SECURITY_INFORMATION):
+        length[0] = p.Ea.Length
+        return p.Ea.Buffer
+    if major == IRP_MJ_FILE_SYSTEM_CONTROL or major == IRP_MJ_DEVICE_CONTROL:
+        if p.Control.OutputBuffer is not NULL:
+            length[0] = p.Control.OutputBufferLength
+            return p.Control.OutputBuffer
+        length[0] = p.Control.InputBufferLength
+        return p.Control.InputBuffer
+    return NULL
+
+
+# linux_dirent64: d_ino u64, d_off i64, d_reclen u16, d_type u8, d_name NUL-terminated; records 8-byte aligned.
+cdef list unpack_entries(const char *buffer, uint64_t length):
+    cdef uint64_t at = 0
+    cdef uint64_t inode
+    cdef int64_t offset
+    cdef uint16_t record
+    entries = []
+    while at + 19 < length:
+        memcpy(&inode, buffer + at, 8)
+        memcpy(&offset, buffer + at + 8, 8)
+        memcpy(&record, buffer + at + 16, 2)
+        if record < 20 or at + record > length:
+            break
+        entries.append(DirectoryEntry(<bytes>(buffer + at + 19), inode, <uint8_t>buffer[at + 18], offset))
+        at += record
+    return entries
+
+
+cdef bytes pack_entries(object entries):
+    cdef bytearray out = bytearray()
+    for entry in entries:
+        name = fsencode(entry.name)
+        if name not in (b".", b".."):
+            component(name)
+        record = (19 + len(name) + 1 + 7) & ~7
+        out += (entry.inode.to_bytes(8, "little") + entry.offset.to_bytes(8, "little", signed=True)
+                + record.to_bytes(2, "little") + bytes([entry.type]) + name).ljust(record, b"\0")
+    return bytes(out)
+
+
+MAJOR_NAMES = {value: name for name, value in MajorFunction.__members__.items()}
+
+
+def major_name(int major) -> str:
+    """ "IRP_MJ_READ" for 3; the number for what is none."""
+    return MAJOR_NAMES.get(major, f"IRP_MJ_{major:#x}")

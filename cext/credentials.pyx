@@ -1,0 +1,120 @@
+"""The calling thread's filesystem credentials: what is created for a caller belongs to that caller.
+
+The raw system calls are used, not libc's wrappers: on Linux credentials belong to a thread, and libc would change all
+of them. A thread that calls assume() gets a file-system context of its own first (unshare(CLONE_FS)), so that its
+umask is nobody else's; it keeps the process's working directory and root as they were.
+
+Without root nothing is changed but the umask: everything belongs to the user who mounted.
+"""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from stackfs.cext.callback_data cimport REQUESTOR
+
+
+cdef extern from *:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <linux/capability.h>
+    #include <sched.h>
+    #include <sys/stat.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+    #include <stdint.h>
+
+    static __thread int stackfs_own_fs;
+
+    static void stackfs_unshare_fs(void) {
+        if (!stackfs_own_fs && unshare(CLONE_FS) == 0) stackfs_own_fs = 1;
+    }
+    static int stackfs_capget(uint64_t *effective, uint64_t *permitted, uint64_t *inheritable) {
+        struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
+        struct __user_cap_data_struct data[2];
+        if (syscall(SYS_capget, &head, data) != 0) return -1;
+        *effective = data[0].effective | (uint64_t)data[1].effective << 32;
+        *permitted = data[0].permitted | (uint64_t)data[1].permitted << 32;
+        *inheritable = data[0].inheritable | (uint64_t)data[1].inheritable << 32;
+        return 0;
+    }
+    static void stackfs_capset(uint64_t effective, uint64_t permitted, uint64_t inheritable) {
+        struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
+        struct __user_cap_data_struct data[2] = {
+            {(uint32_t)effective, (uint32_t)permitted, (uint32_t)inheritable},
+            {(uint32_t)(effective >> 32), (uint32_t)(permitted >> 32), (uint32_t)(inheritable >> 32)}};
+        (void)!syscall(SYS_capset, &head, data);
+    }
+    static void stackfs_setgroups(int count, unsigned group) { (void)!syscall(SYS_setgroups, (long)count, &group); }
+    static void stackfs_setfsid(unsigned uid, unsigned gid, int uid_first) {
+        if (uid_first) syscall(SYS_setfsuid, (unsigned long)uid);
+        syscall(SYS_setfsgid, (unsigned long)gid);
+        if (!uid_first) syscall(SYS_setfsuid, (unsigned long)uid);
+    }
+    #define CAP_BIT(c) ((uint64_t)1 << (c))
+    #define STACKFS_OVERRIDES (CAP_BIT(CAP_DAC_OVERRIDE) | CAP_BIT(CAP_DAC_READ_SEARCH))
+    #define STACKFS_MKNOD CAP_BIT(CAP_MKNOD)
+    #define STACKFS_FSETID CAP_BIT(CAP_FSETID)
+    """
+    void stackfs_unshare_fs() nogil
+    int stackfs_capget(uint64_t *effective, uint64_t *permitted, uint64_t *inheritable) nogil
+    void stackfs_capset(uint64_t effective, uint64_t permitted, uint64_t inheritable) nogil
+    void stackfs_setgroups(int count, unsigned group) nogil
+    void stackfs_setfsid(unsigned uid, unsigned gid, int uid_first) nogil
+    uint64_t STACKFS_OVERRIDES
+    uint64_t STACKFS_FSETID
+
+cdef extern from "<sys/stat.h>" nogil:
+    uint32_t umask(uint32_t mask)
+
+cdef extern from "<unistd.h>" nogil:
+    uint32_t geteuid()
+
+
+# The capability sets of this process, read once: nobody here changes them but for the length of one system call.
+cdef uint64_t effective_set = 0
+cdef uint64_t permitted_set = 0
+cdef uint64_t inheritable_set = 0
+stackfs_capget(&effective_set, &permitted_set, &inheritable_set)
+cdef bint is_root = geteuid() == 0
+
+
+cdef bint privileged() noexcept nogil:
+    return is_root
+
+
+cdef void assume(credentials_t *saved, const REQUESTOR *who, uint32_t mask) noexcept nogil:
+    stackfs_unshare_fs()
+    saved.umask = umask(mask)
+    saved.without_fsetid = 0
+    saved.assumed = 1
+    if not is_root or (who.uid == 0 and who.gid == 0):
+        return
+    saved.assumed = 2
+    if who.group >= 0:
+        stackfs_setgroups(1, <unsigned>who.group)
+    else:
+        stackfs_setgroups(0, 0)
+    stackfs_setfsid(who.uid, who.gid, 0)
+    if who.uid != 0:                     # the kernel took the file capabilities away with the uid: give back what overrides
+        stackfs_capset((effective_set & ~<uint64_t>0x1F) | (effective_set & STACKFS_OVERRIDES), permitted_set, inheritable_set)
+
+
+cdef void drop_fsetid(credentials_t *saved) noexcept nogil:
+    saved.assumed = 0
+    saved.without_fsetid = is_root
+    if is_root:
+        stackfs_capset(effective_set & ~STACKFS_FSETID, permitted_set, inheritable_set)
+
+
+cdef void restore(credentials_t *saved) noexcept nogil:
+    if saved.without_fsetid:
+        stackfs_capset(effective_set, permitted_set, inheritable_set)
+        saved.without_fsetid = 0
+    if saved.assumed:
+        umask(saved.umask)
+    if saved.assumed == 2:
+        stackfs_setfsid(0, 0, 1)
+        stackfs_setgroups(0, 0)
+        stackfs_capset(effective_set, permitted_set, inheritable_set)
+    saved.assumed = 0

@@ -1,0 +1,104 @@
+# The inode table: what the kernel knows of the backing directory's inodes.
+#
+# A node is keyed by (device, inode number), which give its nodeid, and has a generation made from its birth time; it
+# knows the names (parent, name) it was reached by, so that a descriptor can be opened again and a path rebuilt.
+# One mutex guards the whole table and is never held across a system call. A node lives while lookups + references > 0.
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from stackfs.cext.callback_data cimport FLT_CALLBACK_DATA, FLT_RELATED_OBJECTS, node_t, statx_t
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+
+cdef struct name_t:
+    node_t *parent                       # holds a reference
+    name_t *next                         # further names of the same node
+    name_t *next_in_bucket
+    uint16_t length
+    char bytes[0]
+
+cdef struct node_t:
+    uint64_t id                          # nodeid; also the inode number that programs see, but for the root's
+    uint64_t inode
+    uint64_t birth                       # nanoseconds; 0: the backing filesystem does not tell
+    uint64_t lookups                     # what the kernel holds
+    node_t *next_in_bucket
+    node_t *newer                        # LRU of cached descriptors
+    node_t *older
+    name_t *names                        # the one reached last comes first
+    uint32_t device                      # makedev
+    uint32_t references                  # what we hold: operations, handles, names of children
+    int fd                               # O_PATH descriptor, or -1
+    uint16_t fd_users                    # > 0: not to be closed
+    uint16_t type                        # st_mode & S_IFMT
+    uint8_t live
+    uint8_t deleted                      # its last known name is gone; `names` holds that name, outside the name table
+    uint8_t pinned                       # its descriptor is kept until it is forgotten, for it has no name to reopen it by
+
+cdef struct inode_table_t:
+    pthread_mutex_t mutex
+    node_t **slabs
+    uint32_t slab_count
+    uint32_t slots                       # ever used
+    node_t *free_slots
+    node_t **inodes                      # buckets by nodeid
+    uint64_t inode_mask
+    name_t **names                       # buckets by (parent, name)
+    uint64_t name_mask
+    uint64_t node_count
+    uint64_t name_count
+    node_t *newest
+    node_t *oldest
+    uint32_t descriptors
+    uint32_t descriptor_limit
+    node_t *root
+    uint32_t device                      # the root's
+
+cdef enum:
+    ROOT_ID = 1
+
+cdef struct identity_t:                  # what a node is known by
+    uint32_t device
+    uint64_t inode
+    uint64_t birth
+    uint16_t type
+
+cdef inode_table_t *table_new(int root_fd, const identity_t *root, uint32_t descriptor_limit) noexcept nogil   # owns root_fd
+cdef void table_free(inode_table_t *table) noexcept nogil
+
+cdef node_t *node_get(inode_table_t *table, uint64_t nodeid) noexcept nogil          # +1 reference, NULL: no such node
+cdef void node_hold(inode_table_t *table, node_t *node) noexcept nogil               # +1 reference
+cdef void node_put(inode_table_t *table, node_t *node) noexcept nogil                # -1 reference
+cdef uint64_t node_id(const node_t *node) noexcept nogil
+cdef uint64_t node_generation(const node_t *node) noexcept nogil
+# The nodeid of an inode, and the inode number that programs see: the backing inode's own number on the root's device, a
+# number with the top bit set elsewhere.
+cdef uint64_t make_id(uint32_t root_device, uint32_t device, uint64_t inode) noexcept nogil
+
+# The node of what was found under (parent, name); counts one lookup for the kernel and holds no reference. NULL: no
+# memory, or two inodes of different devices share an id (one chance in 2^63).
+cdef node_t *node_found(inode_table_t *table, const identity_t *what, node_t *parent, const char *name, uint16_t length) noexcept nogil
+cdef void node_forget(inode_table_t *table, uint64_t nodeid, uint64_t lookups) noexcept nogil
+cdef bint node_is(const node_t *node, const identity_t *what) noexcept nogil
+cdef void identify(const statx_t *found, identity_t *what) noexcept nogil
+
+# An O_PATH descriptor of the node, good until node_close(); or a negative errno (-ESTALE: none of its names leads to it).
+cdef int node_open(inode_table_t *table, node_t *node) noexcept nogil
+cdef void node_close(inode_table_t *table, node_t *node) noexcept nogil
+
+# Names. A node about to lose its last known name gets its descriptor pinned first: pass what name_pin() returned to
+# name_removed() or name_unpin(). name_moved() is for renames (exchange: both names change places).
+cdef node_t *name_pin(inode_table_t *table, node_t *parent, const char *name, uint16_t length) noexcept nogil
+cdef void name_unpin(inode_table_t *table, node_t *pinned) noexcept nogil
+cdef void name_removed(inode_table_t *table, node_t *parent, const char *name, uint16_t length, node_t *pinned) noexcept nogil
+cdef void name_moved(inode_table_t *table, node_t *parent, const char *name, uint16_t length,
+                     node_t *new_parent, const char *new_name, uint16_t new_length, bint exchange, node_t *pinned) noexcept nogil
+# Copies one name of the node: buffer[256]; returns its length and the parent with a reference, or 0 and NULL.
+cdef uint16_t name_of(inode_table_t *table, node_t *node, int index, char *buffer, node_t **parent) noexcept nogil
+
+# Path from the volume's root, "/a/b", NUL-terminated, as the base names it; a deleted node's last path is followed by
+# " (deleted)". Returns its length, or -ENAMETOOLONG (the buffer then holds "").
+cdef int node_path(inode_table_t *table, const node_t *node, char *buffer, size_t size) noexcept nogil
+# The same for what an operation is about: FileName in Directory, or the open file's name, or the node's.
+cdef int operation_path(const FLT_CALLBACK_DATA *Data, const FLT_RELATED_OBJECTS *FltObjects, char *buffer, size_t size) noexcept nogil

@@ -1,0 +1,11 @@
+# Who asks: process id and command name of a requesting thread, found only when somebody wants to know.
+# Any thread may call these, without the GIL; answers are exact while the request is unanswered (the thread waits for it).
+
+from libc.stdint cimport uint32_t
+from stackfs.cext.callback_data cimport REQUESTOR
+
+cdef enum:
+    COMM_LENGTH = 16                     # with its NUL, as the kernel has it
+
+cdef uint32_t requestor_pid(const REQUESTOR *who) noexcept nogil                       # 0: the kernel, or gone
+cdef uint32_t requestor_comm(const REQUESTOR *who, char *comm) noexcept nogil          # fills comm[16] (NUL-terminated, "" if gone); returns the pid

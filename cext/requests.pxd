@@ -1,0 +1,80 @@
+# VFS requests as operations of the stack (docs/semantics.md, D): the one place that knows which IRP_MJ_* operations
+# a request consists of. Every lane fills a vfs_request_t, runs it, and encodes its answer.
+
+from cpython.object cimport PyObject
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from stackfs.cext.callback_data cimport FILE_OBJECT, FLT_INSTANCE, FLT_VOLUME, REQUESTOR, node_t, statx_t
+from stackfs.cext.handles cimport handle_t
+from stackfs.cext.stack cimport operation_t
+
+ctypedef struct fuse_in_t:               # the request's fixed part, decoded from the wire (only the fields its opcode has)
+    uint64_t fh
+    uint64_t lock_owner
+    uint64_t offset
+    uint64_t nodeid2                     # rename, link: new directory / old node
+    uint64_t size                        # read, readdir, write, getxattr, listxattr, setattr's size
+    uint32_t flags                       # open flags; rename flags; setxattr flags; statx flags; getattr flags; fsync flags; release flags
+    uint32_t open_flags                  # FUSE_OPEN_KILL_SUIDGID; write_flags; read_flags; setxattr_flags (FUSE_SETXATTR_ACL_KILL_SGID)
+    uint32_t mode                        # create, mkdir, mknod, setattr, access mask
+    uint32_t umask
+    uint32_t rdev
+    uint32_t valid                       # setattr: FATTR_*; statx: mask
+    uint32_t uid, gid
+    int64_t atime, mtime, ctime
+    uint32_t atimensec, mtimensec, ctimensec
+    uint32_t events                      # poll
+
+ctypedef struct step_t:                  # one operation of a request
+    uint8_t major
+    uint8_t principal                    # it is what the request asked for
+    uint32_t detail                      # information class, control code, ...: told apart by (opcode, major, detail)
+
+ctypedef struct vfs_request_t:
+    FLT_VOLUME *volume
+    vfs_request_t *next                  # header queue
+    # in
+    uint64_t unique
+    uint64_t nodeid
+    uint32_t opcode
+    int nowait                           # stop instead of blocking (the IRP lane's loop)
+    REQUESTOR who
+    fuse_in_t arguments
+    const char *name                     # valid until the request is done
+    const char *name2                    # rename, link: new name; symlink: target
+    uint16_t name_length
+    uint16_t name2_length
+    void *buffer                         # read, write, getxattr, listxattr, setxattr, readdir, readlink, statfs
+    uint32_t buffer_length
+    # out
+    int error                            # positive errno, 0: done
+    uint64_t length                      # bytes in buffer
+    uint64_t out_nodeid                  # entry: what the kernel shall know it by (a lookup was counted)
+    uint64_t out_generation
+    uint64_t out_fh
+    uint32_t out_open_flags              # FOPEN_*
+    statx_t info                         # entry and attributes
+    double entry_timeout, attr_timeout   # seconds
+    # what the base found
+    node_t *found                        # entry: one lookup is counted for it until the request is done
+    int info_known                       # info holds what the base has just seen: no need to ask again
+    # the engine's own (requests.pyx)
+    const step_t *plan
+    int step
+    int started                          # the current step's operation has begun
+    int opened                           # the plan's CREATE has succeeded: CLEANUP and CLOSE are owed
+    int failed                           # NTSTATUS of the step that failed
+    FILE_OBJECT *file
+    FILE_OBJECT synthesised
+    handle_t *handle                     # the handle the request goes by, or the one it opens
+    node_t *node                         # the node it goes by, with a reference
+    node_t *directory
+    node_t *directory2
+    const FLT_INSTANCE *failed_by
+    operation_t operation
+
+cdef vfs_request_t *request_new(FLT_VOLUME *volume) noexcept nogil        # from a pool, zeroed; NULL: no memory
+cdef void request_free(vfs_request_t *request) noexcept nogil
+# 1: answered (error and the out fields are set). 0: stopped because the base would block (nowait): call request_wait()
+# in a thread that may block, without the GIL, then request_run() again where it was first called.
+cdef int request_run(vfs_request_t *request) noexcept nogil
+cdef void request_wait(vfs_request_t *request) noexcept nogil

@@ -1,0 +1,122 @@
+# The filter stack of one volume: callback lists by operation, and the walk down and up (docs/semantics.md, A1, A4, A6).
+#
+# Who may touch what: a callback list is immutable once published; FLT_VOLUME.lists changes only under
+# FLT_VOLUME.lock (a spin lock held for a few instructions, never across a call). Each operation holds one
+# reference on the list it walks, so the list's instances live until the last operation has let go.
+# An operation_t belongs to one thread at a time: whoever runs or resumes it.
+
+from cpython.object cimport PyObject
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from stackfs.cext.callback_data cimport (
+    FILE_OBJECT, FLT_CALLBACK_DATA, FLT_FILTER, FLT_INSTANCE, FLT_IO_PARAMETER_BLOCK, FLT_RELATED_OBJECTS, FLT_VOLUME,
+    PFLT_POST_OPERATION_CALLBACK, PFLT_PRE_OPERATION_CALLBACK)
+from stackfs.cext.ntstatus cimport NTSTATUS
+
+cdef enum:
+    MAJOR_FUNCTIONS = 256
+    INLINE_LAYERS = 12
+
+cdef struct FLT_FILTER:
+    const char *Name                     # UTF-8, NUL-terminated
+    PyObject *Object                     # the filter's Python object (borrowed from its owner)
+
+cdef struct FLT_INSTANCE:
+    FLT_RELATED_OBJECTS Related          # handed to every callback, FileObject filled in per operation
+    const char *Name
+    const char *Altitude                 # canonical: no needless zeros, at most one '.'
+    PyObject *Object                     # the Python Instance (borrowed: it lives until its lists are unreferenced)
+    void *Context                        # a native filter's own, set in its instance set-up
+    bint PassOnError                     # on_error = pass
+    int Failed                           # atomic; a failed `fail` instance answers EIO, a failed `pass` one is skipped
+    uint32_t Errors                      # atomic
+    PyObject *PythonPre[256]             # bound methods (borrowed from Object), or NULL
+    PyObject *PythonPost[256]
+
+ctypedef struct callback_t:
+    PFLT_PRE_OPERATION_CALLBACK pre      # NULL: none
+    PFLT_POST_OPERATION_CALLBACK post
+    FLT_INSTANCE *instance
+    uint32_t flags                       # FLTFL_OPERATION_REGISTRATION_*
+
+ctypedef struct callback_list_t:
+    long references                      # atomic: 1 for being published, 1 for each operation
+    uint32_t count
+    callback_t callbacks[0]              # highest altitude first
+
+ctypedef struct layer_t:
+    void *context
+    FLT_IO_PARAMETER_BLOCK *parameters   # what this layer received, saved when it changed them; NULL: unchanged
+    uint8_t post_owed
+
+ctypedef enum operation_state_t:
+    OPERATION_GOING_DOWN
+    OPERATION_AT_BASE
+    OPERATION_GOING_UP
+    OPERATION_DONE
+
+ctypedef struct operation_t:
+    FLT_CALLBACK_DATA data               # first: a callback's Data is the operation
+    FLT_VOLUME *volume
+    callback_list_t *list
+    FLT_IO_PARAMETER_BLOCK current       # as the next layer receives them
+    FLT_IO_PARAMETER_BLOCK shown         # the copy a callback sees and may change (data.Iopb)
+    operation_state_t state
+    int index                            # next layer down, or last layer gone up through
+    int bottom                           # the walk went down to here: count, or the layer that completed it
+    int would_block                      # base: stop instead of blocking; set again by base to say that it did
+    int base_done                        # the base carried the operation out successfully
+    const FLT_INSTANCE *failed_by        # the instance whose post failed an operation that the base had carried out
+    void *request                        # the vfs_request_t it is part of (requests.pxd), or NULL
+    layer_t *layers
+    layer_t inline_layers[12]
+    PyObject *buffer_owner               # the Python object behind the request's buffer (borrowed), or NULL
+    int buffer_read_only
+    PyObject *keep                       # a list that keeps alive what Python callbacks put into the parameters, or NULL
+
+ctypedef void (*base_function)(operation_t *op) noexcept nogil
+
+cdef struct FLT_VOLUME:
+    int lock                             # spin: guards the pointers in lists and taking a reference on what they point to
+    callback_list_t *lists[256]          # NULL: nobody registered
+    uint64_t next_request                # atomic
+    base_function base
+    void *nodes                          # inode_table_t* (inode_table.pxd)
+    void *backing                        # backing_t* (backing.pxd)
+    PyObject *Object                     # the Python Volume (borrowed)
+    int filters_names_or_data            # some instance's answers are not cacheable: entry and attribute time-outs are 0
+
+# The walk. run() returns 1 when the operation is done, 0 when it stopped at the base because that would block:
+# then call operation_base() in a thread that may wait, and run() again in the first one.
+cdef void operation_begin(operation_t *op, FLT_VOLUME *volume, uint8_t major) noexcept nogil   # zeroes op; then fill op.current
+cdef int operation_run(operation_t *op) noexcept nogil
+cdef void operation_base(operation_t *op) noexcept nogil
+cdef void operation_run_below(operation_t *op, const FLT_INSTANCE *above) noexcept nogil       # only instances lower than `above`
+cdef void operation_end(operation_t *op) noexcept nogil                                        # drops the list reference
+cdef int compare_altitudes(const char *a, const char *b) noexcept nogil                        # <0, 0, >0; canonical strings
+
+cdef class Stack:
+    """The stack of one volume: publishes callback lists (see stack.pyi)."""
+    cdef FLT_VOLUME volume
+    cdef readonly list entries           # InstanceEntry, highest altitude first
+    cdef list retired                    # replaced lists, until unreferenced
+    cdef list held                       # what FLT_VOLUME points to, kept alive
+    cdef publish_for(self, InstanceEntry entry)
+    cdef void publish(self, int major, InstanceEntry changed)
+
+cdef class InstanceEntry:
+    """Owns one FLT_INSTANCE and keeps alive what it points to."""
+    cdef FLT_INSTANCE instance
+    cdef FLT_FILTER filter
+    cdef callback_t operations[256]      # instance NULL: not registered
+    cdef readonly object object          # stackfs' Instance
+    cdef readonly bytes name
+    cdef readonly bytes altitude
+    cdef readonly bytes filter_name
+    cdef list kept
+
+cdef class NativeOperations:
+    """A native filter's registration table: (major, flags, pre, post), filled by the filter's own Cython code."""
+    cdef callback_t operations[256]
+    cdef void set(self, int major, PFLT_PRE_OPERATION_CALLBACK pre, PFLT_POST_OPERATION_CALLBACK post, uint32_t flags) noexcept
+
+cdef FLT_INSTANCE *instance_pointer(object entry) except NULL    # an InstanceEntry's struct, for a native filter's set-up

@@ -1,0 +1,630 @@
+"""The filter stack of one volume: callback lists by operation, and the walk down and up (docs/semantics.md, A1, A4, A6).
+
+The walk is operation_run(). It goes down the callback list, highest altitude first, shows each pre callback a copy of
+the parameters as they have become, reaches the base, and goes up in exactly reverse order. A layer's changes count when
+it set DIRTY; what it received itself is put back before its post callback runs, so that a filter's pre and post always
+see the same parameters. The walk never waits: where the base would block it stops, keeps everything in operation_t, and
+is resumed by whoever did the waiting.
+
+Who may touch what: callback lists are immutable once published. FLT_VOLUME.lists is read and replaced under
+FLT_VOLUME.lock, a spin lock held for a few instructions. An operation holds one reference on its list; a replaced list
+is freed when its count has fallen to zero, and until then its instances live. An operation_t belongs to one thread at
+a time. Stack and InstanceEntry are used under the GIL, by the thread that manages the volume.
+"""
+
+cimport cython
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
+from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset, strlen, strcmp
+
+from stackfs.cext.callback_data cimport (
+    CREATE_PARAMETERS, CallbackData, FLTFL_CALLBACK_DATA_DIRTY, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION,
+    FLTFL_CALLBACK_DATA_IRP_OPERATION, FLTFL_CALLBACK_DATA_POST_OPERATION,
+    FLTFL_OPERATION_REGISTRATION_SKIP_CACHED_IO, FLTFL_OPERATION_REGISTRATION_SKIP_NON_CACHED_NON_PAGING_IO,
+    FLTFL_OPERATION_REGISTRATION_SKIP_NON_DASD_IO, FLTFL_OPERATION_REGISTRATION_SKIP_PAGING_IO,
+    FLT_POSTOP_FINISHED_PROCESSING, FLT_PREOP_COMPLETE, FLT_PREOP_SUCCESS_NO_CALLBACK, FLT_PREOP_SUCCESS_WITH_CALLBACK,
+    FLT_PREOP_SYNCHRONIZE, FLT_RELATED_OBJECTS, FO_VOLUME_OPEN, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE,
+    IRP_MJ_DEVICE_CHANGE, IRP_MJ_POWER, IRP_MJ_READ, IRP_MJ_WRITE, IRP_NOCACHE, IRP_PAGING_IO, callback_data_new)
+from stackfs.cext.ntstatus cimport (
+    NTSTATUS, NT_SUCCESS, STATUS_FLT_DISALLOW_FAST_IO, STATUS_FLT_INTERNAL_ERROR, STATUS_IO_DEVICE_ERROR,
+    STATUS_PENDING, STATUS_SUCCESS)
+
+
+cdef extern from *:
+    """
+    static inline void stackfs_spin_lock(int *lock) {
+        while (__atomic_exchange_n(lock, 1, __ATOMIC_ACQUIRE)) __builtin_ia32_pause();
+    }
+    static inline void stackfs_spin_unlock(int *lock) { __atomic_store_n(lock, 0, __ATOMIC_RELEASE); }
+    static inline long stackfs_add(long *what, long by) { return __atomic_add_fetch(what, by, __ATOMIC_ACQ_REL); }
+    static inline long stackfs_load(long *what) { return __atomic_load_n(what, __ATOMIC_ACQUIRE); }
+    static inline int stackfs_flag(int *what) { return __atomic_load_n(what, __ATOMIC_RELAXED); }
+    static inline void stackfs_raise_flag(int *what) { __atomic_store_n(what, 1, __ATOMIC_RELEASE); }
+    static inline unsigned stackfs_count(unsigned *what) { return __atomic_add_fetch(what, 1, __ATOMIC_RELAXED); }
+    #if !defined(__x86_64__) && !defined(__i386__)
+    #define __builtin_ia32_pause() ((void)0)
+    #endif
+    #include <time.h>
+    static inline double stackfs_now(void) {
+        struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec * 1e9 + t.tv_nsec;
+    }
+    """
+    void stackfs_spin_lock(int *lock) nogil
+    void stackfs_spin_unlock(int *lock) nogil
+    long stackfs_add(long *what, long by) nogil
+    long stackfs_load(long *what) nogil
+    int stackfs_flag(int *what) nogil
+    void stackfs_raise_flag(int *what) nogil
+    unsigned stackfs_count(uint32_t *what) nogil
+    double stackfs_now() nogil
+
+
+# A filter's callbacks may raise this often before its instance is marked failed (on_error = fail) or detached (pass).
+ERROR_LIMIT = 100
+cdef uint32_t error_limit = ERROR_LIMIT
+
+
+# --- altitudes ----------------------------------------------------------------------------------------------------
+
+cdef int compare_altitudes(const char *a, const char *b) noexcept nogil:
+    cdef size_t whole_a = 0, whole_b = 0
+    cdef int difference
+    while a[whole_a] != 0 and a[whole_a] != c'.':
+        whole_a += 1
+    while b[whole_b] != 0 and b[whole_b] != c'.':
+        whole_b += 1
+    if whole_a != whole_b:
+        return 1 if whole_a > whole_b else -1
+    difference = strcmp(a, b)             # equally many whole digits: digit by digit, '.' sorts below them, end lowest
+    return difference
+
+
+# --- the walk -----------------------------------------------------------------------------------------------------
+
+cdef void operation_begin(operation_t *op, FLT_VOLUME *volume, uint8_t major) noexcept nogil:
+    cdef callback_list_t *callbacks
+    memset(op, 0, cython.sizeof(operation_t) - cython.sizeof(layer_t) * INLINE_LAYERS)
+    op.volume = volume
+    op.data.Iopb = &op.shown
+    op.data.Flags = <uint32_t>FLTFL_CALLBACK_DATA_IRP_OPERATION
+    op.data.RequestorMode = 1
+    op.current.MajorFunction = major
+    op.layers = op.inline_layers
+    if volume.lists[major] is NULL:
+        return
+    stackfs_spin_lock(&volume.lock)
+    callbacks = volume.lists[major]
+    if callbacks is not NULL:
+        stackfs_add(&callbacks.references, 1)
+    stackfs_spin_unlock(&volume.lock)
+    op.list = callbacks
+    if callbacks is not NULL and callbacks.count > INLINE_LAYERS:
+        op.layers = <layer_t *>malloc(callbacks.count * cython.sizeof(layer_t))
+        if op.layers is NULL:
+            stackfs_add(&callbacks.references, -1)
+            op.list = NULL
+            op.layers = op.inline_layers
+            op.data.IoStatus.Status = STATUS_FLT_INTERNAL_ERROR
+            op.state = OPERATION_DONE
+
+
+cdef void operation_end(operation_t *op) noexcept nogil:
+    if op.layers is not op.inline_layers:
+        free(op.layers)
+        op.layers = op.inline_layers
+    if op.list is not NULL:
+        stackfs_add(&op.list.references, -1)
+        op.list = NULL
+    if op.keep is not NULL:
+        with gil:
+            Py_XDECREF(op.keep)
+        op.keep = NULL
+
+
+cdef inline bint skipped(const operation_t *op, const callback_t *callback) noexcept nogil:
+    """The SKIP_* flags of the registration (semantics A2)."""
+    cdef uint32_t flags = callback.flags
+    cdef bint transfer = op.current.MajorFunction == IRP_MJ_READ or op.current.MajorFunction == IRP_MJ_WRITE
+    if flags == 0:
+        return False
+    if flags & FLTFL_OPERATION_REGISTRATION_SKIP_PAGING_IO and op.current.IrpFlags & IRP_PAGING_IO:
+        return True
+    if flags & FLTFL_OPERATION_REGISTRATION_SKIP_CACHED_IO:
+        if op.data.Flags & FLTFL_CALLBACK_DATA_FAST_IO_OPERATION or (
+                transfer and not op.current.IrpFlags & IRP_NOCACHE):
+            return True
+    if flags & FLTFL_OPERATION_REGISTRATION_SKIP_NON_DASD_IO:
+        if op.current.TargetFileObject is NULL or not op.current.TargetFileObject.Flags & FO_VOLUME_OPEN:
+            return True
+    if flags & FLTFL_OPERATION_REGISTRATION_SKIP_NON_CACHED_NON_PAGING_IO and transfer:
+        if op.current.IrpFlags & IRP_NOCACHE and not op.current.IrpFlags & IRP_PAGING_IO:
+            return True
+    return False
+
+
+cdef inline bint always_goes_on(const operation_t *op) noexcept nogil:
+    """CLEANUP and CLOSE reach the base whatever a callback does: a handle is never leaked."""
+    return op.current.MajorFunction == IRP_MJ_CLEANUP or op.current.MajorFunction == IRP_MJ_CLOSE
+
+
+cdef bint save_parameters(layer_t *layer, const FLT_IO_PARAMETER_BLOCK *current) noexcept nogil:
+    layer.parameters = <FLT_IO_PARAMETER_BLOCK *>malloc(cython.sizeof(FLT_IO_PARAMETER_BLOCK))
+    if layer.parameters is NULL:
+        return False
+    layer.parameters[0] = current[0]
+    return True
+
+
+cdef void misused(const callback_t *callback, operation_t *op, int status) noexcept nogil:
+    """A pre callback returned what is not legal here: its instance is told, the operation goes by on_error."""
+    with gil:
+        report_misuse(callback, op, status)
+    op.data.IoStatus.Status = STATUS_FLT_INTERNAL_ERROR
+    op.data.IoStatus.Information = 0
+
+
+cdef bint walk_down(operation_t *op) noexcept nogil:
+    """Calls pre callbacks. True: go on to the base. False: completed by layer `bottom`."""
+    cdef const callback_t *callback
+    cdef FLT_INSTANCE *instance
+    cdef layer_t *layer
+    cdef FLT_RELATED_OBJECTS related
+    cdef uint8_t major = op.current.MajorFunction
+    cdef int count = <int>op.list.count
+    cdef int status
+    while op.index < count:
+        callback = &op.list.callbacks[op.index]
+        instance = callback.instance
+        layer = &op.layers[op.index]
+        layer.context = NULL
+        layer.parameters = NULL
+        layer.post_owed = 0
+        op.index += 1
+        if skipped(op, callback):
+            continue
+        if stackfs_flag(&instance.Failed):
+            if instance.PassOnError or always_goes_on(op):
+                continue
+            op.data.IoStatus.Status = STATUS_IO_DEVICE_ERROR
+            op.data.IoStatus.Information = 0
+            op.bottom = op.index - 1
+            return False
+        if callback.pre is NULL:
+            layer.post_owed = 1
+            continue
+        related = instance.Related
+        related.FileObject = op.current.TargetFileObject
+        op.shown = op.current
+        op.shown.TargetInstance = instance
+        op.data.Flags &= ~<uint32_t>FLTFL_CALLBACK_DATA_DIRTY
+        status = callback.pre(&op.data, &related, &layer.context)
+        if op.data.Flags & <uint32_t>FLTFL_CALLBACK_DATA_DIRTY and status != FLT_PREOP_COMPLETE:
+            if not save_parameters(layer, &op.current):
+                op.data.IoStatus.Status = STATUS_FLT_INTERNAL_ERROR
+                op.bottom = op.index            # its own post still has its context to free
+                layer.post_owed = status != FLT_PREOP_SUCCESS_NO_CALLBACK and callback.post is not NULL
+                return False
+            op.shown.MajorFunction = major
+            op.shown.TargetFileObject = op.current.TargetFileObject
+            op.current = op.shown
+        if status == FLT_PREOP_SUCCESS_NO_CALLBACK:
+            continue
+        if status == FLT_PREOP_SUCCESS_WITH_CALLBACK or status == FLT_PREOP_SYNCHRONIZE:
+            layer.post_owed = callback.post is not NULL
+            continue
+        if status == FLT_PREOP_COMPLETE:
+            if always_goes_on(op):
+                op.data.IoStatus.Status = STATUS_SUCCESS
+                continue
+            if op.data.IoStatus.Status != STATUS_PENDING and op.data.IoStatus.Status != STATUS_FLT_DISALLOW_FAST_IO:
+                op.bottom = op.index - 1
+                return False
+        misused(callback, op, status)
+        if instance.PassOnError or always_goes_on(op):
+            op.data.IoStatus.Status = STATUS_SUCCESS
+            continue
+        op.bottom = op.index - 1
+        return False
+    op.bottom = op.index
+    return True
+
+
+cdef void walk_up(operation_t *op) noexcept nogil:
+    """Calls the post callbacks that are owed, lowest first."""
+    cdef const callback_t *callback
+    cdef layer_t *layer
+    cdef FLT_RELATED_OBJECTS related
+    cdef bint succeeded
+    op.data.Flags = (op.data.Flags | FLTFL_CALLBACK_DATA_POST_OPERATION) & ~<uint32_t>FLTFL_CALLBACK_DATA_DIRTY
+    while op.bottom > 0:
+        op.bottom -= 1
+        callback = &op.list.callbacks[op.bottom]
+        layer = &op.layers[op.bottom]
+        if layer.parameters is not NULL:
+            op.current = layer.parameters[0]
+            free(layer.parameters)
+            layer.parameters = NULL
+        if not layer.post_owed:
+            continue
+        related = callback.instance.Related
+        related.FileObject = op.current.TargetFileObject
+        op.shown = op.current
+        op.shown.TargetInstance = callback.instance
+        succeeded = NT_SUCCESS(op.data.IoStatus.Status)
+        if callback.post(&op.data, &related, layer.context, 0) != FLT_POSTOP_FINISHED_PROCESSING:
+            with gil:
+                report_misuse(callback, op, -1)
+        if always_goes_on(op):
+            op.data.IoStatus.Status = STATUS_SUCCESS
+        elif succeeded and op.base_done and not NT_SUCCESS(op.data.IoStatus.Status):
+            op.failed_by = callback.instance
+
+
+cdef int operation_run(operation_t *op) noexcept nogil:
+    if op.state == OPERATION_GOING_DOWN:
+        if op.list is NULL or walk_down(op):
+            op.state = OPERATION_AT_BASE
+        else:
+            op.state = OPERATION_GOING_UP
+    if op.state == OPERATION_AT_BASE:
+        op.volume.base(op)
+        if op.would_block == 2:
+            return 0
+        op.state = OPERATION_GOING_UP
+    if op.state == OPERATION_GOING_UP:
+        if op.list is not NULL:
+            walk_up(op)
+        op.state = OPERATION_DONE
+    return 1
+
+
+cdef void operation_base(operation_t *op) noexcept nogil:
+    """The base's part alone, waiting as long as it takes; then operation_run() goes on with the post callbacks."""
+    op.would_block = 0
+    op.volume.base(op)
+    op.state = OPERATION_GOING_UP
+
+
+cdef void operation_run_below(operation_t *op, const FLT_INSTANCE *above) noexcept nogil:
+    if op.list is not NULL and above is not NULL and op.state == OPERATION_GOING_DOWN:
+        while op.index < <int>op.list.count and compare_altitudes(
+                op.list.callbacks[op.index].instance.Altitude, above.Altitude) >= 0:
+            op.layers[op.index].post_owed = 0
+            op.layers[op.index].parameters = NULL
+            op.index += 1
+    operation_run(op)
+
+
+# --- Python callbacks: C callbacks that take the GIL -----------------------------------------------------------------
+
+cdef void report_misuse(const callback_t *callback, operation_t *op, int status):
+    cdef FLT_INSTANCE *instance = callback.instance
+    try:
+        (<object>instance.Object).callback_misused(op.current.MajorFunction, status)
+    except BaseException:
+        pass
+    count_error(instance)
+
+
+cdef void count_error(FLT_INSTANCE *instance):
+    if stackfs_count(&instance.Errors) == error_limit:
+        stackfs_raise_flag(&instance.Failed)
+        try:
+            (<object>instance.Object).error_limit_reached()
+        except BaseException:
+            pass
+
+
+cdef void report_exception(FLT_INSTANCE *instance, operation_t *op, str routine, CallbackData face, error):
+    try:
+        path = face.path if face.data is not NULL else ""
+        (<object>instance.Object).callback_raised(routine, op.current.MajorFunction, path, error)
+    except BaseException:
+        pass
+    count_error(instance)
+
+
+cdef int python_pre(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *related, void **context) noexcept nogil:
+    with gil:
+        return call_python_pre(<operation_t *>data, related, context)
+
+
+cdef int call_python_pre(operation_t *op, const FLT_RELATED_OBJECTS *related, void **context) noexcept:
+    cdef FLT_INSTANCE *instance = related.Instance
+    cdef CallbackData face = callback_data_new(
+        &op.data, related, None if op.buffer_owner is NULL else <object>op.buffer_owner, not op.buffer_read_only)
+    cdef int status
+    try:
+        try:
+            answer = (<object>instance.PythonPre[op.current.MajorFunction])(face, <object>instance.Object)
+            if type(answer) is tuple:
+                status, completion_context = answer
+            else:
+                status = answer
+                completion_context = None
+        except BaseException as error:
+            report_exception(instance, op, "pre", face, error)
+            op.data.Flags &= ~<uint32_t>FLTFL_CALLBACK_DATA_DIRTY
+            if instance.PassOnError:
+                return FLT_PREOP_SUCCESS_NO_CALLBACK
+            op.data.IoStatus.Status = STATUS_IO_DEVICE_ERROR
+            op.data.IoStatus.Information = 0
+            return FLT_PREOP_COMPLETE
+        if op.data.Flags & <uint32_t>FLTFL_CALLBACK_DATA_DIRTY and face.kept is not None:
+            keep_alive(op, face.kept)
+        if completion_context is not None and (
+                status == FLT_PREOP_SUCCESS_WITH_CALLBACK or status == FLT_PREOP_SYNCHRONIZE) and \
+                instance.PythonPost[op.current.MajorFunction] is not NULL:
+            Py_INCREF(completion_context)
+            context[0] = <void *>completion_context
+        return status
+    finally:
+        face.end()
+
+
+cdef int python_post(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *related, void *context, uint32_t flags) noexcept nogil:
+    with gil:
+        return call_python_post(<operation_t *>data, related, context, flags)
+
+
+cdef int call_python_post(operation_t *op, const FLT_RELATED_OBJECTS *related, void *context, uint32_t flags) noexcept:
+    cdef FLT_INSTANCE *instance = related.Instance
+    cdef NTSTATUS status = op.data.IoStatus.Status
+    cdef uint64_t information = op.data.IoStatus.Information
+    cdef CallbackData face = callback_data_new(
+        &op.data, related, None if op.buffer_owner is NULL else <object>op.buffer_owner, True)
+    completion_context = None
+    if context is not NULL:
+        completion_context = <object>context
+        Py_DECREF(completion_context)
+    try:
+        try:
+            answer = (<object>instance.PythonPost[op.current.MajorFunction])(
+                face, <object>instance.Object, completion_context, flags)
+            return FLT_POSTOP_FINISHED_PROCESSING if answer is None else answer
+        except BaseException as error:
+            report_exception(instance, op, "post", face, error)
+            if instance.PassOnError:
+                op.data.IoStatus.Status = status
+                op.data.IoStatus.Information = information
+            else:
+                op.data.IoStatus.Status = STATUS_IO_DEVICE_ERROR
+                op.data.IoStatus.Information = 0
+            return FLT_POSTOP_FINISHED_PROCESSING
+    finally:
+        face.end()
+
+
+cdef void keep_alive(operation_t *op, list things):
+    cdef list kept
+    if op.keep is NULL:
+        kept = []
+        Py_INCREF(kept)
+        op.keep = <PyObject *>kept
+    (<list>op.keep).extend(things)
+
+
+# --- instances and lists ----------------------------------------------------------------------------------------------
+
+cdef class NativeOperations:
+    """A native filter's registration table; its Cython code fills it with set()."""
+
+    cdef void set(self, int major, PFLT_PRE_OPERATION_CALLBACK pre, PFLT_POST_OPERATION_CALLBACK post, uint32_t flags) noexcept:
+        self.operations[major] = callback_t(pre, post, NULL, flags)
+
+    def registered(self):
+        """The IRP_MJ_* numbers registered."""
+        return [major for major in range(MAJOR_FUNCTIONS)
+                if self.operations[major].pre is not NULL or self.operations[major].post is not NULL]
+
+
+cdef class InstanceEntry:
+    """One instance as the stack has it: names, error mode and callbacks.
+
+    `object` is asked for callback_raised(routine, major, path, error), callback_misused(major, status) and
+    error_limit_reached(); it is also what callbacks get as `objects`. `callbacks`: (major, flags, pre, post) with
+    Python callables or None, and/or a NativeOperations.
+    """
+
+    def __init__(self, object instance not None, str name not None, str altitude not None, str filter_name not None,
+                 callbacks=(), NativeOperations native=None, bint pass_on_error=False):
+        cdef int major
+        cdef callback_t *operation
+        self.object = instance
+        self.name = name.encode("utf-8", "surrogateescape")
+        self.altitude = altitude.encode("ascii")
+        self.filter_name = filter_name.encode("utf-8", "surrogateescape")
+        self.kept = [native]
+        self.filter.Name = self.filter_name
+        self.filter.Object = <PyObject *>self.object
+        self.instance.Name = self.name
+        self.instance.Altitude = self.altitude
+        self.instance.Object = <PyObject *>self.object
+        self.instance.PassOnError = pass_on_error
+        self.instance.Related.Filter = &self.filter
+        self.instance.Related.Instance = &self.instance
+        if native is not None:
+            for major in range(MAJOR_FUNCTIONS):
+                if native.operations[major].pre is not NULL or native.operations[major].post is not NULL:
+                    self.operations[major] = native.operations[major]
+                    self.operations[major].instance = &self.instance
+        for major, flags, pre, post in callbacks:
+            if not 0 <= major < MAJOR_FUNCTIONS or major == IRP_MJ_POWER or major == IRP_MJ_DEVICE_CHANGE:
+                raise ValueError(f"operation {major:#x} cannot be registered")
+            operation = &self.operations[major]
+            if operation.instance is not NULL:
+                raise ValueError(f"operation {major:#x} is registered twice")
+            operation.instance = &self.instance
+            operation.flags = flags
+            if pre is not None:
+                self.kept.append(pre)
+                self.instance.PythonPre[major] = <PyObject *>pre
+                operation.pre = python_pre
+            if post is not None:
+                self.kept.append(post)
+                self.instance.PythonPost[major] = <PyObject *>post
+                operation.post = python_post
+
+    @property
+    def registered(self):
+        """The IRP_MJ_* numbers this instance registers, ascending."""
+        return [major for major in range(MAJOR_FUNCTIONS) if self.operations[major].instance is not NULL]
+
+    @property
+    def failed(self):
+        """True once its callbacks have raised too often: the operations it registers answer EIO (or pass it by)."""
+        return stackfs_flag(&self.instance.Failed) != 0
+
+    @property
+    def errors(self):
+        """How often its callbacks raised or returned what is not legal."""
+        return self.instance.Errors
+
+    def mark_failed(self):
+        """Treat the instance as failed from now on."""
+        stackfs_raise_flag(&self.instance.Failed)
+
+
+cdef FLT_INSTANCE *instance_pointer(object entry) except NULL:
+    return &(<InstanceEntry?>entry).instance
+
+
+cdef class _Retired:
+    """A replaced list, and the instances it points to, until nobody walks it any more."""
+    cdef callback_list_t *callbacks
+    cdef list entries
+
+    cdef bint settled(self):
+        if stackfs_load(&self.callbacks.references) > 0:
+            return False
+        free(self.callbacks)
+        self.callbacks = NULL
+        return True
+
+
+cdef class Stack:
+    """The stack of one volume. Give it a base and a table of inodes before operations run (see requests.Volume)."""
+
+    def __cinit__(self):
+        memset(&self.volume, 0, cython.sizeof(FLT_VOLUME))
+        self.volume.Object = <PyObject *>self
+        self.entries = []
+        self.retired = []
+        self.held = []
+
+    def __dealloc__(self):
+        cdef int major
+        for major in range(MAJOR_FUNCTIONS):
+            free(self.volume.lists[major])
+
+    def insert(self, InstanceEntry entry not None):
+        """Publish an instance: operations that begin from now on see it. Name and altitude must be free."""
+        cdef InstanceEntry other
+        cdef int position = 0
+        for other in self.entries:
+            if other.name == entry.name:
+                raise ValueError(f"instance name {entry.name.decode()!r} is taken")
+            if compare_altitudes(other.instance.Altitude, entry.instance.Altitude) == 0:
+                raise ValueError(f"altitude {entry.altitude.decode()} is taken by {other.name.decode()!r}")
+            if compare_altitudes(other.instance.Altitude, entry.instance.Altitude) > 0:
+                position += 1
+        entry.instance.Related.Volume = &self.volume
+        self.entries.insert(position, entry)
+        self.publish_for(entry)
+
+    def remove(self, InstanceEntry entry not None):
+        """Take an instance out: operations that begin from now on do not see it. Those under way still may: wait until
+        drained() before it is torn down."""
+        self.entries.remove(entry)
+        self.publish_for(entry)
+
+    cdef publish_for(self, InstanceEntry entry):
+        for major in entry.registered:
+            self.publish(major, entry)
+
+    cdef void publish(self, int major, InstanceEntry changed):
+        cdef InstanceEntry entry
+        cdef callback_list_t *old
+        cdef callback_list_t *new = NULL
+        cdef _Retired retired
+        chosen = [entry for entry in self.entries if entry.operations[major].instance is not NULL]
+        if chosen:
+            new = <callback_list_t *>malloc(cython.sizeof(callback_list_t) + len(chosen) * cython.sizeof(callback_t))
+            if new is NULL:
+                raise MemoryError()
+            new.references = 1
+            new.count = <uint32_t>len(chosen)
+            for position, entry in enumerate(chosen):
+                new.callbacks[<int>position] = entry.operations[major]
+        stackfs_spin_lock(&self.volume.lock)
+        old = self.volume.lists[major]
+        self.volume.lists[major] = new
+        stackfs_spin_unlock(&self.volume.lock)
+        if old is not NULL:
+            stackfs_add(&old.references, -1)
+            retired = _Retired.__new__(_Retired)
+            retired.callbacks = old
+            retired.entries = [*self.entries, changed]
+            self.retired.append(retired)
+
+    def drained(self) -> bool:
+        """True when no operation walks a replaced list any more."""
+        self.retired = [retired for retired in self.retired if not (<_Retired>retired).settled()]
+        return not self.retired
+
+    def registered(self, int major) -> bool:
+        """Does any instance register this operation?"""
+        return self.volume.lists[major] is not NULL
+
+    def list_identity(self, int major) -> int:
+        """A number that changes when the operation's callback list is replaced; 0: nobody registered."""
+        return <uintptr_t>self.volume.lists[major]
+
+    @property
+    def names_or_data_filtered(self):
+        """True: entry and attribute time-outs are zero, because an instance's answers are not cacheable."""
+        return self.volume.filters_names_or_data != 0
+
+    @names_or_data_filtered.setter
+    def names_or_data_filtered(self, bint value):
+        self.volume.filters_names_or_data = value
+
+
+# --- measuring ----------------------------------------------------------------------------------------------------------
+
+cdef int empty_pre(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *related, void **context) noexcept nogil:
+    return FLT_PREOP_SUCCESS_WITH_CALLBACK
+
+
+cdef int empty_post(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *related, void *context, uint32_t flags) noexcept nogil:
+    return FLT_POSTOP_FINISHED_PROCESSING
+
+
+cdef void empty_base(operation_t *op) noexcept nogil:
+    op.base_done = 1
+
+
+def time_native_pair(long operations=1_000_000, int pairs=1) -> float:
+    """Nanoseconds for one operation through `pairs` native pre and post pairs, base excluded, driven without a mount."""
+    cdef Stack stack = Stack()
+    cdef NativeOperations native = NativeOperations()
+    cdef operation_t op
+    cdef double start, end
+    cdef long i
+    native.set(IRP_MJ_READ, empty_pre, empty_post, 0)
+    for i in range(pairs):
+        stack.insert(InstanceEntry(stack, f"timed {i}", str(i + 1), "timed", native=native))
+    stack.volume.base = empty_base
+    with nogil:
+        start = stackfs_now()
+        for i in range(operations):
+            operation_begin(&op, &stack.volume, IRP_MJ_READ)
+            operation_run(&op)
+            operation_end(&op)
+        end = stackfs_now()
+    for entry in list(stack.entries):
+        stack.remove(entry)
+    stack.drained()
+    return (end - start) / operations
