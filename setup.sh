@@ -110,6 +110,7 @@ docs() {
 
 # A virtual environment of its own under PREFIX/lib/stackfs; the commands are links into it.
 install() {
+    umask 022                                # what others could write would not be loaded by root
     one_at_a_time
     local home=$PREFIX/lib/stackfs place=$DESTDIR$PREFIX/lib/stackfs sbin=$DESTDIR/sbin file
     local writes

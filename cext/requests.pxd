@@ -5,7 +5,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from stackfs.cext.callback_data cimport FILE_OBJECT, FLT_INSTANCE, FLT_VOLUME, REQUESTOR, node_t, statx_t
 from stackfs.cext.handles cimport handle_t
-from stackfs.cext.stack cimport operation_t
+from stackfs.cext.stack cimport Stack, operation_t
 
 ctypedef struct fuse_in_t:               # the request's fixed part, decoded from the wire (only the fields its opcode has)
     uint64_t fh
@@ -60,7 +60,8 @@ ctypedef struct vfs_request_t:
     # the engine's own (requests.pyx)
     const step_t *plan
     int step
-    int started                          # the current step's operation has begun
+    int started                          # operations begun so far
+    int resumable                        # the current step's operation has begun and stopped
     int opened                           # the plan's CREATE has succeeded: CLEANUP and CLOSE are owed
     int failed                           # NTSTATUS of the step that failed
     FILE_OBJECT *file
@@ -78,3 +79,23 @@ cdef void request_free(vfs_request_t *request) noexcept nogil
 # in a thread that may block, without the GIL, then request_run() again where it was first called.
 cdef int request_run(vfs_request_t *request) noexcept nogil
 cdef void request_wait(vfs_request_t *request) noexcept nogil
+
+cdef class Volume:
+    cdef readonly Stack stack
+
+cdef class Request:
+    cdef vfs_request_t *pointer
+    cdef Volume volume
+    cdef object name
+    cdef object name2
+    cdef object buffer
+    cdef Py_buffer view
+    cdef bint held
+    cdef int set_name(self, bytes name) except -1
+    cdef int set_name2(self, bytes name) except -1
+    cdef int set_buffer(self, object buffer, bint writable) except -1
+    cdef bytes allocate(self, Py_ssize_t size)
+    cdef int list_handle(self, handle_t *handle, emit, make_entry) except -1
+    cdef bint emit_entry(self, handle_t *handle, char *name, size_t length, int64_t following, emit, make_entry) except -1
+
+cdef Request request_adopt(vfs_request_t *pointer, Volume volume)         # owns the request from now on

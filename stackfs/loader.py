@@ -87,9 +87,11 @@ class _ExtensionLoader(importlib.machinery.ExtensionFileLoader):
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
         shown, spec.origin = spec.origin, f"/proc/self/fd/{self.descriptor}"
         try:
-            return super().create_module(spec)
+            module = super().create_module(spec)
         finally:
             spec.origin = shown
+        module.__file__ = shown
+        return module
 
 
 class _Finder(importlib.abc.MetaPathFinder):

@@ -20,11 +20,12 @@ import socket
 import stat
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from stackfs.errors import ExitCode, StackfsError
+from stackfs.mount_flags import MountFlags
 
 SUBTYPE = "stackfs"
 FILESYSTEM = f"fuse.{SUBTYPE}"
@@ -35,11 +36,6 @@ PROBE_SECONDS = 3.0
 DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
 """What a FUSE mount without its daemon answers."""
 
-MS_RDONLY = 0x1
-MS_NOSUID = 0x2
-MS_NODEV = 0x4
-MS_NOEXEC = 0x8
-MS_NOATIME = 0x400
 MNT_FORCE = 0x1
 MNT_DETACH = 0x2
 UMOUNT_NOFOLLOW = 0x8
@@ -51,17 +47,14 @@ _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 
 @dataclass(frozen=True, slots=True)
 class MountSettings:
-    """How to mount: what mount(2) or fusermount3 is told. `source` is what mount tables show."""
+    """How to mount: what mount(2) or fusermount3 is told."""
 
     source: str
+    """What mount tables show as the source (fsname)."""
+    flags: MountFlags = field(default_factory=MountFlags)
     subtype: str = SUBTYPE
-    read_only: bool = False
     allow_other: bool = False
     default_permissions: bool = True
-    suid: bool = False
-    dev: bool = False
-    exec: bool = True
-    noatime: bool = False
     max_read: int = 0
     """Bytes in one READ; 0: as many as INIT settles."""
 
@@ -298,13 +291,6 @@ def _open_device() -> int:
 
 def mount_privileged(mountpoint: str, settings: MountSettings) -> int:
     """mount(2), through a descriptor of the mountpoint: nobody can put a link in its place meanwhile."""
-    flags = (
-        (MS_RDONLY if settings.read_only else 0)
-        | (0 if settings.suid else MS_NOSUID)
-        | (0 if settings.dev else MS_NODEV)
-        | (0 if settings.exec else MS_NOEXEC)
-        | (MS_NOATIME if settings.noatime else 0)
-    )
     try:
         place = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
@@ -318,7 +304,7 @@ def mount_privileged(mountpoint: str, settings: MountSettings) -> int:
         data += [f"max_read={settings.max_read}"] if settings.max_read else []
         done = _libc.mount(
             os.fsencode(settings.source), f"/proc/self/fd/{place}".encode(), f"fuse.{settings.subtype}".encode(),
-            flags, ",".join(data).encode(),
+            settings.flags.bits(), ",".join(data).encode(),
         )
         if done != 0:
             error_number = ctypes.get_errno()
@@ -363,7 +349,7 @@ def allow_other_permitted() -> bool:
 
 def mount_unprivileged(mountpoint: str, settings: MountSettings) -> int:
     """fusermount3, which is setuid root, mounts and sends back the descriptor over the socket _FUSE_COMMFD names."""
-    if settings.suid or settings.dev:
+    if settings.flags.suid or settings.flags.dev:
         raise StackfsError("options suid and dev are root's alone; leave them out", ExitCode.PERMISSION)
     if settings.allow_other and not allow_other_permitted():
         raise StackfsError(
@@ -371,9 +357,7 @@ def mount_unprivileged(mountpoint: str, settings: MountSettings) -> int:
             ExitCode.PERMISSION,
         )
     options = [f"fsname={_fusermount_value(settings.source)}", f"subtype={_fusermount_value(settings.subtype)}"]
-    options += ["ro" if settings.read_only else "rw", "nosuid", "nodev"]
-    options += [] if settings.exec else ["noexec"]
-    options += ["noatime"] if settings.noatime else []
+    options += settings.flags.names()
     options += ["default_permissions"] if settings.default_permissions else []
     options += ["allow_other"] if settings.allow_other else []
     options += [f"max_read={settings.max_read}"] if settings.max_read else []

@@ -1,0 +1,1188 @@
+"""VFS requests as operations of the stack (docs/semantics.md, D).
+
+Every request has a plan: the operations it consists of, in order. What Windows does by opening, setting, cleaning up
+and closing is shown to the filters just so, under one request number, though the base makes one system call for it. A
+step that fails ends the plan, but for the CLEANUP and CLOSE that an open which has succeeded is owed. An operation
+nobody registered, and for which the base has nothing to do, costs nothing.
+
+request_run() is called by one thread at a time and never waits where the request may not (nowait): it stops, and goes
+on after request_wait(). Volume, and Request, the Python face for the IRP lane and for driving the stack without a
+mount, are used under the GIL.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.object cimport PyObject
+from libc.errno cimport (
+    E2BIG, EBADF, EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOMEM, ENOTDIR, ERANGE, errno)
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset, strlen, strncmp
+
+from stackfs.cext.backing cimport backing_free, backing_new, backing_perform, backing_t
+from stackfs.cext.callback_data cimport (
+    DACL_SECURITY_INFORMATION, DELETE, FILE_APPEND_DATA, FILE_CREATE, FILE_DIRECTORY_FILE, FILE_NON_DIRECTORY_FILE,
+    FILE_NO_INTERMEDIATE_BUFFERING, FILE_OPEN, FILE_OPEN_IF, FILE_OPEN_REPARSE_POINT, FILE_OVERWRITE,
+    FILE_OVERWRITE_IF, FILE_READ_ATTRIBUTES, FILE_READ_DATA, FILE_READ_EA, FILE_WRITE_ATTRIBUTES, FILE_WRITE_DATA,
+    FILE_WRITE_EA, FILE_WRITE_THROUGH, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION, FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION,
+    FLT_IO_PARAMETER_BLOCK, FO_DIRECTORY, FO_OPENED, FO_SYNTHESISED, FSCTL_GET_REPARSE_POINT, FSCTL_SET_REPARSE_POINT,
+    FileAllInformation, FileBasicInformation, FileDispositionInformation, FileEndOfFileInformation,
+    FileLinkInformation, FileNetworkOpenInformation, FileRenameInformation, FileRenameInformationEx,
+    GROUP_SECURITY_INFORMATION, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_DIRECTORY_CONTROL,
+    IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_FLUSH_BUFFERS, IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_QUERY_EA,
+    IRP_MJ_QUERY_INFORMATION, IRP_MJ_QUERY_OPEN, IRP_MJ_QUERY_SECURITY, IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_READ,
+    IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY, IRP_MJ_WRITE, IRP_NOCACHE, IRP_PAGING_IO,
+    LABEL_SECURITY_INFORMATION, OWNER_SECURITY_INFORMATION, READ_CONTROL, REQUEST_FIRST, REQUEST_LAST,
+    REQUEST_PRINCIPAL, WRITE_DAC, WRITE_OWNER, statx_timestamp)
+from stackfs.cext.handles cimport handle_get, handle_new, handle_put
+from stackfs.cext.inode_table cimport (
+    ROOT_ID, inode_table_t, name_of, name_t, node_forget, node_generation, node_get, node_hold, node_id, node_put)
+from stackfs.cext.ntstatus cimport NTSTATUS, NT_SUCCESS, STATUS_IO_DEVICE_ERROR, STATUS_SUCCESS, nt_to_errno
+from stackfs.cext.stack cimport (
+    OPERATION_GOING_DOWN, Stack, operation_base, operation_begin, operation_end, operation_run, operation_run_below)
+
+
+cdef extern from *:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <fcntl.h>
+    #include <sys/stat.h>
+    #include <sys/statvfs.h>
+    #include <sys/sysmacros.h>
+    #include <unistd.h>
+    static inline uint64_t stackfs_next(uint64_t *counter) { return __atomic_add_fetch(counter, 1, __ATOMIC_RELAXED); }
+    """
+    uint64_t stackfs_next(uint64_t *counter) nogil
+    int O_ACCMODE, O_RDONLY, O_WRONLY, O_RDWR, O_APPEND, O_CREAT, O_EXCL, O_TRUNC, O_DIRECT, O_SYNC, O_DSYNC, O_DIRECTORY
+    int AT_REMOVEDIR
+    unsigned S_IFMT, S_IFDIR, S_IFLNK, S_IFREG
+    struct c_statvfs "statvfs":
+        unsigned long f_bsize, f_frsize, f_blocks, f_bfree, f_bavail, f_files, f_ffree, f_favail, f_namemax
+    uint64_t makedev(unsigned major, unsigned minor) nogil
+    int dup(int fd) nogil
+    int close(int fd) nogil
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    int pthread_mutex_init(pthread_mutex_t *mutex, void *attributes)
+    int pthread_mutex_lock(pthread_mutex_t *mutex)
+    int pthread_mutex_unlock(pthread_mutex_t *mutex)
+
+# Requests as FUSE numbers them.
+cdef enum:
+    LOOKUP = 1
+    FORGET = 2
+    GETATTR = 3
+    SETATTR = 4
+    READLINK = 5
+    SYMLINK = 6
+    MKNOD = 8
+    MKDIR = 9
+    UNLINK = 10
+    RMDIR = 11
+    RENAME = 12
+    LINK = 13
+    OPEN = 14
+    READ = 15
+    WRITE = 16
+    STATFS = 17
+    RELEASE = 18
+    FSYNC = 20
+    SETXATTR = 21
+    GETXATTR = 22
+    LISTXATTR = 23
+    REMOVEXATTR = 24
+    FLUSH = 25
+    OPENDIR = 27
+    RELEASEDIR = 29
+    FSYNCDIR = 30
+    ACCESS = 34
+    CREATE = 35
+    POLL = 40
+    READDIRPLUS = 44
+    RENAME2 = 45
+    STATX = 52
+
+    FUSE_GETATTR_FH = 1
+    FUSE_READ_LOCKOWNER = 2
+    FUSE_WRITE_CACHE = 1
+    FATTR_MODE = 1
+    FATTR_UID = 2
+    FATTR_GID = 4
+    FATTR_SIZE = 8
+    FATTR_ATIME = 16
+    FATTR_MTIME = 32
+    FATTR_FH = 64
+    FATTR_ATIME_NOW = 128
+    FATTR_MTIME_NOW = 256
+    FATTR_KILL_SUIDGID = 2048
+    FATTR_TIMES = 16 | 32 | 128 | 256
+    FOPEN_DIRECT_IO = 1
+    FOPEN_KEEP_CACHE = 2
+
+    DIRECTORY_BUFFER = 32768
+
+
+# --- plans --------------------------------------------------------------------------------------------------------
+# (major, principal, detail). The principal operation of a SETATTR depends on what it sets.
+
+cdef enum:
+    STEP_END = 0xFFFFFFFF                # detail of the step behind the last one
+
+cdef step_t PLANS[64][8]
+
+cdef void plan(int opcode, list steps):
+    cdef int i
+    cdef int at = 0
+    for major, principal, detail in steps:
+        PLANS[opcode][at] = step_t(major, principal, detail)
+        at += 1
+    for i in range(at, 8):
+        PLANS[opcode][i] = step_t(0, 0, STEP_END)
+
+for _opcode in range(64):
+    plan(_opcode, [])
+
+plan(LOOKUP, [(IRP_MJ_QUERY_OPEN, 1, 0)])
+plan(ACCESS, [(IRP_MJ_QUERY_OPEN, 1, 0)])
+plan(GETATTR, [(IRP_MJ_NETWORK_QUERY_OPEN, 1, FileNetworkOpenInformation)])
+plan(STATX, [(IRP_MJ_NETWORK_QUERY_OPEN, 1, FileNetworkOpenInformation)])
+plan(SETATTR, [(IRP_MJ_CREATE, 0, 0), (IRP_MJ_SET_SECURITY, 0, 0),
+               (IRP_MJ_SET_INFORMATION, 0, FileEndOfFileInformation), (IRP_MJ_SET_INFORMATION, 0, FileBasicInformation),
+               (IRP_MJ_QUERY_INFORMATION, 0, FileAllInformation), (IRP_MJ_CLEANUP, 0, 0), (IRP_MJ_CLOSE, 0, 0)])
+plan(READLINK, [(IRP_MJ_CREATE, 0, 0), (IRP_MJ_FILE_SYSTEM_CONTROL, 1, FSCTL_GET_REPARSE_POINT),
+                (IRP_MJ_CLEANUP, 0, 0), (IRP_MJ_CLOSE, 0, 0)])
+plan(SYMLINK, [(IRP_MJ_CREATE, 0, 0), (IRP_MJ_FILE_SYSTEM_CONTROL, 1, FSCTL_SET_REPARSE_POINT),
+               (IRP_MJ_QUERY_INFORMATION, 0, FileAllInformation), (IRP_MJ_CLEANUP, 0, 0), (IRP_MJ_CLOSE, 0, 0)])
+for _opcode in (MKNOD, MKDIR):
+    plan(_opcode, [(IRP_MJ_CREATE, 1, 0), (IRP_MJ_QUERY_INFORMATION, 0, FileAllInformation),
+                   (IRP_MJ_CLEANUP, 0, 0), (IRP_MJ_CLOSE, 0, 0)])
+for _opcode, _what in ((UNLINK, FileDispositionInformation), (RMDIR, FileDispositionInformation),
+                       (RENAME, FileRenameInformation), (RENAME2, FileRenameInformationEx)):
+    plan(_opcode, [(IRP_MJ_CREATE, 0, 0), (IRP_MJ_SET_INFORMATION, 1, _what), (IRP_MJ_CLEANUP, 0, 0), (IRP_MJ_CLOSE, 0, 0)])
+plan(LINK, [(IRP_MJ_CREATE, 0, 0), (IRP_MJ_SET_INFORMATION, 1, FileLinkInformation),
+            (IRP_MJ_QUERY_INFORMATION, 0, FileAllInformation), (IRP_MJ_CLEANUP, 0, 0), (IRP_MJ_CLOSE, 0, 0)])
+plan(OPEN, [(IRP_MJ_CREATE, 1, 0)])
+plan(OPENDIR, [(IRP_MJ_CREATE, 1, 0)])
+plan(CREATE, [(IRP_MJ_CREATE, 1, 0), (IRP_MJ_QUERY_INFORMATION, 0, FileAllInformation)])
+plan(READ, [(IRP_MJ_READ, 1, 0)])
+plan(WRITE, [(IRP_MJ_WRITE, 1, 0)])
+plan(STATFS, [(IRP_MJ_QUERY_VOLUME_INFORMATION, 1, 0)])
+plan(RELEASE, [(IRP_MJ_CLEANUP, 1, 0), (IRP_MJ_CLOSE, 0, 0)])
+plan(RELEASEDIR, [(IRP_MJ_CLEANUP, 1, 0), (IRP_MJ_CLOSE, 0, 0)])
+plan(FSYNC, [(IRP_MJ_FLUSH_BUFFERS, 1, 0)])
+plan(FSYNCDIR, [(IRP_MJ_FLUSH_BUFFERS, 1, 0)])
+plan(READDIRPLUS, [(IRP_MJ_DIRECTORY_CONTROL, 1, 0)])
+for _opcode, _major in ((GETXATTR, IRP_MJ_QUERY_EA), (LISTXATTR, IRP_MJ_QUERY_EA),
+                        (SETXATTR, IRP_MJ_SET_EA), (REMOVEXATTR, IRP_MJ_SET_EA)):
+    plan(_opcode, [(IRP_MJ_CREATE, 0, 0), (_major, 1, 0), (IRP_MJ_CLEANUP, 0, 0), (IRP_MJ_CLOSE, 0, 0)])
+
+
+# --- requests and their pool --------------------------------------------------------------------------------------
+
+cdef enum:
+    POOLED = 64
+
+cdef pthread_mutex_t pool_mutex
+cdef vfs_request_t *pool = NULL
+cdef int pool_count = 0
+pthread_mutex_init(&pool_mutex, NULL)
+
+
+cdef vfs_request_t *request_new(FLT_VOLUME *volume) noexcept nogil:
+    global pool, pool_count
+    cdef vfs_request_t *request
+    pthread_mutex_lock(&pool_mutex)
+    request = pool
+    if request is not NULL:
+        pool = request.next
+        pool_count -= 1
+    pthread_mutex_unlock(&pool_mutex)
+    if request is NULL:
+        request = <vfs_request_t *>malloc(sizeof(vfs_request_t))
+        if request is NULL:
+            return NULL
+    memset(request, 0, sizeof(vfs_request_t) - sizeof(request.operation))
+    request.operation.state = OPERATION_GOING_DOWN
+    request.operation.list = NULL
+    request.operation.keep = NULL
+    request.operation.buffer_owner = NULL
+    request.volume = volume
+    request.who.group = -1
+    return request
+
+
+cdef void request_free(vfs_request_t *request) noexcept nogil:
+    global pool, pool_count
+    pthread_mutex_lock(&pool_mutex)
+    if pool_count < POOLED:
+        request.next = pool
+        pool = request
+        pool_count += 1
+        request = NULL
+    pthread_mutex_unlock(&pool_mutex)
+    free(request)
+
+
+# --- preparing and finishing --------------------------------------------------------------------------------------
+
+cdef inline backing_t *backing_of(const vfs_request_t *request) noexcept nogil:
+    return <backing_t *>request.volume.backing
+
+
+cdef int by_handle(vfs_request_t *request) noexcept nogil:
+    """The request goes by an open file."""
+    request.handle = handle_get(backing_of(request).handles, request.arguments.fh)
+    if request.handle is NULL:
+        return EBADF
+    request.file = &request.handle.file
+    return 0
+
+
+cdef int by_node(vfs_request_t *request) noexcept nogil:
+    """The request goes by inode."""
+    request.node = node_get(backing_of(request).nodes, request.nodeid)
+    if request.node is NULL:
+        return ENOENT
+    request.synthesised.Node = request.node
+    return 0
+
+
+cdef int by_name(vfs_request_t *request) noexcept nogil:
+    """The request goes by a name in a directory."""
+    request.directory = node_get(backing_of(request).nodes, request.nodeid)
+    if request.directory is NULL:
+        return ENOENT
+    if request.directory.type != S_IFDIR:
+        return ENOTDIR
+    request.synthesised.Directory = request.directory
+    return 0
+
+
+cdef int new_handle(vfs_request_t *request) noexcept nogil:
+    request.handle = handle_new(backing_of(request).handles)
+    if request.handle is NULL:
+        return ENOMEM
+    request.file = &request.handle.file
+    request.file.OpenFlags = request.arguments.flags
+    return 0
+
+
+cdef int prepare(vfs_request_t *request) noexcept nogil:
+    """Finds what the request is about. A positive errno, or 0."""
+    cdef uint32_t opcode = request.opcode
+    cdef int error = 0
+    request.synthesised.fd = -1
+    request.synthesised.Flags = FO_SYNTHESISED
+    request.file = &request.synthesised
+    request.plan = &PLANS[opcode if opcode < 64 else 0][0]
+    if opcode == LOOKUP or opcode == UNLINK or opcode == RMDIR or opcode == SYMLINK or opcode == MKNOD or opcode == MKDIR:
+        return by_name(request)
+    if opcode == READ or opcode == WRITE or opcode == FSYNC or opcode == FSYNCDIR or opcode == RELEASE or \
+            opcode == RELEASEDIR or opcode == READDIRPLUS:
+        return by_handle(request)
+    if opcode == RENAME or opcode == RENAME2 or opcode == LINK:
+        if opcode == LINK:               # nodeid: the new directory; nodeid2: the inode that gets one more name
+            request.directory2 = node_get(backing_of(request).nodes, request.nodeid)
+            request.node = node_get(backing_of(request).nodes, request.arguments.nodeid2)
+            request.synthesised.Node = request.node
+            return 0 if request.node is not NULL and request.directory2 is not NULL else ENOENT
+        error = by_name(request)
+        request.directory2 = node_get(backing_of(request).nodes, request.arguments.nodeid2)
+        return error if error or request.directory2 is not NULL else ENOENT
+    if opcode == CREATE:
+        error = new_handle(request)
+        if error == 0:
+            request.directory = node_get(backing_of(request).nodes, request.nodeid)
+            if request.directory is NULL:
+                return ENOENT
+            request.file.Directory = request.directory
+        return error
+    if opcode == OPEN or opcode == OPENDIR:
+        error = new_handle(request)
+        if error == 0:
+            error = by_node(request)
+        if error == 0:
+            request.file.Node = request.node
+            if opcode == OPENDIR:
+                request.file.Flags = FO_DIRECTORY
+        return error
+    if (opcode == GETATTR and request.arguments.flags & FUSE_GETATTR_FH) or (
+            opcode == STATX and request.arguments.flags & FUSE_GETATTR_FH) or (
+            opcode == SETATTR and request.arguments.valid & FATTR_FH):
+        error = by_handle(request)
+        if error == 0:
+            return 0
+    return by_node(request)
+
+
+cdef bint by_path(const vfs_request_t *request) noexcept nogil:
+    """True: the plan's CREATE, CLEANUP and CLOSE are synthesised around it."""
+    return request.file is &request.synthesised
+
+
+cdef uint32_t access_of(uint32_t flags) noexcept nogil:
+    cdef uint32_t mode = flags & <uint32_t>O_ACCMODE
+    cdef uint32_t access = FILE_READ_ATTRIBUTES
+    if mode == <uint32_t>O_RDONLY or mode == <uint32_t>O_RDWR:
+        access |= FILE_READ_DATA
+    if mode == <uint32_t>O_WRONLY or mode == <uint32_t>O_RDWR:
+        access |= FILE_APPEND_DATA if flags & <uint32_t>O_APPEND else FILE_WRITE_DATA | FILE_APPEND_DATA
+    return access
+
+
+cdef uint32_t disposition_of(uint32_t flags) noexcept nogil:
+    if flags & <uint32_t>O_CREAT:
+        if flags & <uint32_t>O_EXCL:
+            return FILE_CREATE
+        return FILE_OVERWRITE_IF if flags & <uint32_t>O_TRUNC else FILE_OPEN_IF
+    return FILE_OVERWRITE if flags & <uint32_t>O_TRUNC else FILE_OPEN
+
+
+cdef void fill_create(vfs_request_t *request, FLT_IO_PARAMETER_BLOCK *p) noexcept nogil:
+    cdef uint32_t opcode = request.opcode
+    cdef uint32_t flags = request.arguments.flags
+    p.Parameters.Create.Mode = request.arguments.mode
+    p.Parameters.Create.Umask = request.arguments.umask
+    if opcode == OPEN or opcode == OPENDIR or opcode == CREATE:
+        if opcode == CREATE:
+            flags |= <uint32_t>O_CREAT
+            p.Parameters.Create.Mode = (p.Parameters.Create.Mode & 0o7777) | S_IFREG
+        elif opcode == OPENDIR:
+            flags &= ~<uint32_t>(O_CREAT | O_EXCL | O_TRUNC)
+        p.Parameters.Create.OpenFlags = flags
+        p.Parameters.Create.DesiredAccess = access_of(flags)
+        p.Parameters.Create.Options = disposition_of(flags) << 24 | (
+            FILE_DIRECTORY_FILE if opcode == OPENDIR else FILE_NON_DIRECTORY_FILE) | (
+            FILE_NO_INTERMEDIATE_BUFFERING if flags & <uint32_t>O_DIRECT else 0) | (
+            FILE_WRITE_THROUGH if flags & <uint32_t>(O_SYNC | O_DSYNC) else 0)
+        return
+    p.Parameters.Create.Options = FILE_OPEN << 24
+    p.Parameters.Create.DesiredAccess = FILE_READ_ATTRIBUTES
+    if opcode == MKDIR or opcode == MKNOD or opcode == SYMLINK:
+        p.Parameters.Create.Device = request.arguments.rdev
+        p.Parameters.Create.Options = <uint32_t>FILE_CREATE << 24
+        p.Parameters.Create.DesiredAccess = FILE_WRITE_ATTRIBUTES | FILE_READ_ATTRIBUTES
+        if opcode == MKDIR:
+            p.Parameters.Create.Options |= FILE_DIRECTORY_FILE
+            p.Parameters.Create.Mode = (p.Parameters.Create.Mode & 0o7777) | S_IFDIR
+        else:
+            p.Parameters.Create.Options |= FILE_NON_DIRECTORY_FILE
+        if opcode == SYMLINK:
+            p.Parameters.Create.Options |= FILE_OPEN_REPARSE_POINT
+            p.Parameters.Create.Mode = S_IFLNK | 0o777
+    elif opcode == UNLINK or opcode == RMDIR or opcode == RENAME or opcode == RENAME2:
+        p.Parameters.Create.DesiredAccess = DELETE
+        if opcode == RMDIR:
+            p.Parameters.Create.Options |= FILE_DIRECTORY_FILE
+        elif opcode == UNLINK:
+            p.Parameters.Create.Options |= FILE_NON_DIRECTORY_FILE | FILE_OPEN_REPARSE_POINT
+    elif opcode == LINK:
+        p.Parameters.Create.DesiredAccess = FILE_WRITE_ATTRIBUTES
+    elif opcode == SETATTR:
+        p.Parameters.Create.DesiredAccess = 0
+        if request.arguments.valid & (FATTR_MODE | FATTR_KILL_SUIDGID):
+            p.Parameters.Create.DesiredAccess |= WRITE_DAC
+        if request.arguments.valid & (FATTR_UID | FATTR_GID):
+            p.Parameters.Create.DesiredAccess |= WRITE_OWNER
+        if request.arguments.valid & FATTR_SIZE:
+            p.Parameters.Create.DesiredAccess |= FILE_WRITE_DATA
+        if request.arguments.valid & FATTR_TIMES:
+            p.Parameters.Create.DesiredAccess |= FILE_WRITE_ATTRIBUTES
+    elif opcode == SETXATTR or opcode == REMOVEXATTR:
+        p.Parameters.Create.DesiredAccess = FILE_WRITE_EA if is_user_attribute(request) else WRITE_DAC
+    elif opcode == GETXATTR or opcode == LISTXATTR:
+        p.Parameters.Create.DesiredAccess = FILE_READ_EA if is_user_attribute(request) else READ_CONTROL
+    elif opcode == READLINK:
+        p.Parameters.Create.Options |= FILE_OPEN_REPARSE_POINT
+
+
+cdef bint is_user_attribute(const vfs_request_t *request) noexcept nogil:
+    return request.name is NULL or strncmp(request.name, b"user.", 5) == 0
+
+
+cdef bint applies(vfs_request_t *request, const step_t *which) noexcept nogil:
+    """Does this step of the plan concern this request?"""
+    cdef uint32_t valid = request.arguments.valid
+    if request.opcode == SETATTR:
+        if which.major == IRP_MJ_SET_SECURITY:
+            return valid & (FATTR_MODE | FATTR_UID | FATTR_GID) or (valid & FATTR_KILL_SUIDGID and not valid & FATTR_SIZE)
+        if which.major == IRP_MJ_SET_INFORMATION:
+            return valid & (FATTR_SIZE if which.detail == FileEndOfFileInformation else FATTR_TIMES)
+    if request.opcode == RELEASE or request.opcode == RELEASEDIR:
+        return True
+    if which.major == IRP_MJ_CREATE:
+        if not by_path(request):
+            return request.opcode == OPEN or request.opcode == OPENDIR or request.opcode == CREATE
+        # Nothing for the base to do, and nobody else wants to know: as if it had been done.
+        if request.volume.lists[<int>IRP_MJ_CREATE] is NULL and request.opcode != MKDIR and request.opcode != MKNOD:
+            request.opened = 1
+            return False
+    if which.major == IRP_MJ_CLEANUP or which.major == IRP_MJ_CLOSE:
+        return request.opened and by_path(request) and request.volume.lists[which.major] is not NULL
+    return True
+
+
+cdef bint principal(const vfs_request_t *request, const step_t *which) noexcept nogil:
+    cdef uint32_t valid = request.arguments.valid
+    if request.opcode != SETATTR:
+        return which.principal
+    if valid & FATTR_TIMES:              # the last thing it sets
+        return which.major == IRP_MJ_SET_INFORMATION and which.detail == FileBasicInformation
+    if valid & FATTR_SIZE:
+        return which.major == IRP_MJ_SET_INFORMATION and which.detail == FileEndOfFileInformation
+    if valid & (FATTR_MODE | FATTR_UID | FATTR_GID | FATTR_KILL_SUIDGID):
+        return which.major == IRP_MJ_SET_SECURITY
+    return which.major == IRP_MJ_QUERY_INFORMATION
+
+
+cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
+    """Starts the operation of a step: its kind, its target, its parameters."""
+    cdef operation_t *op = &request.operation
+    cdef FLT_IO_PARAMETER_BLOCK *p = &op.current
+    cdef uint8_t major = which.major
+    cdef uint32_t valid = request.arguments.valid
+    cdef PyObject *owner = op.buffer_owner
+    cdef int read_only = op.buffer_read_only
+    if (request.opcode == GETATTR or request.opcode == STATX) and not by_path(request):
+        major = IRP_MJ_QUERY_INFORMATION
+    if major == IRP_MJ_QUERY_EA and not is_user_attribute(request):
+        major = IRP_MJ_QUERY_SECURITY
+    elif major == IRP_MJ_SET_EA and not is_user_attribute(request):
+        major = IRP_MJ_SET_SECURITY
+    operation_begin(op, request.volume, major)
+    op.request = request
+    op.buffer_owner = owner
+    op.buffer_read_only = read_only
+    op.would_block = request.nowait
+    op.data.Thread = &request.who
+    op.data.RequestNumber = request.unique
+    op.data.RequestOpcode = request.opcode
+    op.data.RequestFlags = REQUEST_PRINCIPAL if principal(request, which) else 0
+    if request.started == 1:
+        op.data.RequestFlags |= REQUEST_FIRST
+    if which[1].detail == STEP_END:
+        op.data.RequestFlags |= REQUEST_LAST
+    if major == IRP_MJ_QUERY_OPEN:
+        op.data.Flags = FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION
+    elif major == IRP_MJ_NETWORK_QUERY_OPEN:
+        op.data.Flags = FLTFL_CALLBACK_DATA_FAST_IO_OPERATION
+    p.TargetFileObject = request.file
+    if request.directory is not NULL:
+        p.FileName.Buffer = request.name
+        p.FileName.Length = request.name_length
+    if major == IRP_MJ_READ or major == IRP_MJ_WRITE:
+        p.Parameters.Read.Length = <uint32_t>request.arguments.size
+        p.Parameters.Read.ByteOffset = <int64_t>request.arguments.offset
+        p.Parameters.Read.Buffer = request.buffer
+        p.Parameters.Read.LockOwner = request.arguments.lock_owner
+        # FUSE_READ_LOCKOWNER and FUSE_WRITE_LOCKOWNER are one bit: a caller's own transfer. Without it the page cache
+        # fills itself (reads), or writes back (writes that say so).
+        if major == IRP_MJ_READ and not request.arguments.open_flags & FUSE_READ_LOCKOWNER:
+            p.IrpFlags = IRP_PAGING_IO | IRP_NOCACHE
+        elif major == IRP_MJ_WRITE and request.arguments.open_flags & FUSE_WRITE_CACHE:
+            p.IrpFlags = IRP_PAGING_IO | IRP_NOCACHE
+        elif request.file.OpenFlags & <uint32_t>O_DIRECT:
+            p.IrpFlags = IRP_NOCACHE
+    elif major == IRP_MJ_QUERY_OPEN or major == IRP_MJ_NETWORK_QUERY_OPEN or major == IRP_MJ_QUERY_INFORMATION:
+        p.Parameters.QueryFile.Info = &request.info
+        p.Parameters.QueryFile.Length = sizeof(statx_t)
+        p.Parameters.QueryFile.FileInformationClass = which.detail
+    elif major == IRP_MJ_CREATE:
+        fill_create(request, p)
+    elif major == IRP_MJ_SET_INFORMATION:
+        p.Parameters.SetFile.FileInformationClass = which.detail
+        if which.detail == FileEndOfFileInformation:
+            p.Parameters.SetFile.EndOfFile = <int64_t>request.arguments.size
+            p.Parameters.SetFile.Flags = valid & FATTR_KILL_SUIDGID
+        elif which.detail == FileBasicInformation:
+            p.Parameters.SetFile.Flags = valid & FATTR_TIMES
+            p.Parameters.SetFile.atime_sec = request.arguments.atime
+            p.Parameters.SetFile.atime_nsec = request.arguments.atimensec
+            p.Parameters.SetFile.mtime_sec = request.arguments.mtime
+            p.Parameters.SetFile.mtime_nsec = request.arguments.mtimensec
+        elif which.detail == FileDispositionInformation:
+            p.Parameters.SetFile.Flags = AT_REMOVEDIR if request.opcode == RMDIR else 0
+        else:
+            p.Parameters.SetFile.Flags = request.arguments.flags
+            p.Parameters.SetFile.TargetDirectory = request.directory2
+            p.Parameters.SetFile.TargetName.Buffer = request.name2
+            p.Parameters.SetFile.TargetName.Length = request.name2_length
+    elif major == IRP_MJ_SET_SECURITY and request.opcode == SETATTR:
+        p.Parameters.Security.SecurityInformation = (OWNER_SECURITY_INFORMATION if valid & FATTR_UID else 0) | (
+            GROUP_SECURITY_INFORMATION if valid & FATTR_GID else 0) | (
+            DACL_SECURITY_INFORMATION if valid & (FATTR_MODE | FATTR_KILL_SUIDGID) else 0)
+        p.Parameters.Security.Mode = request.arguments.mode
+        p.Parameters.Security.KillSetId = not valid & FATTR_MODE
+        p.Parameters.Security.Uid = request.arguments.uid
+        p.Parameters.Security.Gid = request.arguments.gid
+    elif request.opcode == SETXATTR or request.opcode == GETXATTR or request.opcode == LISTXATTR or request.opcode == REMOVEXATTR:
+        if major != IRP_MJ_CLEANUP and major != IRP_MJ_CLOSE:
+            if major == IRP_MJ_QUERY_SECURITY or major == IRP_MJ_SET_SECURITY:
+                p.Parameters.Ea.SecurityInformation = LABEL_SECURITY_INFORMATION
+            p.Parameters.Ea.EaName = request.name
+            p.Parameters.Ea.Buffer = request.buffer
+            p.Parameters.Ea.Length = request.buffer_length
+            p.Parameters.Ea.Flags = request.arguments.flags
+            p.Parameters.Ea.Remove = request.opcode == REMOVEXATTR
+    elif major == IRP_MJ_FLUSH_BUFFERS:
+        p.Parameters.Flush.DataOnly = request.arguments.flags & 1
+    elif major == IRP_MJ_DIRECTORY_CONTROL:
+        p.Parameters.Directory.Buffer = request.buffer
+        p.Parameters.Directory.Length = request.buffer_length
+        p.Parameters.Directory.Offset = <int64_t>request.arguments.offset
+    elif major == IRP_MJ_QUERY_VOLUME_INFORMATION:
+        p.Parameters.Volume.Buffer = request.buffer
+        p.Parameters.Volume.Length = request.buffer_length
+    elif major == IRP_MJ_FILE_SYSTEM_CONTROL:
+        p.Parameters.Control.ControlCode = which.detail
+        if which.detail == FSCTL_SET_REPARSE_POINT:
+            p.Parameters.Control.InputBuffer = <void *>request.name2
+            p.Parameters.Control.InputBufferLength = request.name2_length
+        else:
+            p.Parameters.Control.OutputBuffer = request.buffer
+            p.Parameters.Control.OutputBufferLength = request.buffer_length
+
+
+cdef void settle(vfs_request_t *request, const step_t *which) noexcept nogil:
+    """Takes in the outcome of a step's operation."""
+    cdef operation_t *op = &request.operation
+    cdef NTSTATUS status = op.data.IoStatus.Status
+    cdef bint opens = which.major == IRP_MJ_CREATE
+    if opens and op.base_done:
+        request.opened = 1               # even when a post failed it afterwards: it is closed below
+    if not NT_SUCCESS(status):
+        if request.failed == 0:
+            request.failed = status
+            if opens:
+                request.failed_by = op.failed_by
+                if not op.base_done:
+                    request.opened = 0
+    elif principal(request, which):
+        request.length = op.data.IoStatus.Information
+    if NT_SUCCESS(status) and not op.base_done and which.major != IRP_MJ_CLEANUP and which.major != IRP_MJ_CLOSE:
+        # A filter completed it in the base's place. It can give data or refuse; it cannot make up an inode or an open file.
+        if opens or which.major == IRP_MJ_QUERY_OPEN:
+            request.failed = STATUS_IO_DEVICE_ERROR
+    operation_end(op)
+
+
+cdef void close_below(vfs_request_t *request) noexcept nogil:
+    """A CREATE that a post callback failed: the instances below it, and the base, see CLEANUP and CLOSE."""
+    cdef operation_t *op = &request.operation
+    cdef step_t closing[2]
+    closing[1] = step_t(0, 0, STEP_END)
+    closing[0] = step_t(IRP_MJ_CLEANUP, 0, 0)
+    begin(request, closing)
+    operation_run_below(op, request.failed_by)
+    operation_end(op)
+    closing[0] = step_t(IRP_MJ_CLOSE, 0, 0)
+    begin(request, closing)
+    operation_run_below(op, request.failed_by)
+    operation_end(op)
+    request.opened = 0
+
+
+cdef void remember_name(vfs_request_t *request) noexcept nogil:
+    """A handle keeps the name it was opened by, for inodes with several names."""
+    cdef char name[256]
+    cdef node_t *parent
+    cdef uint16_t length = name_of(backing_of(request).nodes, request.file.Node, 1, name, &parent)
+    if length == 0:
+        return                           # one name only: the node knows it best
+    node_put(backing_of(request).nodes, parent)
+    length = name_of(backing_of(request).nodes, request.file.Node, 0, name, &parent)
+    if length == 0:
+        return
+    request.file.Name = <char *>malloc(length)
+    if request.file.Name is NULL:
+        node_put(backing_of(request).nodes, parent)
+        return
+    memcpy(request.file.Name, name, length)
+    request.file.NameLength = length
+    request.file.NameDirectory = parent  # its reference is dropped with the handle
+
+
+cdef void drop_handle(vfs_request_t *request) noexcept nogil:
+    """Takes the open file's own references back and gives its handle number up."""
+    cdef handle_t *handle = request.handle
+    cdef inode_table_t *nodes = backing_of(request).nodes
+    cdef node_t *node = handle.file.Node
+    cdef node_t *name_directory = handle.file.NameDirectory
+    if handle.file.fd >= 0:
+        close(handle.file.fd)
+        handle.file.fd = -1
+    handle.file.Node = NULL
+    handle.file.NameDirectory = NULL
+    if node is not NULL and handle.file.Flags & FO_OPENED:
+        node_put(nodes, node)
+    if name_directory is not NULL:
+        node_put(nodes, name_directory)
+    handle_put(backing_of(request).handles, handle)
+
+
+cdef int finish(vfs_request_t *request) noexcept nogil:
+    """Answers: error or results; gives back what was held."""
+    cdef backing_t *backing = backing_of(request)
+    cdef uint32_t opcode = request.opcode
+    cdef bint opens = opcode == OPEN or opcode == OPENDIR or opcode == CREATE
+    if request.failed and request.error == 0:
+        request.error = nt_to_errno(request.failed)
+        if request.error == 0:
+            request.error = EIO
+    if request.found is not NULL:
+        if request.error:
+            node_forget(backing.nodes, node_id(request.found), 1)
+        else:
+            request.out_nodeid = node_id(request.found)
+            request.out_generation = node_generation(request.found)
+    if request.volume.filters_names_or_data:
+        request.entry_timeout = request.attr_timeout = 0
+    else:
+        request.entry_timeout = request.volume.entry_timeout
+        request.attr_timeout = request.volume.attr_timeout
+    if opens and request.handle is not NULL:
+        if request.error:
+            drop_handle(request)
+        else:
+            node_hold(backing.nodes, request.file.Node)
+            request.file.Flags |= FO_OPENED
+            request.file.Directory = NULL
+            if opcode == OPEN:
+                remember_name(request)
+            request.out_fh = request.file.fh
+            request.out_open_flags = 0
+            if request.volume.direct_io or request.arguments.flags & <uint32_t>O_DIRECT:
+                request.out_open_flags = FOPEN_DIRECT_IO if opcode != OPENDIR else 0
+        request.handle = NULL
+    elif request.handle is not NULL:
+        if opcode == RELEASE or opcode == RELEASEDIR:
+            drop_handle(request)
+        handle_put(backing.handles, request.handle)
+        request.handle = NULL
+    if request.node is not NULL:
+        node_put(backing.nodes, request.node)
+        request.node = NULL
+    if request.directory is not NULL:
+        node_put(backing.nodes, request.directory)
+        request.directory = NULL
+    if request.directory2 is not NULL:
+        node_put(backing.nodes, request.directory2)
+        request.directory2 = NULL
+    request.plan = NULL
+    return 1
+
+
+cdef int request_run(vfs_request_t *request) noexcept nogil:
+    cdef const step_t *which
+    if request.plan is NULL:
+        if request.unique == 0:
+            request.unique = stackfs_next(&request.volume.next_request) | <uint64_t>1 << 63
+        request.error = prepare(request)
+        if request.error:
+            return finish(request)
+    while True:
+        which = &request.plan[request.step]
+        if not request.resumable:
+            if which.detail == STEP_END:
+                return finish(request)
+            if request.failed and request.failed_by is not NULL and request.opened:
+                close_below(request)
+            if (request.failed and which.major != IRP_MJ_CLEANUP and which.major != IRP_MJ_CLOSE) or \
+                    not applies(request, which):
+                request.step += 1
+                continue
+            request.started += 1
+            begin(request, which)
+            request.resumable = 1
+        if operation_run(&request.operation) == 0:
+            return 0
+        request.resumable = 0
+        settle(request, which)
+        request.step += 1
+
+
+cdef void request_wait(vfs_request_t *request) noexcept nogil:
+    operation_base(&request.operation)
+
+
+# --- the Python faces ---------------------------------------------------------------------------------------------
+
+class VfsError(OSError):
+    """A request that failed: errno is what a program would see."""
+
+
+cdef class Volume:
+    """A backing directory with a filter stack over it, mounted or not.
+
+    root_fd: an O_PATH descriptor of the backing directory, owned from here on. Time-outs are seconds, and count while
+    every instance's answers are cacheable (Stack.names_or_data_filtered). direct_io: no page cache above the stack.
+    """
+
+    def __init__(self, int root_fd, *, double entry_timeout=1.0, double attr_timeout=1.0, bint direct_io=False,
+                 unsigned descriptor_limit=4096):
+        cdef backing_t *backing
+        self.stack = Stack()
+        with nogil:
+            backing = backing_new(root_fd, descriptor_limit)
+        if backing is NULL:
+            raise OSError(errno, "cannot use the backing directory")
+        self.stack.volume.backing = backing
+        self.stack.volume.nodes = backing.nodes
+        self.stack.volume.base = backing_perform
+        self.stack.volume.entry_timeout = entry_timeout
+        self.stack.volume.attr_timeout = attr_timeout
+        self.stack.volume.direct_io = direct_io
+
+    def close(self):
+        """Close every descriptor. No operation may be under way, and none may begin."""
+        cdef backing_t *backing = <backing_t *>self.stack.volume.backing
+        if backing is not NULL:
+            self.stack.volume.backing = NULL
+            self.stack.volume.nodes = NULL
+            with nogil:
+                backing_free(backing)
+
+    def __dealloc__(self):
+        if self.stack is not None:
+            self.close()
+
+    @property
+    def open_files(self):
+        """Handles the kernel holds."""
+        return (<backing_t *>self.stack.volume.backing).handles.open_count
+
+    @property
+    def known_inodes(self):
+        """Inodes the kernel knows, the root included."""
+        return (<backing_t *>self.stack.volume.backing).nodes.node_count
+
+    @property
+    def cached_descriptors(self):
+        """O_PATH descriptors kept for reuse."""
+        return (<backing_t *>self.stack.volume.backing).nodes.descriptors
+
+    def forget(self, uint64_t nodeid, uint64_t lookups):
+        """The kernel gives back that many lookups of a node."""
+        cdef inode_table_t *nodes = (<backing_t *>self.stack.volume.backing).nodes
+        with nogil:
+            node_forget(nodes, nodeid, lookups)
+
+    def known(self):
+        """What the kernel may have cached: ([nodeid, ...], [(parent nodeid, name), ...])."""
+        cdef inode_table_t *nodes = (<backing_t *>self.stack.volume.backing).nodes
+        cdef list ids = []
+        cdef list names = []
+        known_nodes(nodes, ids, names)
+        return ids, names
+
+    def request(self, uint32_t opcode, uint64_t nodeid=ROOT_ID, *, bytes name=None, bytes name2=None, buffer=None,
+                uint32_t uid=0, uint32_t gid=0, uint32_t tid=0, bint nowait=False, **arguments):
+        """A request made by hand (tests, and the daemon's own): see Request for what it answers.
+
+        arguments: fields of fuse_in_t (fh, offset, size, flags, mode, umask, rdev, valid, nodeid2, ...).
+        """
+        cdef vfs_request_t *pointer = request_new(&self.stack.volume)
+        if pointer is NULL:
+            raise MemoryError()
+        pointer.nodeid = nodeid
+        pointer.opcode = opcode
+        pointer.who.uid = uid
+        pointer.who.gid = gid
+        pointer.who.tid = tid
+        pointer.nowait = nowait
+        cdef Request request = Request.__new__(Request)
+        request.pointer = pointer
+        request.volume = self
+        if name is not None:
+            request.set_name(name)
+        if name2 is not None:
+            request.set_name2(name2)
+        if buffer is not None:
+            request.set_buffer(buffer, not isinstance(buffer, bytes))
+        for key, value in arguments.items():
+            set_argument(&pointer.arguments, key, value)
+        return request
+
+
+cdef int set_argument(fuse_in_t *arguments, str key, value) except -1:
+    if key == "fh":
+        arguments.fh = value
+    elif key == "lock_owner":
+        arguments.lock_owner = value
+    elif key == "offset":
+        arguments.offset = value
+    elif key == "nodeid2":
+        arguments.nodeid2 = value
+    elif key == "size":
+        arguments.size = value
+    elif key == "flags":
+        arguments.flags = value
+    elif key == "open_flags":
+        arguments.open_flags = value
+    elif key == "mode":
+        arguments.mode = value
+    elif key == "umask":
+        arguments.umask = value
+    elif key == "rdev":
+        arguments.rdev = value
+    elif key == "valid":
+        arguments.valid = value
+    elif key == "uid":
+        arguments.uid = value
+    elif key == "gid":
+        arguments.gid = value
+    elif key == "atime":
+        arguments.atime = value // 1000000000
+        arguments.atimensec = value % 1000000000
+    elif key == "mtime":
+        arguments.mtime = value // 1000000000
+        arguments.mtimensec = value % 1000000000
+    else:
+        raise TypeError(f"a request has no argument {key!r}")
+    return 0
+
+
+cdef void known_nodes(inode_table_t *nodes, list ids, list names):
+    cdef node_t *node
+    cdef name_t *name
+    cdef uint32_t i
+    for i in range(nodes.slots):
+        node = &nodes.slabs[i // 1024][i % 1024]
+        if not node.live or node.lookups == 0:
+            continue
+        ids.append(node.id)
+        name = NULL if node.deleted else node.names
+        while name is not NULL:
+            names.append((name.parent.id, PyBytes_FromStringAndSize(name.bytes, name.length)))
+            name = name.next
+
+
+@cython.freelist(64)
+cdef class Request:
+    """One VFS request on the IRP lane, or made by hand. run() until it says True, then read the answer.
+
+    The names and buffers given must not change until it is done. Sizes are bytes, times nanoseconds.
+    """
+
+    def __init__(self):
+        raise TypeError("a Request comes from the device or from Volume.request()")
+
+    def __dealloc__(self):
+        if self.pointer is not NULL:
+            request_free(self.pointer)
+        if self.held:
+            PyBuffer_Release(&self.view)
+
+    cdef int set_name(self, bytes name) except -1:
+        if len(name) > 65535:
+            raise ValueError("a name is at most 65,535 bytes")
+        self.name = name
+        self.pointer.name = PyBytes_AS_STRING(name)
+        self.pointer.name_length = <uint16_t>len(name)
+        return 0
+
+    cdef int set_name2(self, bytes name) except -1:
+        if len(name) > 65535:
+            raise ValueError("a name is at most 65,535 bytes")
+        self.name2 = name
+        self.pointer.name2 = PyBytes_AS_STRING(name)
+        self.pointer.name2_length = <uint16_t>len(name)
+        return 0
+
+    cdef int set_buffer(self, object buffer, bint writable) except -1:
+        PyObject_GetBuffer(buffer, &self.view, PyBUF_WRITABLE if writable else PyBUF_SIMPLE)
+        self.held = True
+        self.buffer = buffer
+        self.pointer.buffer = self.view.buf
+        self.pointer.buffer_length = <uint32_t>self.view.len
+        self.pointer.operation.buffer_owner = <PyObject *>buffer
+        self.pointer.operation.buffer_read_only = not writable
+        return 0
+
+    cdef bytes allocate(self, Py_ssize_t size):
+        """A bytes object of this length that the request fills; result() cuts it to what was filled."""
+        cdef bytes buffer = PyBytes_FromStringAndSize(NULL, size)
+        self.buffer = buffer
+        self.pointer.buffer = PyBytes_AS_STRING(buffer)
+        self.pointer.buffer_length = <uint32_t>size
+        self.pointer.operation.buffer_owner = <PyObject *>buffer
+        self.pointer.operation.buffer_read_only = False
+        return buffer
+
+    # Setting up, for handlers: what pyfuse3 passes and the header does not hold.
+
+    def named(self, bytes name not None, bytes name2=None):
+        """The name (and the second one: a rename's or link's new name, a symlink's target). Returns self."""
+        self.set_name(name)
+        if name2 is not None:
+            self.set_name2(name2)
+        return self
+
+    def sending(self, buffer):
+        """The data of a write or setxattr. Returns self."""
+        self.set_buffer(buffer, False)
+        return self
+
+    def receiving(self, Py_ssize_t size):
+        """Make room for what a read, readlink, getxattr or listxattr gives. Returns self."""
+        self.allocate(size)
+        return self
+
+    # Running
+
+    def run(self) -> bool:
+        """True: done. False: the base would have to wait: call wait() in a thread that may, then run() again."""
+        cdef int done
+        cdef vfs_request_t *pointer = self.pointer
+        with nogil:
+            done = request_run(pointer)
+        return done != 0
+
+    def wait(self):
+        """The waiting part, without the GIL."""
+        cdef vfs_request_t *pointer = self.pointer
+        with nogil:
+            request_wait(pointer)
+
+    def do(self):
+        """Run to the end, waiting in place; raise VfsError when it failed. Returns self."""
+        while not self.run():
+            self.wait()
+        if self.pointer.error:
+            import os
+            raise VfsError(self.pointer.error, os.strerror(self.pointer.error))
+        return self
+
+    # Answers
+
+    @property
+    def error(self):
+        """A positive errno; 0: it succeeded."""
+        return self.pointer.error
+
+    @property
+    def opcode(self):
+        return self.pointer.opcode
+
+    @property
+    def number(self):
+        """The request's number, as callbacks see it."""
+        return self.pointer.unique
+
+    @property
+    def nodeid(self):
+        """An entry's nodeid; one lookup of it is now the kernel's (or the caller's: Volume.forget)."""
+        return self.pointer.out_nodeid
+
+    @property
+    def fh(self):
+        """An open's handle number."""
+        return self.pointer.out_fh
+
+    @property
+    def direct_io(self):
+        return (self.pointer.out_open_flags & FOPEN_DIRECT_IO) != 0
+
+    @property
+    def length(self):
+        """Bytes read, written, or needed."""
+        return self.pointer.length
+
+    def result(self) -> bytes:
+        """What was read into the buffer that receiving() made."""
+        cdef bytes buffer = self.buffer
+        if <uint64_t>len(buffer) == self.pointer.length:
+            return buffer
+        return PyBytes_FromStringAndSize(<char *>self.pointer.buffer, <Py_ssize_t>self.pointer.length)
+
+    @property
+    def stat(self):
+        """The attributes as an os.stat_result-like tuple: mode, ino, nlink, uid, gid, rdev, size, blocks, blksize,
+        atime_ns, mtime_ns, ctime_ns, btime_ns."""
+        cdef statx_t *info = &self.pointer.info
+        return (info.stx_mode, info.stx_ino, info.stx_nlink, info.stx_uid, info.stx_gid, device_of(info), info.stx_size,
+                info.stx_blocks, info.stx_blksize, nanoseconds(&info.stx_atime), nanoseconds(&info.stx_mtime),
+                nanoseconds(&info.stx_ctime), nanoseconds(&info.stx_btime))
+
+    def fill_attributes(self, entry):
+        """Sets the attributes of a pyfuse3.EntryAttributes. Returns it."""
+        fill(&self.pointer.info, self.pointer.attr_timeout, entry)
+        return entry
+
+    def fill_entry(self, entry):
+        """The same, with what makes it a directory entry. Returns it."""
+        fill(&self.pointer.info, self.pointer.attr_timeout, entry)
+        entry.st_ino = self.pointer.out_nodeid
+        entry.generation = self.pointer.out_generation
+        entry.entry_timeout = self.pointer.entry_timeout
+        return entry
+
+    def list_directory(self, emit, make_entry):
+        """READDIRPLUS: calls emit(name, entry, next offset) until it says False or the directory ends.
+
+        Entries come through the stack: the names by DIRECTORY_CONTROL, the attributes by QUERY_OPEN. Names are read
+        ahead and kept with the handle, so that a small reply does not read the directory again. make_entry() gives an
+        EntryAttributes to fill.
+        """
+        cdef vfs_request_t *request = self.pointer
+        cdef handle_t *handle = handle_get(backing_of(request).handles, request.arguments.fh)
+        if handle is NULL:
+            request.error = EBADF
+            return
+        try:
+            self.list_handle(handle, emit, make_entry)
+        finally:
+            with nogil:
+                handle_put(backing_of(request).handles, handle)
+
+    cdef int list_handle(self, handle_t *handle, emit, make_entry) except -1:
+        cdef vfs_request_t *request = self.pointer
+        cdef int64_t offset = <int64_t>request.arguments.offset
+        cdef int64_t following
+        cdef uint16_t record
+        cdef char *name
+        cdef size_t length
+        if handle.entries is NULL:
+            handle.entries = <char *>malloc(DIRECTORY_BUFFER)
+            if handle.entries is NULL:
+                request.error = ENOMEM
+                return 0
+            handle.entries_length = handle.entries_at = 0
+        if offset == 0 or handle.entries_offset != offset:
+            handle.entries_length = handle.entries_at = 0
+        while True:
+            if handle.entries_at >= handle.entries_length:
+                request.arguments.offset = <uint64_t>offset
+                request.buffer = handle.entries
+                request.buffer_length = DIRECTORY_BUFFER
+                request.plan = NULL
+                request.step = request.started = 0
+                with nogil:
+                    request_run(request)
+                if request.error or request.length == 0:
+                    handle.entries_length = handle.entries_at = 0
+                    return 0
+                handle.entries_length = <uint32_t>request.length
+                handle.entries_at = 0
+            while handle.entries_at + 19 < handle.entries_length:
+                memcpy(&following, handle.entries + handle.entries_at + 8, 8)
+                memcpy(&record, handle.entries + handle.entries_at + 16, 2)
+                if record < 20 or handle.entries_at + record > handle.entries_length:
+                    request.error = EIO
+                    return 0
+                name = handle.entries + handle.entries_at + 19
+                length = strlen(name)
+                handle.entries_offset = offset
+                if not self.emit_entry(handle, name, length, following, emit, make_entry):
+                    return 0
+                handle.entries_at += record
+                offset = following
+                handle.entries_offset = offset
+            if handle.entries_at < handle.entries_length:
+                handle.entries_at = handle.entries_length
+
+    cdef bint emit_entry(self, handle_t *handle, char *name, size_t length, int64_t following, emit, make_entry) except -1:
+        """One name. True: go on. A name that is gone by now, or refused, is left out."""
+        cdef vfs_request_t *request = self.pointer
+        cdef vfs_request_t *lookup
+        cdef uint64_t found
+        cdef bytes as_bytes = PyBytes_FromStringAndSize(name, <Py_ssize_t>length)
+        entry = make_entry()
+        if as_bytes == b"." or as_bytes == b"..":
+            entry.st_ino = 0             # the kernel knows these; nothing is looked up
+            entry.st_mode = S_IFDIR
+            return emit(as_bytes, entry, following)
+        lookup = request_new(request.volume)
+        if lookup is NULL:
+            request.error = ENOMEM
+            return False
+        lookup.opcode = LOOKUP
+        lookup.unique = request.unique
+        lookup.nodeid = node_id(handle.file.Node)
+        lookup.who = request.who
+        lookup.name = name
+        lookup.name_length = <uint16_t>length
+        with nogil:
+            request_run(lookup)
+        if lookup.error:
+            request_free(lookup)
+            return True
+        found = lookup.out_nodeid
+        fill(&lookup.info, lookup.attr_timeout, entry)
+        entry.st_ino = found
+        entry.generation = lookup.out_generation
+        entry.entry_timeout = lookup.entry_timeout
+        request_free(lookup)
+        if emit(as_bytes, entry, following):
+            return True
+        with nogil:
+            node_forget(backing_of(request).nodes, found, 1)
+        return False
+
+    def flush(self):
+        """FLUSH, at each close(2): lets the backing filesystem report what it kept back (network filesystems do)."""
+        cdef vfs_request_t *request = self.pointer
+        cdef handle_t *handle
+        cdef int copy
+        with nogil:
+            handle = handle_get(backing_of(request).handles, request.arguments.fh)
+            if handle is NULL:
+                request.error = EBADF
+            else:
+                copy = dup(handle.file.fd)
+                if copy >= 0 and close(copy) != 0:
+                    request.error = errno
+                handle_put(backing_of(request).handles, handle)
+
+    def statistics(self):
+        """STATFS: bsize, frsize, blocks, bfree, bavail, files, ffree, favail, namemax."""
+        cdef c_statvfs *result = <c_statvfs *>self.pointer.buffer
+        return (result.f_bsize, result.f_frsize, result.f_blocks, result.f_bfree, result.f_bavail,
+                result.f_files, result.f_ffree, result.f_favail, result.f_namemax)
+
+    def for_statistics(self):
+        """Make room for statistics(). Returns self."""
+        self.allocate(sizeof(c_statvfs))
+        return self
+
+
+cdef inline object nanoseconds(const statx_timestamp *when):
+    return <int64_t>when.tv_sec * <int64_t>1000000000 + when.tv_nsec
+
+
+cdef inline uint64_t device_of(const statx_t *info) noexcept:
+    return makedev(info.stx_rdev_major, info.stx_rdev_minor)
+
+
+cdef int fill(const statx_t *info, double attr_timeout, entry) except -1:
+    entry.st_ino = info.stx_ino
+    entry.attr_timeout = attr_timeout
+    entry.st_mode = info.stx_mode
+    entry.st_nlink = info.stx_nlink
+    entry.st_uid = info.stx_uid
+    entry.st_gid = info.stx_gid
+    entry.st_rdev = device_of(info)
+    entry.st_size = info.stx_size
+    entry.st_blksize = info.stx_blksize
+    entry.st_blocks = info.stx_blocks
+    entry.st_atime_ns = nanoseconds(&info.stx_atime)
+    entry.st_mtime_ns = nanoseconds(&info.stx_mtime)
+    entry.st_ctime_ns = nanoseconds(&info.stx_ctime)
+    return 0
+
+
+cdef Request request_adopt(vfs_request_t *pointer, Volume volume):
+    cdef Request request = Request.__new__(Request)
+    request.pointer = pointer
+    request.volume = volume
+    return request
+
+
+def adopt(object address, Volume volume):
+    """For the IRP lane: a Request around a header taken off the device's queue. Owns it from now on."""
+    return request_adopt(<vfs_request_t *><uintptr_t>address, volume)
