@@ -1,13 +1,13 @@
 # The device: reads /dev/fuse, forwards to the IRP lane, serves what the lane cannot (device.pyx tells how).
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from stackfs.cext.requests cimport vfs_request_t
+from stackfs.cext.requests cimport Volume, vfs_request_t
 
 cdef struct device_t                     # the state its threads share (device.pyx)
 
 cdef class Device:
     cdef device_t *state
-    cdef readonly object stack           # keeps the volume that the threads work on
+    cdef readonly Volume volume          # kept alive: the threads work on its stack
 
     # The header of the message the IRP lane is handling now: the queue's first, taken off, owned by the caller
     # (request_free). NULL when the queue is empty or its first is not for this handler: the lane cannot be trusted

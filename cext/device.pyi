@@ -1,11 +1,11 @@
 """The device: reads /dev/fuse, forwards to the IRP lane, serves what the lane cannot.
 
 Start:    1. daemonise first (threads do not survive a fork), then mount: fd, see stackfs.mounting.
-          2. device = Device(fd, stack, ...); pyfuse3.init(operations, f"/dev/fd/{device.detach_lane_fd()}", options)
+          2. device = Device(fd, volume, ...); pyfuse3.init(operations, f"/dev/fd/{device.detach_lane_fd()}", options)
              with options that hold neither allow_root nor fsname.
           3. device.start(); run pyfuse3.main(max_tasks=many) in a nursery; wait_readable(device.ready_fd): INIT was
              answered. Not before that may anything touch the mountpoint.
-Running:  each pyfuse3 handler pops its header (device_pop) before its first await; wait_readable(device.ended_fd) and
+Running:  each pyfuse3 handler takes its header (take) before its first await; wait_readable(device.ended_fd) and
           wait_readable(device.deadlock_fd) each in a task of its own.
 End:      4. unmount in a worker thread (it may wait for requests). ended_fd becomes readable once the kernel let go.
              If it does not within the grace time: device.abort(), and unmount lazily.
@@ -16,17 +16,17 @@ End:      4. unmount in a worker thread (it may wait for requests). ended_fd bec
 
 from typing import Any
 
-from stackfs.cext.stack import Stack
+from stackfs.cext.requests import Request, Volume
 
 class Device:
     """One FUSE connection. Owns the fd from the constructor on, and gives it back to nobody."""
 
-    stack: Stack
+    volume: Volume
 
     def __init__(
         self,
         fd: int,
-        stack: Stack,
+        volume: Volume,
         *,
         max_write: int = 0,
         posix_acl: bool = True,
@@ -45,11 +45,18 @@ class Device:
     """pyfuse3's end of the socket pair, or -1 once detached."""
     def detach_lane_fd(self) -> int:
         """Hand over pyfuse3's end: pyfuse3.close() closes it, and nobody else may. ValueError the second time."""
+    def take(self, opcode: int, nodeid: int = 0) -> Request | None:
+        """The header of the message that the calling pyfuse3 handler is for: the queue's first, taken off.
+
+        None: the queue is empty or its first is another's, and the lane cannot be trusted any more (every later header
+        would be another's too). nodeid 0: the handler does not know it. RENAME stands for RENAME2, FORGET for
+        BATCH_FORGET. The request has no names and no data: the handler has them from pyfuse3.
+        """
     def head(self) -> dict[str, Any] | None:
         """The first header in the queue, for a message about a mismatch: operation (name), opcode, nodeid, unique,
         tid, uid, gid, group, and arguments: those of fuse_in_t that are not 0."""
     def discard(self, opcode: int, nodeid: int = 0) -> bool:
-        """Take the first header off unused, as device_pop does; False: it is not this handler's."""
+        """As take, but the request is thrown away unused; False: it is not this handler's."""
 
     # Life
     def start(self) -> None:
@@ -74,6 +81,11 @@ class Device:
         """Drop attributes and, from offset on, length bytes of cached data (0: all; offset < 0: attributes only)."""
     def invalidate_entry(self, parent: int, name: bytes) -> None:
         """Drop a name from the kernel's cache. name: 1 to 255 bytes."""
+    def invalidate_all_entries(self) -> bool:
+        """Drop every name at once, without a lock in the kernel; False: it is older than 7.44, nothing was queued.
+
+        Better than many invalidate_entry: those wait for their directory's lock, which an unanswered request may hold.
+        """
     def flush_notifications(self, timeout: float | None = None) -> bool:
         """Wait, without the GIL, until everything queued so far is written; False: seconds are over, or stopped.
 

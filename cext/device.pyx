@@ -22,6 +22,9 @@ Concurrency
   answers it, so that no request is answered twice, and abort() can answer all that are left.
 - Notifications are written by a thread of their own: the kernel makes them wait for locks that unanswered requests
   hold. stop() therefore first answers everything, with readers still refusing what comes, and only then joins it.
+  (What stop() cannot help: killed by SIGKILL while such a notification waits, this process cannot end, /dev/fuse stays
+  open, and callers hang until the mount is aborted, as root by `umount -f`. Names go by invalidate_all_entries where
+  the kernel has it, attributes by a negative offset: neither takes a lock.)
 - INTERRUPT is not acted on: the caller waits until the operation ends, and every operation here ends by itself.
 - Lock order: forward_lock before header_lock; lead_lock, open_lock and notify_lock are taken alone. None is held
   across a system call that can block.
@@ -41,8 +44,8 @@ from posix.unistd cimport _SC_PAGESIZE, close, getpid, read, sysconf, write
 
 from stackfs.cext.includes.fuse_wire cimport *
 from stackfs.cext.includes.pthread cimport *
-from stackfs.cext.requests cimport request_free, request_new, request_run, vfs_request_t
-from stackfs.cext.stack cimport FLT_VOLUME, Stack
+from stackfs.cext.requests cimport Volume, request_adopt, request_free, request_new, request_run, vfs_request_t
+from stackfs.cext.stack cimport FLT_VOLUME
 from stackfs.cext.unique_set cimport unique_add, unique_remove, unique_set_t
 from stackfs.cext.wire cimport *
 
@@ -914,7 +917,7 @@ cdef object raise_errno(int error, str what):
 cdef class Device:
     """One FUSE connection. Owns the fd from the constructor on (see device.pyi for start and end)."""
 
-    def __cinit__(self, int fd, Stack stack not None, *, uint32_t max_write=0, bint posix_acl=True,
+    def __cinit__(self, int fd, Volume volume not None, *, uint32_t max_write=0, bint posix_acl=True,
                   bint cache_symlinks=True, bint direct_io_allow_mmap=True):
         cdef device_t *device = device_new()
         cdef int pair[2]
@@ -923,8 +926,8 @@ cdef class Device:
         if device == NULL:
             raise MemoryError()
         self.state = device
-        self.stack = stack
-        device.volume = &stack.volume
+        self.volume = volume
+        device.volume = &volume.stack.volume
         if fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) < 0:
             raise_errno(errno, "the FUSE device")
         if socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0:
@@ -1023,6 +1026,10 @@ cdef class Device:
         self.state.peer = -1
         return fd
 
+    def take(self, uint32_t opcode, uint64_t nodeid=0):
+        cdef vfs_request_t *request = self.device_pop(opcode, nodeid)
+        return None if request == NULL else request_adopt(request, self.volume)
+
     def head(self):
         cdef device_t *device = self.state
         cdef vfs_request_t *request
@@ -1105,6 +1112,17 @@ cdef class Device:
             raise MemoryError()
         if error == -EINVAL:
             raise ValueError("a name has 1 to 255 bytes")
+
+    def invalidate_all_entries(self):
+        cdef fuse_out_header notice
+        if self.state.settings.kernel_minor < 44:
+            return False
+        notice.len = sizeof(notice)
+        notice.error = FUSE_NOTIFY_INC_EPOCH
+        notice.unique = 0
+        if queue_notice(self.state, <const char *>&notice, sizeof(notice)) == -ENOMEM:
+            raise MemoryError()
+        return True
 
     def flush_notifications(self, timeout=None):
         cdef device_t *device = self.state

@@ -96,6 +96,7 @@ cdef class Request:
     cdef int set_buffer(self, object buffer, bint writable) except -1
     cdef bytes allocate(self, Py_ssize_t size)
     cdef int list_handle(self, handle_t *handle, emit, make_entry) except -1
-    cdef bint emit_entry(self, handle_t *handle, char *name, size_t length, int64_t following, emit, make_entry) except -1
+    cdef bint emit_entry(self, handle_t *handle, char *name, size_t length, uint64_t inode, int64_t following,
+                         emit, make_entry) except -1
 
 cdef Request request_adopt(vfs_request_t *pointer, Volume volume)         # owns the request from now on

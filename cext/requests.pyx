@@ -1044,6 +1044,7 @@ cdef class Request:
         cdef vfs_request_t *request = self.pointer
         cdef int64_t offset = <int64_t>request.arguments.offset
         cdef int64_t following
+        cdef uint64_t inode
         cdef uint16_t record
         cdef char *name
         cdef size_t length
@@ -1070,6 +1071,7 @@ cdef class Request:
                 handle.entries_length = <uint32_t>request.length
                 handle.entries_at = 0
             while handle.entries_at + 19 < handle.entries_length:
+                memcpy(&inode, handle.entries + handle.entries_at, 8)
                 memcpy(&following, handle.entries + handle.entries_at + 8, 8)
                 memcpy(&record, handle.entries + handle.entries_at + 16, 2)
                 if record < 20 or handle.entries_at + record > handle.entries_length:
@@ -1078,7 +1080,7 @@ cdef class Request:
                 name = handle.entries + handle.entries_at + 19
                 length = strlen(name)
                 handle.entries_offset = offset
-                if not self.emit_entry(handle, name, length, following, emit, make_entry):
+                if not self.emit_entry(handle, name, length, inode, following, emit, make_entry):
                     return 0
                 handle.entries_at += record
                 offset = following
@@ -1086,7 +1088,8 @@ cdef class Request:
             if handle.entries_at < handle.entries_length:
                 handle.entries_at = handle.entries_length
 
-    cdef bint emit_entry(self, handle_t *handle, char *name, size_t length, int64_t following, emit, make_entry) except -1:
+    cdef bint emit_entry(self, handle_t *handle, char *name, size_t length, uint64_t inode, int64_t following,
+                         emit, make_entry) except -1:
         """One name. True: go on. A name that is gone by now, or refused, is left out."""
         cdef vfs_request_t *request = self.pointer
         cdef vfs_request_t *lookup
@@ -1094,7 +1097,7 @@ cdef class Request:
         cdef bytes as_bytes = PyBytes_FromStringAndSize(name, <Py_ssize_t>length)
         entry = make_entry()
         if as_bytes == b"." or as_bytes == b"..":
-            entry.st_ino = 0             # the kernel knows these; nothing is looked up
+            entry.st_ino = inode         # shown only: the kernel counts no lookup of these two
             entry.st_mode = S_IFDIR
             return emit(as_bytes, entry, following)
         lookup = request_new(request.volume)
@@ -1182,7 +1185,3 @@ cdef Request request_adopt(vfs_request_t *pointer, Volume volume):
     request.volume = volume
     return request
 
-
-def adopt(object address, Volume volume):
-    """For the IRP lane: a Request around a header taken off the device's queue. Owns it from now on."""
-    return request_adopt(<vfs_request_t *><uintptr_t>address, volume)

@@ -201,7 +201,8 @@ cdef void wire_decode(const wire_message_t *message, int setxattr_ext, vfs_reque
     """Fill a zeroed request from a checked message. Its names point into the message.
 
     Where an operation has two words of flags, `flags` is what the caller gave (open flags) and `open_flags` what the
-    kernel adds (read_flags, write_flags, release_flags, FUSE_OPEN_*, setxattr_flags, statx: getattr_flags).
+    kernel adds (read_flags, write_flags, release_flags, FUSE_OPEN_*, setxattr_flags). STATX has its getattr_flags in
+    `flags`, as GETATTR, and its sx_flags in `open_flags`.
     FORGET: size is the number of lookups; BATCH_FORGET: the number of nodes. POLL: offset is the poll handle.
     """
     cdef const fuse_in_header *header = message.header
@@ -238,9 +239,9 @@ cdef void wire_decode(const wire_message_t *message, int setxattr_ext, vfs_reque
         to.flags = (<fuse_getattr_in *>body).getattr_flags
     elif opcode == FUSE_STATX:
         to.fh = (<fuse_statx_in *>body).fh
-        to.flags = (<fuse_statx_in *>body).sx_flags
+        to.flags = (<fuse_statx_in *>body).getattr_flags
+        to.open_flags = (<fuse_statx_in *>body).sx_flags
         to.valid = (<fuse_statx_in *>body).sx_mask
-        to.open_flags = (<fuse_statx_in *>body).getattr_flags
     elif opcode == FUSE_SETATTR:
         decode_setattr(<fuse_setattr_in *>body, to)
     elif opcode == FUSE_OPEN or opcode == FUSE_OPENDIR:

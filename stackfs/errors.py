@@ -59,17 +59,17 @@ class TrustError(StackfsError):
 class FltError(StackfsError):
     """An answer of the Filter Manager: an NTSTATUS with the line that explains it.
 
-    ``status`` is the value as C's NTSTATUS has it, a signed 32-bit number (errors are negative); it may be given
-    either way. The message is shown alone; ``status_text`` is the number as the documentation writes it.
+    ``status`` is the unsigned 32-bit number, as in stackfs.cext.ntstatus.NtStatus; it may be given as C's signed one.
+    The message is shown alone; ``status_text`` is the number as the documentation writes it.
     """
 
     def __init__(self, status: int, message: str, exit_code: int = ExitCode.REFUSED) -> None:
         super().__init__(message, exit_code)
-        self.status = ((status & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000
+        self.status = int(status) & 0xFFFFFFFF
 
     @property
     def status_text(self) -> str:
-        return f"0x{self.status & 0xFFFFFFFF:08X}"
+        return f"0x{self.status:08X}"
 
 
 class FilterNotFoundError(FltError):

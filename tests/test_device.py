@@ -11,12 +11,13 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stackfs.cext.device import Device
-from stackfs.cext.stack import Stack
+from stackfs.cext.requests import Volume
 
 LOOKUP, FORGET, GETATTR, SETATTR, SYMLINK, MKDIR, RENAME, LINK, OPEN = 1, 2, 3, 4, 6, 9, 12, 13, 14
 READ, WRITE, STATFS, RELEASE, SETXATTR, GETXATTR, FLUSH, INIT, READDIR, SETLKW = 15, 16, 17, 18, 21, 22, 25, 26, 28, 33
@@ -90,17 +91,22 @@ def thread_count() -> int:
     return len(os.listdir("/proc/self/task"))
 
 
+def volume(directory: Path) -> Volume:
+    return Volume(os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+
+
 def pair() -> tuple[socket.socket, socket.socket]:
     kernel, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    kernel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+    for end in (kernel, ours):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
     return kernel, ours
 
 
 @pytest.fixture
-def wire() -> Iterator[Wire]:
+def wire(tmp_path: Path) -> Iterator[Wire]:
     before = thread_count()
     kernel, ours = pair()
-    device = Device(ours.detach(), Stack())
+    device = Device(ours.detach(), volume(tmp_path))
     lane = socket.socket(fileno=device.detach_lane_fd())
     device.start()
     try:
@@ -180,9 +186,9 @@ def test_nothing_is_forwarded_before_init(wire: Wire) -> None:
     assert not readable(wire.lane, 0)
 
 
-def test_max_write_follows_the_policy() -> None:
+def test_max_write_follows_the_policy(tmp_path: Path) -> None:
     kernel, ours = pair()
-    device = Device(ours.detach(), Stack(), max_write=100_000, posix_acl=False)
+    device = Device(ours.detach(), volume(tmp_path), max_write=100_000, posix_acl=False)
     assert device.max_write == 98_304
     device.close()
     kernel.close()
@@ -448,6 +454,17 @@ def test_notifications_are_written_in_order(live: Wire) -> None:
     assert live.answered()[2].endswith(b"n\0")
 
 
+def test_all_names_at_once(live: Wire) -> None:
+    assert live.device.invalidate_all_entries()
+    assert live.answered() == (0, 8, b"")
+
+
+def test_all_names_at_once_needs_a_new_kernel(wire: Wire) -> None:
+    wire.handshake(init(minor=43))
+    assert not wire.device.invalidate_all_entries()
+    assert not readable(wire.kernel, 0.1)
+
+
 def test_a_notification_from_libfuse_takes_the_same_way(live: Wire) -> None:
     live.lane.send(answer(0, struct.pack("<Q", 5), error=1))
     assert live.answered() == (0, 1, struct.pack("<Q", 5))
@@ -484,10 +501,10 @@ def test_abort_answers_everything_once(live: Wire) -> None:
     assert live.device.in_flight == 0
 
 
-def test_stop_and_close_may_be_repeated() -> None:
+def test_stop_and_close_may_be_repeated(tmp_path: Path) -> None:
     before = thread_count()
     kernel, ours = pair()
-    device = Device(ours.detach(), Stack())
+    device = Device(ours.detach(), volume(tmp_path))
     device.start()
     with pytest.raises(RuntimeError):
         device.start()
@@ -503,11 +520,11 @@ def test_stop_and_close_may_be_repeated() -> None:
         device.start()
 
 
-def test_a_device_that_was_never_started_or_closed_leaves_nothing() -> None:
+def test_a_device_that_was_never_started_or_closed_leaves_nothing(tmp_path: Path) -> None:
     fds, before = len(os.listdir("/proc/self/fd")), thread_count()
     for started in (False, True):
         kernel, ours = pair()
-        device = Device(ours.detach(), Stack())
+        device = Device(ours.detach(), volume(tmp_path))
         if started:
             device.start()
         del device
@@ -516,9 +533,9 @@ def test_a_device_that_was_never_started_or_closed_leaves_nothing() -> None:
     assert len(os.listdir("/proc/self/fd")) == fds
 
 
-def test_the_lanes_end_is_handed_over_once() -> None:
+def test_the_lanes_end_is_handed_over_once(tmp_path: Path) -> None:
     kernel, ours = pair()
-    device = Device(ours.detach(), Stack())
+    device = Device(ours.detach(), volume(tmp_path))
     fd = device.detach_lane_fd()
     with pytest.raises(ValueError):
         device.detach_lane_fd()
@@ -527,9 +544,9 @@ def test_the_lanes_end_is_handed_over_once() -> None:
     kernel.close()
 
 
-def test_a_bad_descriptor_is_refused() -> None:
+def test_a_bad_descriptor_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OSError):
-        Device(100_000, Stack())
+        Device(100_000, volume(tmp_path))
 
 
 def test_many_callers_while_the_lane_answers(live: Wire) -> None:

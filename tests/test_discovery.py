@@ -11,7 +11,7 @@ import pytest
 
 from stackfs import discovery
 from stackfs.discovery import Found, find, list_all
-from stackfs.errors import FilterImageError, FilterNotFoundError, StackfsError, TrustError
+from stackfs.errors import FilterImageError, FilterNotFoundError, FltError, StackfsError, TrustError
 from stackfs.manifest import ManifestError
 
 TEXT = 'MANIFEST = {{"name": "{name}", "altitude": "{altitude}", "group": "FSFilter Top", "filter": "F"}}\n1 / 0\n'
@@ -154,7 +154,8 @@ def test_not_found_says_what_there_is(shipped: pathlib.Path, mine: pathlib.Path)
     (mine / "bad.py").write_text("MANIFEST = {}\n")
     with pytest.raises(FilterNotFoundError, match=r"did you mean 'audit'\?; not usable: .*bad\.py:1") as caught:
         find("audti", [str(mine)])
-    assert caught.value.status_text == "0xC0000034"
+    assert (caught.value.status, caught.value.status_text) == (0xC0000034, "0xC0000034")
+    assert FltError(-1073741772, "as C has it").status == 0xC0000034
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: gives files away with chown")

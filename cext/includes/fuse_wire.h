@@ -73,6 +73,7 @@ enum fuse_notify_code {
     FUSE_NOTIFY_POLL = 1,
     FUSE_NOTIFY_INVAL_INODE = 2,
     FUSE_NOTIFY_INVAL_ENTRY = 3,
+    FUSE_NOTIFY_INC_EPOCH = 8,          /* 7.44: every name, without a lock; no body */
 };
 
 /* INIT flags. Bits 32 and up travel in flags2, which counts only with FUSE_INIT_EXT. */

@@ -58,6 +58,7 @@ cdef extern from "fuse_wire.h" nogil:
         FUSE_NOTIFY_POLL
         FUSE_NOTIFY_INVAL_INODE
         FUSE_NOTIFY_INVAL_ENTRY
+        FUSE_NOTIFY_INC_EPOCH
 
     const uint64_t FUSE_ASYNC_READ
     const uint64_t FUSE_POSIX_LOCKS

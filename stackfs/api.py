@@ -1,0 +1,160 @@
+"""What a filter author reads: this file, and nothing else is needed.
+
+A filter is one Python file with a MANIFEST (a literal: docs/writing-filters.md has its fields) and a subclass of
+Filter. Its registration table says which operations it wants to see; every other operation passes it by at no cost::
+
+    from stackfs.api import *
+
+    MANIFEST = {"name": "nodelete", "altitude": "265200", "group": "FSFilter Content Screener", "filter": "NoDelete"}
+
+    class NoDelete(Filter):
+        operations = (Operation(IRP_MJ_CREATE, pre="pre_create"),)
+
+        def pre_create(self, data, objects):
+            if data.desired_access & DELETE:
+                return data.complete(STATUS_ACCESS_DENIED)
+            return FLT_PREOP_SUCCESS_NO_CALLBACK
+
+A pre callback is called on the way down, from the highest altitude to the lowest; a post callback on the way up, in
+exactly reverse order. Both get `data` (stackfs.cext.callback_data.CallbackData: the operation, alive until the callback
+returns) and `objects` (the Instance: `.filter`, `.volume`, `.name`, `.altitude`, and `.context`, yours to use).
+
+A pre callback returns one of (semantics A6)
+
+    FLT_PREOP_SUCCESS_WITH_CALLBACK   go on; call my post callback
+    FLT_PREOP_SUCCESS_NO_CALLBACK     go on; do not
+    FLT_PREOP_SYNCHRONIZE             go on; call my post callback in this same thread
+    data.complete(status)             (FLT_PREOP_COMPLETE) end it here: nobody below sees it, my post is not called
+
+or the first or third with a completion context: `return FLT_PREOP_SUCCESS_WITH_CALLBACK, anything`. A post callback is
+called as `post(data, objects, context, flags)`; it may set `data.status` and `data.information`, and returns
+FLT_POSTOP_FINISHED_PROCESSING or nothing. Pending is not in this release.
+
+What a callback changes in the parameters (a name, a buffer, an offset) counts only if it also calls
+`data.set_dirty()`, and only the layers below see it; its own post callback sees what it saw itself.
+
+Callbacks run on the drive's one loop: do not sleep, do not wait, and never touch the mount you filter (that is refused
+with EDEADLK). An exception out of a callback fails the operation with EIO, or lets it pass, as the manifest's on_error
+says; it never ends the mount.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from stackfs.cext import callback_data as _constants
+from stackfs.cext.callback_data import CallbackData, DirectoryEntry, major_name
+from stackfs.cext.ntstatus import NtStatus, from_errno, is_success, status_name, to_errno
+
+if TYPE_CHECKING:
+    from stackfs.cext.stack import NativeOperations
+    from stackfs.manager import Instance
+
+FILTER_ABI = 1
+"""Version of this interface; a manifest's "abi" may ask for it. 1 (2026-11): first release."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One row of a registration table: the operation, and the names of the methods that see it (semantics A2).
+
+    flags: FLTFL_OPERATION_REGISTRATION_SKIP_* bits.
+    """
+
+    major: int
+    pre: str | None = None
+    post: str | None = None
+    flags: int = 0
+
+
+class Filter:
+    """A filter: one object for all its instances, made when it is loaded.
+
+    `options` holds the values of the manifest's options for the instance that caused the load; each Instance has its
+    own in `instance.options`.
+    """
+
+    operations: tuple[Operation, ...] = ()
+    native: NativeOperations | None = None
+    """Native filters: callbacks in C, called without the GIL."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.options = options
+
+    def filter_unload(self, flags: int) -> int:
+        """Asked before the filter is unloaded (A2). flags: FLTFL_FILTER_UNLOAD_MANDATORY when the answer is ignored.
+
+        STATUS_FLT_DO_NOT_DETACH refuses. A filter that sets this to None can never be unloaded.
+        """
+        return STATUS_SUCCESS
+
+    def instance_setup(self, instance: Instance, flags: int) -> int:
+        """Asked before the filter is attached to a volume (A3). flags: FLTFL_INSTANCE_SETUP_* bits.
+
+        Anything but success, STATUS_FLT_DO_NOT_ATTACH for one, refuses.
+        """
+        return STATUS_SUCCESS
+
+    def instance_query_teardown(self, instance: Instance, flags: int) -> int:
+        """Asked before a manual detach (A3). STATUS_FLT_DO_NOT_DETACH refuses; None instead of a method always does."""
+        return STATUS_SUCCESS
+
+    def instance_teardown_start(self, instance: Instance, reason: int) -> None:
+        """New operations no longer reach the instance; those under way still do. reason: FLTFL_INSTANCE_TEARDOWN_*."""
+
+    def instance_teardown_complete(self, instance: Instance, reason: int) -> None:
+        """No callback of the instance runs, or ever will. Free what it holds."""
+
+
+FLTFL_FILTER_UNLOAD_MANDATORY = 0x1
+FLTFL_INSTANCE_SETUP_AUTOMATIC_ATTACHMENT = 0x1
+FLTFL_INSTANCE_SETUP_MANUAL_ATTACHMENT = 0x2
+FLTFL_INSTANCE_SETUP_NEWLY_MOUNTED_VOLUME = 0x4
+FLTFL_INSTANCE_TEARDOWN_MANUAL = 0x1
+FLTFL_INSTANCE_TEARDOWN_FILTER_UNLOAD = 0x2
+FLTFL_INSTANCE_TEARDOWN_MANDATORY_FILTER_UNLOAD = 0x4
+FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT = 0x8
+FLTFL_INSTANCE_TEARDOWN_INTERNAL_ERROR = 0x10
+
+# The constants of the DDI, under their names: every IRP_MJ_*, FLT_*, FLTFL_*, FILE_* and so on of callback_data, and
+# every STATUS_* of the status table (unsigned numbers).
+_named: dict[str, int] = {}
+for _enum in (
+    _constants.MajorFunction,
+    _constants.DataFlags,
+    _constants.IrpFlags,
+    _constants.PreopStatus,
+    _constants.PostopStatus,
+    _constants.PostFlags,
+    _constants.OperationFlags,
+    _constants.AccessMask,
+    _constants.CreateDisposition,
+    _constants.CreateOptions,
+    _constants.FileInformationClass,
+    _constants.FsControlCode,
+    _constants.SecurityInformation,
+    NtStatus,
+):
+    _named.update({name: int(member) for name, member in _enum.__members__.items()})
+globals().update(_named)
+STATUS_SUCCESS = 0
+
+__all__ = [
+    "FILTER_ABI",
+    "CallbackData",
+    "DirectoryEntry",
+    "Filter",
+    "Operation",
+    "from_errno",
+    "is_success",
+    "major_name",
+    "status_name",
+    "to_errno",
+    *(name for name in globals() if name.startswith("FLTFL_")),
+    *(name for name in _named if not name.startswith("FLTFL_")),
+]
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> int: ...

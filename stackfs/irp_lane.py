@@ -1,0 +1,232 @@
+"""The IRP lane: pyfuse3's handlers, each one VFS request through the stack. The one module that imports pyfuse3.
+
+pyfuse3 reads from our socket pair, not from /dev/fuse. What it does not tell its handlers (who asks, open and write
+flags, a setattr's bits) waits in the device's header queue, in the order of the messages: each handler takes the head
+before its first await. A head that is not this handler's means that the order is lost for good; the lane then ends, and
+the mount with it, rather than mix up two users' requests.
+
+Handlers run on the trio loop. Metadata, and data that is in the page cache, is served in place; what has to wait for
+the disk (fsync, a cold read, a synchronous write) waits in a worker thread, without the GIL. Whatever happens, a
+handler answers with FUSEError and nothing else: another exception would end pyfuse3's loop.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Any
+
+import pyfuse3
+import structlog
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from stackfs.cext.device import Device
+    from stackfs.cext.requests import Request, Volume
+
+log = structlog.get_logger("stackfs.irp")
+
+LOOKUP, FORGET, GETATTR, SETATTR, READLINK, SYMLINK, MKNOD, MKDIR = 1, 2, 3, 4, 5, 6, 8, 9
+UNLINK, RMDIR, RENAME, LINK, OPEN, READ, WRITE, STATFS, RELEASE = 10, 11, 12, 13, 14, 15, 16, 17, 18
+FSYNC, SETXATTR, GETXATTR, LISTXATTR, REMOVEXATTR, FLUSH = 20, 21, 22, 23, 24, 25
+OPENDIR, RELEASEDIR, FSYNCDIR, ACCESS, CREATE, POLL, READDIRPLUS = 27, 29, 30, 34, 35, 40, 44
+
+PATH_MAX = 4096
+XATTR_MAX = 65536
+"""The largest value and list that Linux knows (XATTR_SIZE_MAX, XATTR_LIST_MAX)."""
+
+MAX_TASKS = 10_000
+"""Requests that may be under way at once: waiting ones must never keep out the one that would release them."""
+
+WORKERS = 16
+"""Threads that may wait for the disk at once."""
+
+
+class LaneError(Exception):
+    """The header queue and pyfuse3's messages do not match any more."""
+
+
+class Operations(pyfuse3.Operations):  # type: ignore[misc]
+    """pyfuse3's handlers. The arguments that the header has already are ignored."""
+
+    enable_writeback_cache = False
+    enable_acl = False  # INIT is answered by the device, which asks for ACLs
+    supports_dot_lookup = False
+
+    def __init__(self, device: Device, volume: Volume) -> None:
+        super().__init__()
+        self.device = device
+        self.volume = volume
+        self.broken: LaneError | None = None
+        self.on_broken = trio.Event()
+        self._workers = trio.CapacityLimiter(WORKERS)
+
+    def _take(self, opcode: int, nodeid: int = 0) -> Request:
+        request = self.device.take(opcode, nodeid)
+        if request is None:
+            if self.broken is None:
+                self.broken = LaneError(
+                    f"the request for opcode {opcode}, node {nodeid} met the header {self.device.head()}"
+                )
+                log.critical("the IRP lane has lost the order of requests and ends", reason=str(self.broken))
+                self.on_broken.set()
+            raise pyfuse3.FUSEError(errno.EIO)
+        return request
+
+    async def _finish(self, request: Request) -> Request:
+        """Run a request to its end; FUSEError when it failed."""
+        while not request.run():
+            await trio.to_thread.run_sync(request.wait, limiter=self._workers)
+        if request.error:
+            raise pyfuse3.FUSEError(request.error)
+        return request
+
+    async def _entry(self, request: Request) -> pyfuse3.EntryAttributes:
+        return (await self._finish(request)).fill_entry(pyfuse3.EntryAttributes())
+
+    # --- names ----------------------------------------------------------------------------------------------------
+
+    async def lookup(self, parent_inode: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
+        return await self._entry(self._take(LOOKUP, parent_inode).named(name))
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        if not self.device.discard(FORGET):
+            self._take(FORGET)  # says what is wrong
+        for inode, lookups in inode_list:
+            self.volume.forget(inode, lookups)
+
+    async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: Any) -> pyfuse3.EntryAttributes:
+        return await self._entry(self._take(MKNOD, parent_inode).named(name))
+
+    async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: Any) -> pyfuse3.EntryAttributes:
+        return await self._entry(self._take(MKDIR, parent_inode).named(name))
+
+    async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
+        return await self._entry(self._take(SYMLINK, parent_inode).named(name, target))
+
+    async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
+        request = self._take(LINK, new_parent_inode).named(b"", new_name)
+        return await self._entry(request)
+
+    async def unlink(self, parent_inode: int, name: bytes, ctx: Any) -> None:
+        await self._finish(self._take(UNLINK, parent_inode).named(name))
+
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: Any) -> None:
+        await self._finish(self._take(RMDIR, parent_inode).named(name))
+
+    async def rename(self, parent_inode_old: int, name_old: bytes, parent_inode_new: int, name_new: bytes,
+                     flags: int, ctx: Any) -> None:  # fmt: skip
+        await self._finish(self._take(RENAME, parent_inode_old).named(name_old, name_new))
+
+    async def readlink(self, inode: int, ctx: Any) -> bytes:
+        return (await self._finish(self._take(READLINK, inode).receiving(PATH_MAX))).result()
+
+    # --- attributes -------------------------------------------------------------------------------------------------
+
+    async def getattr(self, inode: int, ctx: Any = None) -> pyfuse3.EntryAttributes:
+        request = await self._finish(self._take(GETATTR, inode))
+        return request.fill_attributes(pyfuse3.EntryAttributes())
+
+    async def setattr(self, inode: int, attr: Any, fields: Any, fh: int | None, ctx: Any) -> pyfuse3.EntryAttributes:
+        request = await self._finish(self._take(SETATTR, inode))
+        return request.fill_attributes(pyfuse3.EntryAttributes())
+
+    async def access(self, inode: int, mode: int, ctx: Any) -> bool:
+        await self._finish(self._take(ACCESS, inode))
+        return True
+
+    async def statfs(self, ctx: Any) -> pyfuse3.StatvfsData:
+        request = await self._finish(self._take(STATFS).for_statistics())
+        data = pyfuse3.StatvfsData()
+        (data.f_bsize, data.f_frsize, data.f_blocks, data.f_bfree, data.f_bavail,
+         data.f_files, data.f_ffree, data.f_favail, data.f_namemax) = request.statistics()  # fmt: skip
+        return data
+
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: Any) -> None:
+        await self._finish(self._take(SETXATTR, inode).named(name).sending(value))
+
+    async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:
+        return (await self._finish(self._take(GETXATTR, inode).named(name).receiving(XATTR_MAX))).result()
+
+    async def listxattr(self, inode: int, ctx: Any) -> list[bytes]:
+        names = (await self._finish(self._take(LISTXATTR, inode).receiving(XATTR_MAX))).result()
+        return names.split(b"\0")[:-1]
+
+    async def removexattr(self, inode: int, name: bytes, ctx: Any) -> None:
+        await self._finish(self._take(REMOVEXATTR, inode).named(name))
+
+    # --- open files ---------------------------------------------------------------------------------------------------
+
+    def _file_info(self, request: Request) -> pyfuse3.FileInfo:
+        return pyfuse3.FileInfo(fh=request.fh, direct_io=request.direct_io)
+
+    async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
+        return self._file_info(await self._finish(self._take(OPEN, inode)))
+
+    async def create(self, parent_inode: int, name: bytes, mode: int, flags: int,
+                     ctx: Any) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:  # fmt: skip
+        request = await self._finish(self._take(CREATE, parent_inode).named(name))
+        return self._file_info(request), request.fill_entry(pyfuse3.EntryAttributes())
+
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        return (await self._finish(self._take(READ).receiving(size))).result()
+
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        return (await self._finish(self._take(WRITE).sending(buf))).length
+
+    async def flush(self, fh: int) -> None:
+        request = self._take(FLUSH)
+        request.flush()
+        if request.error:
+            raise pyfuse3.FUSEError(request.error)
+
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await self._finish(self._take(FSYNC))
+
+    async def release(self, fh: int) -> None:
+        await self._finish(self._take(RELEASE))
+
+    async def opendir(self, inode: int, ctx: Any) -> int:
+        return (await self._finish(self._take(OPENDIR, inode))).fh
+
+    async def readdir(self, fh: int, start_id: int, token: Any) -> None:
+        request = self._take(READDIRPLUS)
+        request.list_directory(
+            lambda name, entry, following: pyfuse3.readdir_reply(token, name, entry, following), pyfuse3.EntryAttributes
+        )
+        if request.error:
+            raise pyfuse3.FUSEError(request.error)
+
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        await self._finish(self._take(FSYNCDIR))
+
+    async def releasedir(self, fh: int) -> None:
+        await self._finish(self._take(RELEASEDIR))
+
+    async def poll(self, inode: int, fh: int, poll_handle: Any, ctx: Any) -> int:
+        """Always ready, until a filter says otherwise."""
+        self._take(POLL)
+        return 0x145  # POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM
+
+
+def start(device: Device, volume: Volume) -> Operations:
+    """Give pyfuse3 its end of the device's socket pair. Before device.start(); run() then serves."""
+    operations = Operations(device, volume)
+    pyfuse3.init(operations, f"/dev/fd/{device.detach_lane_fd()}", set())
+    return operations
+
+
+async def run() -> None:
+    """pyfuse3's loop, until terminate()."""
+    await pyfuse3.main(min_tasks=2, max_tasks=MAX_TASKS)
+
+
+def terminate() -> None:
+    """End run() once the handlers under way have answered. On the trio thread."""
+    pyfuse3.terminate()
+
+
+def close() -> None:
+    """Free pyfuse3's session and its end of the socket pair. After device.stop(), before device.close()."""
+    pyfuse3.close(unmount=False)
