@@ -53,7 +53,7 @@ test-long: build
 	@$(VENV)/bin/python -m pytest -q
 
 lint: build
-	@echo "stackfs: ruff";        $(VENV)/bin/ruff check --quiet .
+	@echo "stackfs: ruff";        $(VENV)/bin/ruff check --quiet --output-format concise .
 	@echo "stackfs: mypy";        $(VENV)/bin/mypy --no-error-summary
 	@echo "stackfs: cython-lint"; PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint cext filters
 	@echo "stackfs: lint finds nothing"

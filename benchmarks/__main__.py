@@ -75,7 +75,9 @@ def native_pair() -> list[float]:
     return [float(stack.time_native_pair(2_000_000)) for _ in range(5)]
 
 
-def compare(console: Console, work: Path, loads: list[Load], rounds: int, seconds: float) -> dict[str, Result]:
+def compare(
+    console: Console, work: Path, filters: list[str], loads: list[Load], rounds: int, seconds: float
+) -> dict[str, Result]:
     """Both sides mounted, the loads in turns. Figure name -> result."""
     results = {figure.name: Result(figure) for figure in (*RATIOS, *FULL_RATIOS)}
     folders = {name: work / name for name in ("plain_source", "plain", "ours_source", "ours", "trail")}
@@ -83,15 +85,12 @@ def compare(console: Console, work: Path, loads: list[Load], rounds: int, second
         folder.mkdir(mode=0o700)
     for name in ("plain_source", "ours_source"):
         jobs.prepare(folders[name])
-    options = [
-        "filter=passthrough",
-        "filter=audit",
-        f"audit.directory={folders['trail']}",
-        f"audit.key={work / 'audit.key'}",
-        "cache=strict",
-    ]
+    options = ["cache=strict", *(f"filter={name}" for name in filters)]
+    if "audit" in filters:
+        options += [f"audit.directory={folders['trail']}", f"audit.key={work / 'audit.key'}"]
+    timeouts = [f"--entry-timeout={jobs.TIMEOUT}", f"--attr-timeout={jobs.TIMEOUT}"]
     with (
-        mounts.plain(folders["plain_source"], folders["plain"], "--direct-io") as plain,
+        mounts.plain(folders["plain_source"], folders["plain"], "--direct-io", *timeouts) as plain,
         mounts.stackfs(folders["ours_source"], folders["ours"], options) as ours,
     ):
         for number in range(rounds):
@@ -119,10 +118,13 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="exit 1 when a target is not met")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each load on each side in each round")
+    parser.add_argument("--filter", action="append", metavar="NAME", help="attach these (default: passthrough, audit)")
     parser.add_argument("--full", action="store_true", help="more loads and five rounds (as with FULL=1)")
     arguments = parser.parse_args()
+    filters = arguments.filter or ["passthrough", "audit"]
     everything = arguments.full or os.environ.get("FULL", "") not in ("", "0")
     console = Console(stderr=arguments.json == "-")
+    console.width = max(console.width, 120)
     if absent := missing("fio"):
         print(f"make bench: {', '.join(absent)} is missing: apt-get install {' '.join(absent)}", file=sys.stderr)
         return 1
@@ -138,7 +140,7 @@ def main() -> int:
     console.print(f"the stack alone: {median(pair.ours):.1f} ns for a native pre and post pair", highlight=False)
     work = Path(tempfile.mkdtemp(prefix="stackfs-bench-"))
     try:
-        results = compare(console, work, loads, rounds, arguments.seconds)
+        results = compare(console, work, filters, loads, rounds, arguments.seconds)
     except mounts.MountFailed as error:
         print(f"make bench: {error}", file=sys.stderr)
         return 1

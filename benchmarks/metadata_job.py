@@ -1,17 +1,18 @@
 """The metadata loads, run as a process of their own so that they share no interpreter with a filesystem.
 
     python metadata_job.py stat DIRECTORY COUNT SECONDS      stat(2) of COUNT existing files, round and round
-    python metadata_job.py make DIRECTORY SECONDS            open(O_CREAT|O_EXCL) and close, then unlink(2) of them all
+    python metadata_job.py make DIRECTORY SECONDS PAUSE      open(O_CREAT|O_EXCL) and close, then unlink(2) of them all
 
 Names are made beforehand and resolved against the directory's descriptor: the loop is one system call and its Python
-call, about 1 µs beside the 50 µs and more of a request. Prints one JSON object: operation -> [operations, seconds].
+call, about 1 µs beside the 50 µs and more of a request. The pause before the unlinks lets what the kernel knows of the
+new files expire. Prints one JSON object: operation -> [operations, seconds].
 """
 
 import json
 import os
 import sys
 from itertools import cycle, islice
-from time import perf_counter
+from time import perf_counter, sleep
 
 
 def stat_files(directory: str, count: int, seconds: float) -> dict[str, tuple[int, float]]:
@@ -31,7 +32,7 @@ def stat_files(directory: str, count: int, seconds: float) -> dict[str, tuple[in
     return {"stat": (done, took)}
 
 
-def make_files(directory: str, seconds: float) -> dict[str, tuple[int, float]]:
+def make_files(directory: str, seconds: float, pause: float) -> dict[str, tuple[int, float]]:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     names = (f"n{number:07}" for number in range(10_000_000))
     made: list[str] = []
@@ -43,6 +44,7 @@ def make_files(directory: str, seconds: float) -> dict[str, tuple[int, float]]:
             os.close(os.open(name, flags, 0o644, dir_fd=descriptor))
             made.append(name)
     create_seconds = perf_counter() - begin
+    sleep(pause)
     begin = perf_counter()
     for name in made:
         os.unlink(name, dir_fd=descriptor)
@@ -56,7 +58,7 @@ def main() -> None:
     if kind == "stat":
         result = stat_files(directory, int(numbers[0]), float(numbers[1]))
     else:
-        result = make_files(directory, float(numbers[0]))
+        result = make_files(directory, float(numbers[0]), float(numbers[1]))
     print(json.dumps(result))
 
 

@@ -10,30 +10,28 @@ Where it would have to wait for the disk and the operation may not (op.would_blo
 """
 
 cimport cython
-from libc.errno cimport (
-    EAGAIN, EBADF, EEXIST, EINTR, EINVAL, EIO, EISDIR, ENAMETOOLONG, ENOENT, ENOMEM, ENOTDIR, ENOSYS, EPERM, ERANGE, errno)
+from libc.errno cimport EAGAIN, EBADF, EEXIST, EINTR, EINVAL, ENAMETOOLONG, ENOENT, ENOMEM, EPERM, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
-from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memmove, memset, strlen, strncmp
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memmove, strlen, strncmp
 
 from stackfs.cext.callback_data cimport (
-    CREATE_PARAMETERS, DACL_SECURITY_INFORMATION, DIRECTORY_PARAMETERS, EA_PARAMETERS, FILE_CREATE, FILE_DIRECTORY_FILE,
-    FILE_NAME, FILE_OBJECT, FILE_OPEN, FILE_OPEN_REPARSE_POINT, FLT_IO_PARAMETER_BLOCK, FO_DIRECTORY, FO_OPENED,
-    FO_SYNTHESISED, FSCTL_GET_REPARSE_POINT, FSCTL_SET_REPARSE_POINT, FileBasicInformation, FileDispositionInformation,
-    FileEndOfFileInformation, FileLinkInformation, FileRenameInformation, FileRenameInformationEx,
-    GROUP_SECURITY_INFORMATION, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_DIRECTORY_CONTROL,
-    IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_FLUSH_BUFFERS, IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_QUERY_EA,
-    IRP_MJ_QUERY_INFORMATION, IRP_MJ_QUERY_OPEN, IRP_MJ_QUERY_SECURITY, IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_READ,
-    IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY, IRP_MJ_WRITE, LABEL_SECURITY_INFORMATION,
-    OWNER_SECURITY_INFORMATION, READ_WRITE_PARAMETERS, SECURITY_PARAMETERS, SET_FILE_PARAMETERS, node_t, statx_t)
+    DACL_SECURITY_INFORMATION, DIRECTORY_PARAMETERS, EA_PARAMETERS, FILE_DIRECTORY_FILE, FILE_NAME, FILE_OBJECT,
+    FILE_OPEN, FILE_OPEN_REPARSE_POINT, FLT_IO_PARAMETER_BLOCK, FO_DIRECTORY, FO_SYNTHESISED, FSCTL_GET_REPARSE_POINT,
+    FSCTL_SET_REPARSE_POINT, FileBasicInformation, FileDispositionInformation, FileEndOfFileInformation,
+    FileLinkInformation, GROUP_SECURITY_INFORMATION, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE,
+    IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_FLUSH_BUFFERS, IRP_MJ_NETWORK_QUERY_OPEN,
+    IRP_MJ_QUERY_EA, IRP_MJ_QUERY_INFORMATION, IRP_MJ_QUERY_OPEN, IRP_MJ_QUERY_SECURITY,
+    IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_READ, IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY,
+    IRP_MJ_WRITE, LABEL_SECURITY_INFORMATION, OWNER_SECURITY_INFORMATION, READ_WRITE_PARAMETERS, SECURITY_PARAMETERS,
+    SET_FILE_PARAMETERS, node_t, statx_t)
 from stackfs.cext.credentials cimport assume, credentials_t, drop_fsetid, restore
-from stackfs.cext.handles cimport handle_t, handle_table_t, handles_free, handles_new
+from stackfs.cext.handles cimport handle_t, handles_free, handles_new
 from stackfs.cext.inode_table cimport (
-    identify, identity_t, inode_table_t, make_id, name_moved, name_of, name_pin, name_removed, name_unpin, node_close, node_found,
+    identify, identity_t, make_id, name_moved, name_of, name_pin, name_removed, name_unpin, node_close, node_found,
     node_is, node_open, node_put, table_free, table_new)
-from stackfs.cext.ntstatus cimport (
-    NTSTATUS, STATUS_INVALID_DEVICE_REQUEST, STATUS_INVALID_HANDLE, STATUS_INVALID_PARAMETER, STATUS_SUCCESS, errno_to_nt)
+from stackfs.cext.ntstatus cimport STATUS_SUCCESS, errno_to_nt
 from stackfs.cext.requests cimport vfs_request_t
 from stackfs.cext.stack cimport operation_t
 

@@ -15,7 +15,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyObject_GetBuffer, Py
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.string cimport memcpy, memset, strlen
+from libc.string cimport memcpy
 
 from stackfs.cext.inode_table cimport operation_path
 from stackfs.cext.ntstatus cimport NTSTATUS, NT_SUCCESS

@@ -7,7 +7,7 @@ umask is nobody else's; it keeps the process's working directory and root as the
 Without root nothing is changed but the umask: everything belongs to the user who mounted.
 """
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from stackfs.cext.callback_data cimport REQUESTOR
 

@@ -62,7 +62,10 @@ class Device:
     def start(self) -> None:
         """Start the threads. They block every signal. RuntimeError the second time, OSError when none can start."""
     def abort(self) -> None:
-        """Answer every unanswered request, and each one to come, with ECONNABORTED. Late answers are dropped."""
+        """Answer every unanswered request, and each one to come, with ECONNABORTED. Late answers are dropped.
+
+        Nothing is served any more, so ended_fd becomes readable, though files may still be open.
+        """
     def stop(self) -> None:
         """abort(), then end and join the threads, all but the relay. May be called again. Releases the GIL."""
     def close(self) -> None:
@@ -72,7 +75,7 @@ class Device:
     ready_fd: int
     """INIT has been answered."""
     ended_fd: int
-    """The connection is gone: unmounted or aborted (error 0), or unusable (error: an errno)."""
+    """The connection is gone: unmounted or aborted (error 0), unusable (error: an errno), or abort() was called."""
     deadlock_fd: int
     """A request of this process was refused. Read 8 bytes, then log deadlocks and last_deadlock."""
 

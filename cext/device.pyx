@@ -1010,6 +1010,7 @@ cdef class Device:
         notice.header.error = FUSE_NOTIFY_INVAL_ENTRY
         notice.body.parent = parent
         notice.body.namelen = length
+        notice.body.flags = FUSE_EXPIRE_ONLY
         memcpy(notice.name, name, length)
         return queue_notice(self.state, <const char *>&notice, notice.header.len)
 
@@ -1074,6 +1075,8 @@ cdef class Device:
         if self.state.started and not self.state.stopped:
             with nogil:
                 abort_requests(self.state)
+                store_int(&self.state.ended, 1)         # readers go on, to refuse what comes
+                eventfd_write(self.state.ended_event, 1)
 
     def stop(self):
         if self.state.started and not self.state.stopped:

@@ -15,13 +15,12 @@ call. Functions take and release it themselves; those named *_locked expect it h
 """
 
 cimport cython
-from libc.errno cimport ENAMETOOLONG, ENOMEM, ESTALE, errno
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.errno cimport ENAMETOOLONG, ESTALE, errno
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcmp, memcpy, memmove, memset, strlen
+from libc.string cimport memcmp, memcpy, memmove, memset
 
 from stackfs.cext.callback_data cimport FILE_OBJECT, FLT_CALLBACK_DATA, FLT_RELATED_OBJECTS, statx_t
-from stackfs.cext.stack cimport FLT_VOLUME
 
 
 cdef extern from "<pthread.h>" nogil:

@@ -5,9 +5,8 @@ the base becomes an NTSTATUS once, when the base has made its system call. ENOSY
 remember it for the whole mount and stop asking (it becomes EOPNOTSUPP).
 """
 
-cimport cython
 from libc cimport errno as e
-from libc.stdint cimport int32_t, uint32_t
+from libc.stdint cimport uint32_t
 
 from enum import IntEnum
 

@@ -8,4 +8,4 @@ cdef enum:
     COMM_LENGTH = 16                     # with its NUL, as the kernel has it
 
 cdef uint32_t requestor_pid(const REQUESTOR *who) noexcept nogil                       # 0: the kernel, or gone
-cdef uint32_t requestor_comm(const REQUESTOR *who, char *comm) noexcept nogil          # fills comm[16] (NUL-terminated, "" if gone); returns the pid
+cdef uint32_t requestor_comm(const REQUESTOR *who, char *comm) noexcept nogil          # fills comm[16], "" if gone; the pid

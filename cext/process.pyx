@@ -8,11 +8,10 @@ Any thread may call these functions, without the GIL. One mutex guards the cache
 an entry in use is pinned instead.
 """
 
-cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport atoi
-from libc.string cimport memset, strlen, strstr
+from libc.string cimport memset, strstr
 
 from stackfs.cext.callback_data cimport REQUESTOR
 
@@ -135,11 +134,11 @@ cdef uint32_t requestor_comm(const REQUESTOR *who, char *comm) noexcept nogil:
     cdef entry_t *entry
     cdef ssize_t length
     cdef uint32_t pid
-    cdef int attempt
+    cdef int _attempt
     memset(comm, 0, COMM_LENGTH)
     if who.tid == 0:
         return 0
-    for attempt in range(2):
+    for _attempt in range(2):
         entry = acquire(who.tid)
         if entry is NULL:
             entry = enter(who.tid)

@@ -14,10 +14,9 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
-from libc.errno cimport (
-    E2BIG, EBADF, EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOMEM, ENOTDIR, ERANGE, errno)
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.errno cimport EBADF, EIO, ENOENT, ENOMEM, ENOTDIR, errno
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset, strlen, strncmp
 
 from stackfs.cext.backing cimport backing_free, backing_new, backing_perform, backing_t
@@ -38,7 +37,7 @@ from stackfs.cext.callback_data cimport (
 from stackfs.cext.handles cimport handle_get, handle_new, handle_put
 from stackfs.cext.inode_table cimport (
     ROOT_ID, inode_table_t, name_of, name_t, node_forget, node_generation, node_get, node_hold, node_id, node_put)
-from stackfs.cext.ntstatus cimport NTSTATUS, NT_SUCCESS, STATUS_IO_DEVICE_ERROR, STATUS_SUCCESS, nt_to_errno
+from stackfs.cext.ntstatus cimport NTSTATUS, NT_SUCCESS, STATUS_IO_DEVICE_ERROR, nt_to_errno
 from stackfs.cext.stack cimport (
     OPERATION_GOING_DOWN, Stack, operation_base, operation_begin, operation_end, operation_run, operation_run_below)
 
@@ -1184,4 +1183,3 @@ cdef Request request_adopt(vfs_request_t *pointer, Volume volume):
     request.pointer = pointer
     request.volume = volume
     return request
-

@@ -16,17 +16,17 @@ cimport cython
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
-from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset, strlen, strcmp
+from libc.stdlib cimport free, malloc
+from libc.string cimport memset, strcmp
 
 from stackfs.cext.callback_data cimport (
-    CREATE_PARAMETERS, CallbackData, FLTFL_CALLBACK_DATA_DIRTY, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION,
-    FLTFL_CALLBACK_DATA_IRP_OPERATION, FLTFL_CALLBACK_DATA_POST_OPERATION,
-    FLTFL_OPERATION_REGISTRATION_SKIP_CACHED_IO, FLTFL_OPERATION_REGISTRATION_SKIP_NON_CACHED_NON_PAGING_IO,
-    FLTFL_OPERATION_REGISTRATION_SKIP_NON_DASD_IO, FLTFL_OPERATION_REGISTRATION_SKIP_PAGING_IO,
-    FLT_POSTOP_FINISHED_PROCESSING, FLT_PREOP_COMPLETE, FLT_PREOP_SUCCESS_NO_CALLBACK, FLT_PREOP_SUCCESS_WITH_CALLBACK,
-    FLT_PREOP_SYNCHRONIZE, FLT_RELATED_OBJECTS, FO_VOLUME_OPEN, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE,
-    IRP_MJ_DEVICE_CHANGE, IRP_MJ_POWER, IRP_MJ_READ, IRP_MJ_WRITE, IRP_NOCACHE, IRP_PAGING_IO, callback_data_new)
+    CallbackData, FLTFL_CALLBACK_DATA_DIRTY, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION, FLTFL_CALLBACK_DATA_IRP_OPERATION,
+    FLTFL_CALLBACK_DATA_POST_OPERATION, FLTFL_OPERATION_REGISTRATION_SKIP_CACHED_IO,
+    FLTFL_OPERATION_REGISTRATION_SKIP_NON_CACHED_NON_PAGING_IO, FLTFL_OPERATION_REGISTRATION_SKIP_NON_DASD_IO,
+    FLTFL_OPERATION_REGISTRATION_SKIP_PAGING_IO, FLT_POSTOP_FINISHED_PROCESSING, FLT_PREOP_COMPLETE,
+    FLT_PREOP_SUCCESS_NO_CALLBACK, FLT_PREOP_SUCCESS_WITH_CALLBACK, FLT_PREOP_SYNCHRONIZE, FLT_RELATED_OBJECTS,
+    FO_VOLUME_OPEN, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_DEVICE_CHANGE, IRP_MJ_POWER, IRP_MJ_READ, IRP_MJ_WRITE,
+    IRP_NOCACHE, IRP_PAGING_IO, callback_data_new)
 from stackfs.cext.ntstatus cimport (
     NTSTATUS, NT_SUCCESS, STATUS_FLT_DISALLOW_FAST_IO, STATUS_FLT_INTERNAL_ERROR, STATUS_IO_DEVICE_ERROR,
     STATUS_PENDING, STATUS_SUCCESS)
@@ -612,14 +612,14 @@ def time_native_pair(long operations=1_000_000, int pairs=1) -> float:
     cdef NativeOperations native = NativeOperations()
     cdef operation_t op
     cdef double start, end
-    cdef long i
+    cdef long i, _i
     native.set(IRP_MJ_READ, empty_pre, empty_post, 0)
     for i in range(pairs):
         stack.insert(InstanceEntry(stack, f"timed {i}", str(i + 1), "timed", native=native))
     stack.volume.base = empty_base
     with nogil:
         start = stackfs_now()
-        for i in range(operations):
+        for _i in range(operations):
             operation_begin(&op, &stack.volume, IRP_MJ_READ)
             operation_run(&op)
             operation_end(&op)

@@ -1,7 +1,15 @@
 """readonly: refuses every change. The README's example, as short as a useful filter can be."""
 
-from stackfs.api import FLT_PREOP_SUCCESS_NO_CALLBACK, IRP_MJ_CREATE, IRP_MJ_WRITE, STATUS_MEDIA_WRITE_PROTECTED
-from stackfs.api import IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY, Filter, Operation
+from stackfs.api import (
+    FLT_PREOP_SUCCESS_NO_CALLBACK,
+    IRP_MJ_CREATE,
+    IRP_MJ_SET_INFORMATION,
+    IRP_MJ_SET_SECURITY,
+    IRP_MJ_WRITE,
+    STATUS_MEDIA_WRITE_PROTECTED,
+    Filter,
+    Operation,
+)
 
 MANIFEST = {
     "name": "readonly",

@@ -66,7 +66,7 @@ def run(config: MountConfig) -> int:
     with os.fdopen(reading, "rb") as pipe:
         answer = pipe.read()
     if not answer:
-        raise StackfsError(f"the daemon of {config.mountpoint} died before the volume was usable; see {log_path(config)}")
+        raise StackfsError(f"the daemon of {config.mountpoint} died before it was ready; see {log_path(config)}")
     said = json.loads(answer)
     if "error" in said:
         raise StackfsError(said["error"], said["exit_code"])
@@ -99,7 +99,8 @@ def _in_background(config: MountConfig, pipe: int) -> NoReturn:
             os.write(pipe, json.dumps(answer).encode())
         except BaseException as error:
             log.exception("the daemon fails")
-            answer = {"error": f"internal error: {type(error).__name__}: {error}; see {log_path(config)}", "exit_code": 1}
+            words = f"internal error: {type(error).__name__}: {error}; see {log_path(config)}"
+            answer = {"error": words, "exit_code": 1}
             try:
                 os.write(pipe, json.dumps(answer).encode())
             except OSError:
@@ -179,7 +180,7 @@ def serve(config: MountConfig, ready: Callable[[], None]) -> None:
     from stackfs import irp_lane  # pyfuse3, and with it trio's loop, only in the process that serves
 
     os.umask(0o077)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     mounted = Mounted(config, ready, hard)
     try:
@@ -328,13 +329,14 @@ class Mounted:
     def _unmount_for_good(self) -> None:
         try:
             mount = mounting.mount_at(self.config.mountpoint)
-            if mount is not None and mount.is_stackfs and mount.source == (self.config.options.fsname or self.config.source):
+            ours = self.config.options.fsname or self.config.source
+            if mount is not None and mount.is_stackfs and mount.source == ours:
                 mounting.unmount(self.config.mountpoint, lazy=True)
         except StackfsError as error:
             log.warning("the mount is left behind", mountpoint=self.config.mountpoint, reason=error.message)
 
     async def _watch_signals(self) -> None:
-        """SIGINT, SIGTERM: end; a second one, or GRACE seconds later: at once. SIGUSR1: log the status. SIGHUP: nothing."""
+        """SIGINT, SIGTERM: end; a second one, or GRACE seconds later: at once. SIGUSR1: log the status."""
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1) as signals:
             await self._told_to_end(signals)
             log.info("told to end", mountpoint=self.config.mountpoint)
@@ -390,7 +392,9 @@ class Mounted:
 
     def _verb_hello(self) -> control.Hello:
         config = self.config
-        return control.Hello(os.getpid(), os.geteuid(), config.volume_name, config.mountpoint, config.source, __version__)
+        return control.Hello(
+            os.getpid(), os.geteuid(), config.volume_name, config.mountpoint, config.source, __version__
+        )
 
     def _verb_filters(self) -> list[dict[str, Any]]:
         return self.manager.filters()

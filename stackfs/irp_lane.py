@@ -47,7 +47,7 @@ class LaneError(Exception):
     """The header queue and pyfuse3's messages do not match any more."""
 
 
-class Operations(pyfuse3.Operations):  # type: ignore[misc]
+class Operations(pyfuse3.Operations):
     """pyfuse3's handlers. The arguments that the header has already are ignored."""
 
     enable_writeback_cache = False
@@ -83,7 +83,8 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
         return request
 
     async def _entry(self, request: Request) -> pyfuse3.EntryAttributes:
-        return (await self._finish(request)).fill_entry(pyfuse3.EntryAttributes())
+        await self._finish(request)
+        return request.fill_entry(pyfuse3.EntryAttributes())
 
     # --- names ----------------------------------------------------------------------------------------------------
 

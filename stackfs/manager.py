@@ -1,10 +1,10 @@
 """The Filter Manager: filters, volumes and instances, and what may happen to them (docs/semantics.md, A1 to A3).
 
-A filter is loaded once per process; an instance is its attachment to one volume at one altitude. Everything here runs on
-the trio thread. Loading, attaching, detaching and unloading are done one at a time, under one lock, and wait (without
+A filter is loaded once per process; an instance is its attachment to one volume at one altitude. Everything here runs
+on the trio thread. Loading, attaching, detaching and unloading are done one at a time, under one lock, and wait (without
 holding up the drive) until operations that still walk a replaced callback list have let go.
 
-An instance leaves in this order: query-teardown (manual detach only), teardown-start, out of the callback lists, wait
+An instance leaves in this order: query-teardown (manual detach only), out of the callback lists, teardown-start, wait
 until no operation uses it, teardown-complete, forgotten. Nothing of that is left to the garbage collector.
 """
 
@@ -272,8 +272,10 @@ class FilterManager:
             loader.unload(loaded.found)
 
     @staticmethod
-    def _ask(what: str, callback: Callable[..., int | None], *arguments: object) -> int:
+    def _ask(what: str, callback: Callable[..., int | None] | None, *arguments: object) -> int:
         """A notification's answer as an unsigned NTSTATUS; an exception is STATUS_UNSUCCESSFUL, and logged."""
+        if callback is None:  # set to None by a filter that has nothing to do there
+            return 0
         try:
             answer = callback(*arguments)
         except StackfsError:
@@ -379,11 +381,11 @@ class FilterManager:
         volume = instance.volume
         with trio.CancelScope(shield=True):
             filter_object = instance.filter.object
-            self._ask(f"{instance.filter.name}: instance_teardown_start", filter_object.instance_teardown_start,
-                      instance, reason)  # fmt: skip
             volume.core.stack.remove(instance.entry)
             volume.instances.remove(instance)
             volume.settle_timeouts()
+            self._ask(f"{instance.filter.name}: instance_teardown_start", filter_object.instance_teardown_start,
+                      instance, reason)  # fmt: skip
             await self._drain(volume)
             if reason != api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT:
                 await self._invalidate(instance)

@@ -297,8 +297,7 @@ def mount_privileged(mountpoint: str, settings: MountSettings) -> int:
         raise _unusable(f"{mountpoint}: the mountpoint cannot be opened: {error.strerror}") from None
     try:
         device = _open_device()
-        mode = stat.S_IFMT(os.fstat(place).st_mode)
-        data = [f"fd={device}", f"rootmode={mode:o}", f"user_id={os.geteuid()}", f"group_id={os.getegid()}"]
+        data = [f"fd={device}", f"rootmode={stat.S_IFDIR:o}", f"user_id={os.geteuid()}", f"group_id={os.getegid()}"]
         data += ["default_permissions"] if settings.default_permissions else []
         data += ["allow_other"] if settings.allow_other else []
         data += [f"max_read={settings.max_read}"] if settings.max_read else []

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import select
 import socket
+import stat
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from stackfs import mounting
 from stackfs.cext.device import Device
 from stackfs.cext.requests import Volume
 
@@ -25,6 +29,7 @@ INTERRUPT, DESTROY, IOCTL, BATCH_FORGET, READDIRPLUS, RENAME2, LSEEK = 36, 38, 3
 SYNCFS, TMPFILE, STATX, COPY_FILE_RANGE_64 = 50, 51, 52, 53
 KERNEL_FLAGS, KERNEL_FLAGS2 = 0x73FFFFFB, 0x5FD
 SETXATTR_EXT, INIT_EXT = 1 << 29, 1 << 30
+EXPIRE_ONLY = 1
 SECONDS = 5.0
 
 
@@ -130,7 +135,8 @@ def live(wire: Wire) -> Wire:
 def test_init_is_answered_by_the_device(wire: Wire) -> None:
     assert not readable(wire.device.ready_fd, 0)
     body = wire.handshake()
-    major, minor, readahead, flags, background, congestion, max_write, granularity = struct.unpack_from("<IIIIHHII", body)
+    major, minor, readahead, flags = struct.unpack_from("<IIII", body)
+    background, congestion, max_write, granularity = struct.unpack_from("<HHII", body, 16)
     max_pages, alignment, flags2, depth, timeout = struct.unpack_from("<HHIIH", body, 28)
     assert (major, minor, readahead) == (7, 45, 131072)
     assert (background, congestion, granularity, alignment, depth, timeout) == (64, 48, 1, 0, 0, 0)
@@ -278,7 +284,8 @@ def test_the_supplementary_group_is_found_behind_an_odd_name(live: Wire) -> None
 
 def test_forgets_have_no_answer_and_long_batches_are_split(live: Wire) -> None:
     nodes = [(n, n + 1) for n in range(2, 5002)]
-    live.send(message(BATCH_FORGET, 4, 0, struct.pack("<II", len(nodes), 0) + b"".join(struct.pack("<QQ", *n) for n in nodes)))
+    body = struct.pack("<II", len(nodes), 0) + b"".join(struct.pack("<QQ", *node) for node in nodes)
+    live.send(message(BATCH_FORGET, 4, 0, body))
     seen: list[tuple[int, int]] = []
     while len(seen) < len(nodes):
         part = live.forwarded()
@@ -412,7 +419,8 @@ def test_malformed_messages_get_eio(live: Wire, data: bytes) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"x", bytes(39), message(FORGET, 4, 7, b""), message(BATCH_FORGET, 4, 0, struct.pack("<II", 0x10000001, 0) + bytes(16))],
+    [b"x", bytes(39), message(FORGET, 4, 7, b""),
+     message(BATCH_FORGET, 4, 0, struct.pack("<II", 0x10000001, 0) + bytes(16))],
 )
 def test_malformed_messages_without_an_answer_are_dropped(live: Wire, data: bytes) -> None:
     live.send(data)
@@ -423,12 +431,12 @@ def test_malformed_messages_without_an_answer_are_dropped(live: Wire, data: byte
 
 
 def test_random_bytes_harm_nothing(live: Wire) -> None:
-    import random
     seed = random.Random(4)
     for n in range(3000):
         body = bytes(seed.choices(range(256), weights=[40] + [1] * 255, k=seed.randrange(120)))
-        live.send(message(seed.choice([*range(25), *range(27, 38), *range(39, 60)]), 2 * n + 10, seed.randrange(9), body,
-                          extlen=seed.choice([0, 0, 0, 2, 9])))
+        opcode = seed.choice([*range(25), *range(27, 38), *range(39, 60)])
+        extlen = seed.choice([0, 0, 0, 2, 9])
+        live.send(message(opcode, 2 * n + 10, seed.randrange(9), body, extlen=extlen))
         while readable(live.kernel, 0):
             assert live.answered()[1] != -errno.ENOSYS
         while readable(live.lane, 0):
@@ -445,7 +453,7 @@ def test_notifications_are_written_in_order(live: Wire) -> None:
     live.device.invalidate_entry(1, b"name")
     assert live.device.flush_notifications(SECONDS)
     assert live.answered() == (0, 2, struct.pack("<Qqq", 7, -1, 0))
-    assert live.answered() == (0, 3, struct.pack("<QII", 1, 4, 0) + b"name\0")
+    assert live.answered() == (0, 3, struct.pack("<QII", 1, 4, EXPIRE_ONLY) + b"name\0")
     with pytest.raises(ValueError):
         live.device.invalidate_entry(1, b"")
     with pytest.raises(ValueError):
@@ -498,6 +506,7 @@ def test_abort_answers_everything_once(live: Wire) -> None:
     live.lane.send(answer(4))
     assert live.ask(message(LOOKUP, 4000, 7, b"a\0"))[0] == -errno.ECONNABORTED
     assert not readable(live.kernel, 0.1), "a late answer is dropped"
+    assert readable(live.device.ended_fd, 0)
     assert live.device.in_flight == 0
 
 
@@ -584,3 +593,133 @@ def test_many_callers_while_the_lane_answers(live: Wire) -> None:
     thread.join()
     assert live.device.in_flight == 0 and live.device.headers == 0
     assert 1 <= live.device.threads <= 16
+
+
+# ---- the real kernel ----
+
+ATTRIBUTES = struct.pack("<QQQQQQIIIIIIIIII", 1, 0, 0, 0, 0, 0, 0, 0, 0, stat.S_IFDIR | 0o755, 2, 0, 0, 0, 4096, 0)
+
+
+class Lane(threading.Thread):
+    """libfuse's part: knows the root and one directory in it, "here", with long time-outs."""
+
+    def __init__(self, device: Device) -> None:
+        super().__init__()
+        self.device = device
+        self.socket = socket.socket(fileno=device.detach_lane_fd())
+        self.seen: list[str] = []
+
+    def run(self) -> None:
+        while data := self.socket.recv(2 << 20):
+            opcode, unique, nodeid = struct.unpack_from("<IQQ", data, 4)
+            if opcode == INIT:
+                self.socket.send(answer(unique, bytes(24)))
+                continue
+            head = self.device.head()
+            assert head is not None and head["unique"] == unique and self.device.discard(opcode, nodeid)
+            self.seen.append(head["operation"])
+            if opcode == LOOKUP and data[40:] == b"here\0":
+                self.socket.send(answer(unique, struct.pack("<QQQQII", 2, 0, 300, 300, 0, 0) + ATTRIBUTES))
+            elif opcode == GETATTR:
+                self.socket.send(answer(unique, struct.pack("<QII", 300, 0, 0) + ATTRIBUTES))
+            elif opcode not in (FORGET, BATCH_FORGET):
+                self.socket.send(answer(unique, error=-errno.ENOENT))
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    """A program that touches the mount: never this process, whose requests are refused."""
+    return subprocess.run(["timeout", "-s", "KILL", "10", *command], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[tuple[Path, Device, Lane]]:
+    if os.geteuid() != 0 or not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        pytest.skip("mounting needs root and /dev/fuse")
+    mountpoint, backing = tmp_path / "mountpoint", tmp_path / "backing"
+    mountpoint.mkdir()
+    backing.mkdir()
+    device = Device(mounting.mount(str(mountpoint), mounting.MountSettings(source="test")), volume(backing))
+    lane = Lane(device)
+    lane.start()
+    device.start()
+    try:
+        assert readable(device.ready_fd)
+        yield mountpoint, device, lane
+    finally:
+        if mounting.find_mount(str(mountpoint)) is not None:
+            mounting.unmount(str(mountpoint), force=True)
+        device.stop()
+        lane.socket.shutdown(socket.SHUT_RDWR)
+        lane.join()
+        lane.socket.close()
+        device.close()
+
+
+def test_a_real_mount_begins_and_ends(mounted: tuple[Path, Device, Lane]) -> None:
+    mountpoint, device, lane = mounted
+    assert device.negotiated and device.kernel_minor >= 31
+    assert run("stat", "-c", "%F", f"{mountpoint}/here").stdout == "directory\n"
+    assert run("stat", f"{mountpoint}/gone").returncode == 1
+    assert "LOOKUP" in lane.seen
+    with pytest.raises(OSError) as refused:
+        os.listdir(mountpoint)
+    assert refused.value.errno == errno.EDEADLK and device.deadlocks == 1
+    mounting.unmount(str(mountpoint))
+    assert readable(device.ended_fd)
+    assert device.error == 0 and device.in_flight == 0
+
+
+def test_birth_time_comes_from_the_device(mounted: tuple[Path, Device, Lane]) -> None:
+    mountpoint, device, _ = mounted
+    if device.kernel_minor < 39:
+        pytest.skip("the kernel has no STATX")
+    backing = mountpoint.parent / "backing"
+    assert run("stat", "-c", "%W %i", str(mountpoint)).stdout == run("stat", "-c", "%W %i", str(backing)).stdout
+    assert device.counters()["device"]["STATX"] == 1
+
+
+def test_names_are_dropped(mounted: tuple[Path, Device, Lane]) -> None:
+    """They are looked up again, and a working directory among them stays one."""
+    mountpoint, device, lane = mounted
+    here = mountpoint / "here"
+    inside = subprocess.Popen(["timeout", "-s", "KILL", "20", "sh", "-c", f"cd {here} && echo in && exec cat"],
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert inside.stdin is not None and inside.stdout is not None
+
+    def lookups() -> int:
+        run("stat", str(here))
+        assert os.readlink(f"/proc/{children[0]}/cwd") == str(here)
+        return lane.seen.count("LOOKUP")
+
+    try:
+        assert inside.stdout.readline() == b"in\n"
+        children = Path(f"/proc/{inside.pid}/task/{inside.pid}/children").read_text().split()
+        known = lookups()
+        assert lookups() == known
+        device.invalidate_entry(1, b"here")
+        device.invalidate_entry(1, b"unknown")
+        assert device.flush_notifications(SECONDS)
+        assert lookups() == known + 1
+        if device.invalidate_all_entries():
+            assert device.flush_notifications(SECONDS)
+            assert os.readlink(f"/proc/{children[0]}/cwd") == str(here)
+            assert lookups() == known + 2
+    finally:
+        inside.stdin.close()
+        inside.stdout.close()
+        inside.wait()
+
+
+def test_closing_the_device_frees_its_callers(mounted: tuple[Path, Device, Lane]) -> None:
+    """The lane does not answer any more: abort() ends the caller, and the mount can be taken away."""
+    mountpoint, device, lane = mounted
+    lane.socket.shutdown(socket.SHUT_RD)
+    child = subprocess.Popen(["timeout", "-s", "KILL", "10", "stat", f"{mountpoint}/stuck"], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + SECONDS
+    while not device.in_flight and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    device.abort()
+    _, said = child.communicate(timeout=SECONDS)
+    assert child.returncode == 1 and said
+    assert readable(device.ended_fd)
+    mounting.unmount(str(mountpoint), lazy=True)

@@ -293,6 +293,8 @@ struct fuse_statx_out {
 };
 
 struct fuse_notify_inval_inode_out { uint64_t ino; int64_t off; int64_t len; };
+/* The name is looked up again at its next use; a directory that is somebody's working directory stays what it is. */
+#define FUSE_EXPIRE_ONLY 1u
 struct fuse_notify_inval_entry_out { uint64_t parent; uint32_t namelen; uint32_t flags; };
 
 _Static_assert(sizeof(struct fuse_in_header) == 40, "fuse_in_header");

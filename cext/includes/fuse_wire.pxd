@@ -314,6 +314,7 @@ cdef extern from "fuse_wire.h" nogil:
         int64_t off
         int64_t len
 
+    uint32_t FUSE_EXPIRE_ONLY
     struct fuse_notify_inval_entry_out:
         uint64_t parent
         uint32_t namelen

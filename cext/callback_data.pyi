@@ -1,0 +1,303 @@
+"""Callback data: the Python face of one operation (docs/semantics.md, A4)."""
+
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+class MajorFunction(IntEnum):
+    IRP_MJ_CREATE = 0x00
+    IRP_MJ_CREATE_NAMED_PIPE = 0x01
+    IRP_MJ_CLOSE = 0x02
+    IRP_MJ_READ = 0x03
+    IRP_MJ_WRITE = 0x04
+    IRP_MJ_QUERY_INFORMATION = 0x05
+    IRP_MJ_SET_INFORMATION = 0x06
+    IRP_MJ_QUERY_EA = 0x07
+    IRP_MJ_SET_EA = 0x08
+    IRP_MJ_FLUSH_BUFFERS = 0x09
+    IRP_MJ_QUERY_VOLUME_INFORMATION = 0x0a
+    IRP_MJ_SET_VOLUME_INFORMATION = 0x0b
+    IRP_MJ_DIRECTORY_CONTROL = 0x0c
+    IRP_MJ_FILE_SYSTEM_CONTROL = 0x0d
+    IRP_MJ_DEVICE_CONTROL = 0x0e
+    IRP_MJ_INTERNAL_DEVICE_CONTROL = 0x0f
+    IRP_MJ_SHUTDOWN = 0x10
+    IRP_MJ_LOCK_CONTROL = 0x11
+    IRP_MJ_CLEANUP = 0x12
+    IRP_MJ_CREATE_MAILSLOT = 0x13
+    IRP_MJ_QUERY_SECURITY = 0x14
+    IRP_MJ_SET_SECURITY = 0x15
+    IRP_MJ_POWER = 0x16
+    IRP_MJ_SYSTEM_CONTROL = 0x17
+    IRP_MJ_DEVICE_CHANGE = 0x18
+    IRP_MJ_QUERY_QUOTA = 0x19
+    IRP_MJ_SET_QUOTA = 0x1a
+    IRP_MJ_PNP = 0x1b
+    IRP_MJ_VOLUME_DISMOUNT = 0xec
+    IRP_MJ_VOLUME_MOUNT = 0xed
+    IRP_MJ_MDL_WRITE_COMPLETE = 0xee
+    IRP_MJ_PREPARE_MDL_WRITE = 0xef
+    IRP_MJ_MDL_READ_COMPLETE = 0xf0
+    IRP_MJ_MDL_READ = 0xf1
+    IRP_MJ_NETWORK_QUERY_OPEN = 0xf2
+    IRP_MJ_FAST_IO_CHECK_IF_POSSIBLE = 0xf3
+    IRP_MJ_QUERY_OPEN = 0xf9
+    IRP_MJ_RELEASE_FOR_CC_FLUSH = 0xfa
+    IRP_MJ_ACQUIRE_FOR_CC_FLUSH = 0xfb
+    IRP_MJ_RELEASE_FOR_MOD_WRITE = 0xfc
+    IRP_MJ_ACQUIRE_FOR_MOD_WRITE = 0xfd
+    IRP_MJ_RELEASE_FOR_SECTION_SYNCHRONIZATION = 0xfe
+    IRP_MJ_ACQUIRE_FOR_SECTION_SYNCHRONIZATION = 0xff
+
+class DataFlags(IntEnum):
+    FLTFL_CALLBACK_DATA_IRP_OPERATION = 0x00000001
+    FLTFL_CALLBACK_DATA_FAST_IO_OPERATION = 0x00000002
+    FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION = 0x00000004
+    FLTFL_CALLBACK_DATA_SYSTEM_BUFFER = 0x00000008
+    FLTFL_CALLBACK_DATA_GENERATED_IO = 0x00010000
+    FLTFL_CALLBACK_DATA_REISSUED_IO = 0x00020000
+    FLTFL_CALLBACK_DATA_DRAINING_IO = 0x00040000
+    FLTFL_CALLBACK_DATA_POST_OPERATION = 0x00080000
+    FLTFL_CALLBACK_DATA_NEW_SYSTEM_BUFFER = 0x00100000
+    FLTFL_CALLBACK_DATA_DIRTY = 0x80000000
+
+class IrpFlags(IntEnum):
+    IRP_NOCACHE = 0x1
+    IRP_PAGING_IO = 0x2
+    IRP_SYNCHRONOUS_API = 0x4
+    IRP_SYNCHRONOUS_PAGING_IO = 0x40
+
+class PreopStatus(IntEnum):
+    FLT_PREOP_SUCCESS_WITH_CALLBACK = 0
+    FLT_PREOP_SUCCESS_NO_CALLBACK = 1
+    FLT_PREOP_PENDING = 2
+    FLT_PREOP_DISALLOW_FASTIO = 3
+    FLT_PREOP_COMPLETE = 4
+    FLT_PREOP_SYNCHRONIZE = 5
+    FLT_PREOP_DISALLOW_FSFILTER_IO = 6
+
+class PostopStatus(IntEnum):
+    FLT_POSTOP_FINISHED_PROCESSING = 0
+    FLT_POSTOP_MORE_PROCESSING_REQUIRED = 1
+    FLT_POSTOP_DISALLOW_FSFILTER_IO = 2
+
+class PostFlags(IntEnum):
+    FLTFL_POST_OPERATION_DRAINING = 1
+
+class OperationFlags(IntEnum):
+    FLTFL_OPERATION_REGISTRATION_SKIP_PAGING_IO = 1
+    FLTFL_OPERATION_REGISTRATION_SKIP_CACHED_IO = 2
+    FLTFL_OPERATION_REGISTRATION_SKIP_NON_DASD_IO = 4
+    FLTFL_OPERATION_REGISTRATION_SKIP_NON_CACHED_NON_PAGING_IO = 8
+
+class AccessMask(IntEnum):
+    FILE_READ_DATA = 0x1
+    FILE_WRITE_DATA = 0x2
+    FILE_APPEND_DATA = 0x4
+    FILE_READ_EA = 0x8
+    FILE_WRITE_EA = 0x10
+    FILE_EXECUTE = 0x20
+    FILE_DELETE_CHILD = 0x40
+    FILE_READ_ATTRIBUTES = 0x80
+    FILE_WRITE_ATTRIBUTES = 0x100
+    DELETE = 0x10000
+    READ_CONTROL = 0x20000
+    WRITE_DAC = 0x40000
+    WRITE_OWNER = 0x80000
+    SYNCHRONIZE = 0x100000
+
+class CreateDisposition(IntEnum):
+    FILE_SUPERSEDE = 0
+    FILE_OPEN = 1
+    FILE_CREATE = 2
+    FILE_OPEN_IF = 3
+    FILE_OVERWRITE = 4
+    FILE_OVERWRITE_IF = 5
+
+class CreateOptions(IntEnum):
+    FILE_DIRECTORY_FILE = 0x1
+    FILE_WRITE_THROUGH = 0x2
+    FILE_NO_INTERMEDIATE_BUFFERING = 0x8
+    FILE_NON_DIRECTORY_FILE = 0x40
+    FILE_OPEN_REPARSE_POINT = 0x200000
+
+class FileInformationClass(IntEnum):
+    FileBasicInformation = 4
+    FileRenameInformation = 10
+    FileLinkInformation = 11
+    FileDispositionInformation = 13
+    FileAllInformation = 18
+    FileAllocationInformation = 19
+    FileEndOfFileInformation = 20
+    FileNetworkOpenInformation = 34
+    FileRenameInformationEx = 65
+
+class FsControlCode(IntEnum):
+    FSCTL_SET_REPARSE_POINT = 0x900A4
+    FSCTL_GET_REPARSE_POINT = 0x900A8
+
+class SecurityInformation(IntEnum):
+    OWNER_SECURITY_INFORMATION = 1
+    GROUP_SECURITY_INFORMATION = 2
+    DACL_SECURITY_INFORMATION = 4
+    LABEL_SECURITY_INFORMATION = 0x10
+
+REQUEST_NAMES: dict[int, str]
+"""FUSE's request numbers, by the names that logs and the audit trail use."""
+MAJOR_NAMES: dict[int, str]
+
+class DirectoryEntry(NamedTuple):
+    """One name of a listing: name (bytes), inode number, d_type (DT_*), d_off to go on behind it."""
+
+    name: bytes
+    inode: int
+    type: int
+    offset: int
+
+def major_name(major: int) -> str:
+    """ "IRP_MJ_READ" for 3; the number for what is none."""
+
+class CallbackData:
+    """One operation, as a callback sees it. Sizes are bytes, times nanoseconds; see docs/semantics.md A4.
+
+    Alive until the callback it was given to returns: later use raises ReferenceError, and every memoryview taken from it
+    raises ValueError. A parameter that the operation does not have raises AttributeError.
+    """
+
+    @property
+    def major(self) -> int:
+        """The operation: an IRP_MJ_* number."""
+    @property
+    def minor(self) -> int:
+        """minor"""
+    @property
+    def flags(self) -> int:
+        """FLTFL_CALLBACK_DATA_* bits."""
+    @property
+    def irp_flags(self) -> int:
+        """IRP_NOCACHE, IRP_PAGING_IO, ... bits."""
+    @property
+    def is_irp(self) -> bool:
+        """is_irp"""
+    @property
+    def is_fast_io(self) -> bool:
+        """is_fast_io"""
+    @property
+    def is_fs_filter(self) -> bool:
+        """is_fs_filter"""
+    @property
+    def request(self) -> str:
+        """The VFS request this operation belongs to, by name ("unlink")."""
+    @property
+    def request_number(self) -> int:
+        """One number for all operations of one VFS request."""
+    @property
+    def principal(self) -> bool:
+        """True for the operation that its request asked for (the SET_INFORMATION of an unlink)."""
+    @property
+    def tid(self) -> int:
+        """Thread id of the requestor; 0: the kernel itself."""
+    @property
+    def pid(self) -> int:
+        """Process id of the requestor (FltGetRequestorProcessId); 0: the kernel itself, or the process is gone."""
+    @property
+    def uid(self) -> int:
+        """uid"""
+    @property
+    def gid(self) -> int:
+        """gid"""
+    @property
+    def comm(self) -> str:
+        """Command name of the requesting thread."""
+    @property
+    def path(self) -> str:
+        """Path from the volume's root ("/a/b"); a deleted file's last name is followed by " (deleted)"."""
+    @property
+    def name(self) -> bytes:
+        """The name looked up in its directory, as this layer has it (bytes); b"" when the operation goes by handle."""
+    @name.setter
+    def name(self, value: Any) -> None: ...
+    @property
+    def target_name(self) -> bytes:
+        """Rename and link: the new name (bytes)."""
+    @target_name.setter
+    def target_name(self, value: Any) -> None: ...
+    @property
+    def desired_access(self) -> int:
+        """CREATE: FILE_READ_DATA, FILE_WRITE_DATA, DELETE, ... bits."""
+    @property
+    def create_options(self) -> int:
+        """CREATE: FILE_DIRECTORY_FILE, ... bits."""
+    @property
+    def create_disposition(self) -> int:
+        """CREATE: FILE_OPEN, FILE_CREATE, FILE_OPEN_IF, FILE_OVERWRITE or FILE_OVERWRITE_IF."""
+    @property
+    def open_flags(self) -> int:
+        """CREATE: the caller's O_* flags."""
+    @property
+    def wants_write(self) -> bool:
+        """CREATE: would this open change anything: write, append, truncate, create, delete, or change attributes?"""
+    @property
+    def offset(self) -> int:
+        """READ, WRITE: byte offset in the file; DIRECTORY_CONTROL: position to go on from."""
+    @offset.setter
+    def offset(self, value: int) -> None: ...
+    @property
+    def length(self) -> int:
+        """READ, WRITE: bytes asked for; elsewhere: size of the buffer."""
+    @length.setter
+    def length(self, value: int) -> None: ...
+    @property
+    def buffer(self) -> Any:
+        """The operation's buffer as a memoryview; None when it has none. After a read: `information` bytes are data."""
+    @buffer.setter
+    def buffer(self, value: Any) -> None: ...
+    @property
+    def information_class(self) -> int:
+        """QUERY_INFORMATION, SET_INFORMATION: which information, as FILE_INFORMATION_CLASS numbers it."""
+    @property
+    def end_of_file(self) -> int:
+        """SET_INFORMATION of FileEndOfFileInformation: the new size."""
+    @end_of_file.setter
+    def end_of_file(self, value: int) -> None: ...
+    @property
+    def size(self) -> int:
+        """After a query: the file's size as the layer below gives it. A post callback may set another."""
+    @size.setter
+    def size(self, value: int) -> None: ...
+    @property
+    def mode(self) -> int:
+        """CREATE: st_mode of what is made; after a query: the file's st_mode; SET_SECURITY: the new mode."""
+    @property
+    def security_information(self) -> int:
+        """QUERY_SECURITY, SET_SECURITY: OWNER_, GROUP_, DACL_, LABEL_SECURITY_INFORMATION bits."""
+    @property
+    def entries(self) -> list[DirectoryEntry]:
+        """DIRECTORY_CONTROL, post: the names listed, as a list of DirectoryEntry. A post callback may set another list
+        (at most as long in bytes as the buffer; keep the offsets, they are how the listing goes on)."""
+    @entries.setter
+    def entries(self, value: Any) -> None: ...
+    @property
+    def ea_name(self) -> bytes | None:
+        """QUERY_EA, SET_EA and the security operations of an xattr: its full name (bytes), None for a list."""
+    @property
+    def control_code(self) -> int:
+        """FILE_SYSTEM_CONTROL, DEVICE_CONTROL: the FSCTL_* or IOCTL number."""
+    @property
+    def status(self) -> int:
+        """IoStatus.Status as an unsigned NTSTATUS. A post callback may set it; so may a pre callback that completes."""
+    @status.setter
+    def status(self, value: int) -> None: ...
+    @property
+    def information(self) -> int:
+        """IoStatus.Information: bytes moved, or what the operation defines."""
+    @information.setter
+    def information(self, value: int) -> None: ...
+    @property
+    def is_dirty(self) -> bool:
+        """is_dirty"""
+    def complete(self, status: int, information: int = 0) -> int:
+        """Set the outcome; `return data.complete(STATUS_ACCESS_DENIED)` ends the operation here (FLT_PREOP_COMPLETE)."""
+    def set_dirty(self) -> None:
+        """FltSetCallbackDataDirty: the changes made to the parameters count."""
+    def clear_dirty(self) -> None:
+        """FltClearCallbackDataDirty: takes back this callback's own set_dirty()."""

@@ -1,0 +1,1 @@
+"""The inode table: what the kernel knows of the backing directory's inodes. Nothing for Python."""

@@ -1,0 +1,122 @@
+"""VFS requests as operations of the stack (docs/semantics.md, D)."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from stackfs.cext.stack import Stack
+
+Entry = TypeVar("Entry")
+
+class VfsError(OSError):
+    """A request that failed: errno is what a program would see."""
+
+class Volume:
+    """A backing directory with a filter stack over it, mounted or not.
+
+    root_fd: an O_PATH descriptor of the backing directory, owned from here on. Time-outs are seconds, and count while
+    every instance's answers are cacheable (Stack.names_or_data_filtered). direct_io: no page cache above the stack.
+    """
+
+    @property
+    def stack(self) -> Stack: ...
+    def __init__(
+        self,
+        root_fd: int,
+        *,
+        entry_timeout: float = 1.0,
+        attr_timeout: float = 1.0,
+        direct_io: bool = False,
+        descriptor_limit: int = 4096,
+    ) -> None: ...
+    def close(self) -> None:
+        """Close every descriptor. No operation may be under way, and none may begin."""
+    @property
+    def open_files(self) -> int:
+        """Handles the kernel holds."""
+    @property
+    def known_inodes(self) -> int:
+        """Inodes the kernel knows, the root included."""
+    @property
+    def cached_descriptors(self) -> int:
+        """O_PATH descriptors kept for reuse."""
+    def forget(self, nodeid: int, lookups: int) -> None:
+        """The kernel gives back that many lookups of a node."""
+    def known(self) -> tuple[list[int], list[tuple[int, bytes]]]:
+        """What the kernel may have cached: ([nodeid, ...], [(parent nodeid, name), ...])."""
+    def request(
+        self,
+        opcode: int,
+        nodeid: int = 1,
+        *,
+        name: bytes | None = None,
+        name2: bytes | None = None,
+        buffer: Any = None,
+        uid: int = 0,
+        gid: int = 0,
+        tid: int = 0,
+        nowait: bool = False,
+        **arguments: int,
+    ) -> Request:
+        """A request made by hand (tests, and the daemon's own): see Request for what it answers.
+
+        arguments: fields of fuse_in_t (fh, offset, size, flags, mode, umask, rdev, valid, nodeid2, ...).
+        """
+
+class Request:
+    """One VFS request on the IRP lane, or made by hand. run() until it says True, then read the answer.
+
+    The names and buffers given must not change until it is done. Sizes are bytes, times nanoseconds.
+    """
+
+    def named(self, name: bytes, name2: bytes | None = None) -> Request:
+        """The name (and the second one: a rename's or link's new name, a symlink's target). Returns self."""
+    def sending(self, buffer: Any) -> Request:
+        """The data of a write or setxattr. Returns self."""
+    def receiving(self, size: int) -> Request:
+        """Make room for what a read, readlink, getxattr or listxattr gives. Returns self."""
+    def for_statistics(self) -> Request:
+        """Make room for statistics(). Returns self."""
+    def run(self) -> bool:
+        """True: done. False: the base would have to wait: call wait() in a thread that may, then run() again."""
+    def wait(self) -> None:
+        """The waiting part, without the GIL."""
+    def do(self) -> Request:
+        """Run to the end, waiting in place; raise VfsError when it failed. Returns self."""
+    @property
+    def error(self) -> int:
+        """A positive errno; 0: it succeeded."""
+    @property
+    def opcode(self) -> int: ...
+    @property
+    def number(self) -> int:
+        """The request's number, as callbacks see it."""
+    @property
+    def nodeid(self) -> int:
+        """An entry's nodeid; one lookup of it is now the kernel's (or the caller's: Volume.forget)."""
+    @property
+    def fh(self) -> int:
+        """An open's handle number."""
+    @property
+    def direct_io(self) -> bool: ...
+    @property
+    def length(self) -> int:
+        """Bytes read, written, or needed."""
+    def result(self) -> bytes:
+        """What was read into the buffer that receiving() made."""
+    @property
+    def stat(self) -> tuple[int, ...]:
+        """mode, ino, nlink, uid, gid, rdev, size, blocks, blksize, atime_ns, mtime_ns, ctime_ns, btime_ns."""
+    def fill_attributes(self, entry: Entry) -> Entry:
+        """Sets the attributes of a pyfuse3.EntryAttributes. Returns it."""
+    def fill_entry(self, entry: Entry) -> Entry:
+        """The same, with what makes it a directory entry. Returns it."""
+    def list_directory(self, emit: Callable[[bytes, Any, int], bool], make_entry: Callable[[], Any]) -> None:
+        """READDIRPLUS: calls emit(name, entry, next offset) until it says False or the directory ends.
+
+        Entries come through the stack: the names by DIRECTORY_CONTROL, the attributes by QUERY_OPEN. Names are read
+        ahead and kept with the handle. make_entry() gives an EntryAttributes to fill.
+        """
+    def flush(self) -> None:
+        """FLUSH, at each close(2): lets the backing filesystem report what it kept back (network filesystems do)."""
+    def statistics(self) -> tuple[int, ...]:
+        """STATFS: bsize, frsize, blocks, bfree, bavail, files, ffree, favail, namemax."""

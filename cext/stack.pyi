@@ -1,0 +1,70 @@
+"""The filter stack of one volume: callback lists by operation, and the walk down and up (semantics A1, A4, A6)."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+ERROR_LIMIT: int
+"""How often callbacks may raise before their instance is marked failed (on_error = fail) or detached (pass)."""
+
+class NativeOperations:
+    """A native filter's registration table; its Cython code fills it with set()."""
+
+    def registered(self) -> list[int]:
+        """The IRP_MJ_* numbers registered."""
+
+class InstanceEntry:
+    """One instance as the stack has it: names, error mode and callbacks.
+
+    `object` is asked for callback_raised(routine, major, path, error), callback_misused(major, status) and
+    error_limit_reached(); it is also what callbacks get as `objects`. `callbacks`: (major, flags, pre, post) with
+    Python callables or None, and/or a NativeOperations. ValueError: an operation that cannot be registered, or twice.
+    """
+
+    object: Any
+    name: bytes
+    altitude: bytes
+    filter_name: bytes
+    def __init__(
+        self,
+        instance: object,
+        name: str,
+        altitude: str,
+        filter_name: str,
+        callbacks: Iterable[tuple[int, int, Callable[..., Any] | None, Callable[..., Any] | None]] = (),
+        native: NativeOperations | None = None,
+        pass_on_error: bool = False,
+    ) -> None: ...
+    @property
+    def registered(self) -> list[int]:
+        """The IRP_MJ_* numbers this instance registers, ascending."""
+    @property
+    def failed(self) -> bool:
+        """True once its callbacks have raised too often: the operations it registers answer EIO (or pass it by)."""
+    @property
+    def errors(self) -> int:
+        """How often its callbacks raised or returned what is not legal."""
+    def mark_failed(self) -> None:
+        """Treat the instance as failed from now on."""
+
+class Stack:
+    """The stack of one volume (requests.Volume.stack)."""
+
+    @property
+    def entries(self) -> list[InstanceEntry]:
+        """Highest altitude first."""
+    def insert(self, entry: InstanceEntry) -> None:
+        """Publish an instance: operations that begin from now on see it. ValueError: name or altitude is taken."""
+    def remove(self, entry: InstanceEntry) -> None:
+        """Take an instance out: operations that begin from now on do not see it. Those under way still may: wait until
+        drained() before it is torn down."""
+    def drained(self) -> bool:
+        """True when no operation walks a replaced list any more."""
+    def registered(self, major: int) -> bool:
+        """Does any instance register this operation?"""
+    def list_identity(self, major: int) -> int:
+        """A number that changes when the operation's callback list is replaced; 0: nobody registered."""
+    names_or_data_filtered: bool
+    """True: entry and attribute time-outs are zero, because an instance's answers are not cacheable."""
+
+def time_native_pair(operations: int = 1_000_000, pairs: int = 1) -> float:
+    """Nanoseconds for one operation through `pairs` native pre and post pairs, without base and mount."""

@@ -1,0 +1,162 @@
+"""Fixtures: real mounts in temporary directories, cleaned up whatever happens.
+
+`drive` makes mounted volumes through the command line, as a user would; when the test ends each one must unmount, its
+daemon must end, and its log must hold no line at WARNING or above that the test did not announce (Drive.expected_log).
+`core` is a volume without a mount: requests made by hand, through the same stack and base.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+STACKFS = str(BIN / "stackfs")
+FLTMC = str(BIN / "fltmc")
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+def run(
+    *command: str | Path, timeout: float = 60, check: bool = True, **keywords: object
+) -> subprocess.CompletedProcess[str]:
+    """Run a program outside every mount; kill it when it hangs. Output as text."""
+    keywords.setdefault("cwd", "/")
+    done = subprocess.run(
+        ["timeout", "-s", "KILL", str(timeout), *map(str, command)],
+        capture_output=True, text=True, errors="surrogateescape", check=False, **keywords,
+    )  # type: ignore[call-overload]  # fmt: skip
+    if check and done.returncode != 0:
+        raise AssertionError(f"{' '.join(map(str, command))}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+    return done
+
+
+def is_mounted(path: Path | str) -> bool:
+    return any(line.split()[4] == str(path) for line in Path("/proc/self/mountinfo").read_text().splitlines())
+
+
+class Drive:
+    """One mounted volume: `mnt` is the mountpoint, `src` the backing directory."""
+
+    def __init__(self, top: Path, number: int) -> None:
+        self.name = f"t{os.getpid()}-{number}"
+        self.src = top / f"src{number}"
+        self.mnt = top / f"{self.name}"
+        self.expected_log: list[str] = []
+        """Regular expressions of log lines at WARNING or above that are expected."""
+        self.src.mkdir(exist_ok=True)
+        self.mnt.mkdir()
+        self.log = Path("/var/log/stackfs") / f"{self.name}.log"
+        self.pid = 0
+
+    def mount(self, *options: str, **keywords: object) -> Drive:
+        joined = [part for option in options for part in ("-o", option)]
+        run(STACKFS, "mount", self.src, self.mnt, *joined, **keywords)
+        assert is_mounted(self.mnt)
+        for line in reversed(self.log.read_text().splitlines()):
+            if "event=mounted" in line:
+                self.pid = int(re.search(r"pid=(\d+)", line).group(1))  # type: ignore[union-attr]
+                break
+        return self
+
+    def umount(self) -> None:
+        run(STACKFS, "umount", self.mnt)
+        assert not is_mounted(self.mnt)
+
+    def fltmc(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return run(FLTMC, *arguments, check=check)
+
+    def alive(self) -> bool:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            return Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        return False
+
+    def wait_gone(self, seconds: float = 20) -> None:
+        """Until the daemon has ended."""
+        end = time.monotonic() + seconds
+        while self.alive():
+            assert time.monotonic() < end, f"the daemon of {self.mnt} has not ended"
+            time.sleep(0.02)
+
+    def troubles(self) -> list[str]:
+        """Log lines at WARNING or above that nobody announced."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        bad = [line for line in lines if re.search(r"level=(warning|error|critical)", line)]
+        return [line for line in bad if not any(re.search(pattern, line) for pattern in self.expected_log)]
+
+    def clean_up(self) -> list[str]:
+        """Everything back to how it was; what was wrong."""
+        wrong = []
+        if is_mounted(self.mnt):
+            done = run(STACKFS, "umount", self.mnt, check=False, timeout=30)
+            if is_mounted(self.mnt):
+                wrong.append(f"{self.mnt} does not unmount: {done.stderr}")
+                if self.pid and self.alive():
+                    os.kill(self.pid, signal.SIGKILL)
+                subprocess.run(["umount", "-l", str(self.mnt)], capture_output=True, check=False)
+        if self.pid:
+            try:
+                self.wait_gone()
+            except AssertionError as error:
+                wrong.append(str(error))
+                os.kill(self.pid, signal.SIGKILL)
+        wrong += self.troubles()
+        self.log.unlink(missing_ok=True)
+        return wrong
+
+
+@pytest.fixture
+def drive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Drive]]:
+    """drive("filter=audit", ...) mounts a fresh volume with these options and returns a Drive. As root."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    top = tmp_path_factory.mktemp("drive")
+    top.chmod(0o755)
+    top.parent.chmod(0o755)
+    top.parent.parent.chmod(0o755)
+    drives: list[Drive] = []
+
+    def make(*options: str, mount: bool = True, **keywords: object) -> Drive:
+        made = Drive(top, len(drives))
+        drives.append(made)
+        return made.mount(*options, **keywords) if mount else made
+
+    yield make
+    wrong = [line for made in drives for line in made.clean_up()]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.fixture
+def core(tmp_path: Path) -> Iterator[object]:
+    """A volume over tmp_path without a mount (stackfs.cext.requests.Volume)."""
+    from stackfs.cext.requests import Volume
+
+    volume = Volume(os.open(tmp_path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+    yield volume
+    volume.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_leftovers() -> Iterator[None]:
+    """A mount of stackfs that a test left behind fails the run."""
+
+    def stackfs_mounts() -> set[str]:
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        return {line.split()[4] for line in lines if " - fuse.stackfs " in line}
+
+    before = stackfs_mounts()
+    yield
+    left = stackfs_mounts() - before
+    for path in left:
+        subprocess.run(["umount", "-l", path], capture_output=True, check=False)
+    assert not left, f"left mounted: {sorted(left)}"
