@@ -34,12 +34,12 @@ Concurrency
 
 from libc.errno cimport (EAGAIN, ECONNABORTED, ECONNRESET, EINTR, EINVAL, EIO, ENOBUFS, ENODEV, ENOENT,
                          ENOMEM, ENOSYS, ENOTCONN, ENOTTY, EOPNOTSUPP, EPERM, EPIPE, EPROTO, errno)
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 from posix.fcntl cimport F_GETFL, F_SETFL, O_NONBLOCK, fcntl
 from posix.signal cimport sigset_t
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.time cimport CLOCK_MONOTONIC, timespec
 from posix.unistd cimport _SC_PAGESIZE, close, getpid, read, sysconf, write
 
 from stackfs.cext.includes.fuse_wire cimport *
@@ -1170,7 +1170,7 @@ cdef class Device:
 
     @property
     def error(self):
-        return self.state.error
+        return self.state.error if load_int(&self.state.ended) else 0
 
     @property
     def ended(self):
@@ -1182,15 +1182,24 @@ cdef class Device:
 
     @property
     def in_flight(self):
-        return self.state.open.count
+        pthread_mutex_lock(&self.state.open_lock)
+        count = self.state.open.count
+        pthread_mutex_unlock(&self.state.open_lock)
+        return count
 
     @property
     def headers(self):
-        return self.state.headers
+        pthread_mutex_lock(&self.state.header_lock)
+        count = self.state.headers
+        pthread_mutex_unlock(&self.state.header_lock)
+        return count
 
     @property
     def waiting(self):
-        return self.state.waiting.count
+        pthread_mutex_lock(&self.state.forward_lock)
+        count = self.state.waiting.count
+        pthread_mutex_unlock(&self.state.forward_lock)
+        return count
 
     @property
     def threads(self):

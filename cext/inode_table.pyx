@@ -18,6 +18,7 @@ cimport cython
 from libc.errno cimport ENAMETOOLONG, ESTALE, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
+from stackfs.cext.stack cimport FLT_VOLUME  # no-cython-lint: completes the struct
 from libc.string cimport memcmp, memcpy, memmove, memset
 
 from stackfs.cext.callback_data cimport FILE_OBJECT, FLT_CALLBACK_DATA, FLT_RELATED_OBJECTS, statx_t

@@ -10,7 +10,7 @@ bytes answers EIO and goes on.
 """
 
 from libc.errno cimport EIO
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcpy, memmove, memset
 from stackfs.cext.callback_data cimport statx_t
 from stackfs.cext.includes.fuse_wire cimport *

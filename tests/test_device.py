@@ -292,7 +292,7 @@ def test_forgets_have_no_answer_and_long_batches_are_split(live: Wire) -> None:
         length, opcode, _, _ = struct.unpack_from("<IIQQ", part)
         count = struct.unpack_from("<I", part, 40)[0]
         assert length == len(part) == 48 + 16 * count and opcode == BATCH_FORGET
-        seen += [struct.unpack_from("<QQ", part, 48 + 16 * n) for n in range(count)]  # type: ignore[misc]
+        seen += [struct.unpack_from("<QQ", part, 48 + 16 * n) for n in range(count)]
         assert live.device.discard(FORGET), "pyfuse3 has one handler for both"
     assert seen == nodes
     assert live.device.head() is None and live.device.in_flight == 0
