@@ -149,8 +149,8 @@ class Demo:
     ) -> str:
         """Run a command, show it and what it says (its `last` lines). `fails`: it has to fail. Returns its output."""
         words = [str(word) for word in command]
-        shown = shlex.join([Path(words[0]).name, *words[1:]]).replace(str(self.work) + "/", "")
-        shown = shown.replace(str(ROOT) + "/", "")
+        name = words[0] if words[0].startswith("./") else Path(words[0]).name
+        shown = shlex.join([name, *words[1:]]).replace(f"{self.work}/", "").replace(f"{ROOT}/", "")
         where = f"[dim]{escape(str(directory.relative_to(self.work)))}[/] " if directory else ""
         self.console.print(f"{where}[bold cyan]$ {escape(shorten(shown))}[/]")
         with tempfile.TemporaryFile() as output:  # not a pipe: a daemon that the command leaves behind may hold it
@@ -164,7 +164,7 @@ class Demo:
             output.seek(0)
             text = output.read().decode(errors="replace").rstrip()
         if show or (code != 0) != fails:
-            lines = text.replace(str(self.work) + "/", "").splitlines()
+            lines = text.splitlines()
             for line in lines[-last:] if last else lines:
                 self.console.print(escape(line), style="dim" if show else "red", soft_wrap=True)
         if (code != 0) != fails:
@@ -189,7 +189,7 @@ class Demo:
         self.stackfs("mount", self.toml)
         if shutil.which("findmnt"):
             self.run(["findmnt", "-no", "FSTYPE,SOURCE,OPTIONS", self.drive])
-        self.fltmc("instances")
+        self.fltmc("instances", "-v", self.drive)
         self.say("Highest altitude first: that is the order in which a request goes down; it comes back in reverse.")
 
     def copy(self) -> list[tuple[Path, Path]]:
@@ -261,7 +261,7 @@ class Demo:
     def tables(self) -> None:
         self.step("What the Filter Manager shows")
         self.fltmc("filters")
-        self.fltmc("instances")
+        self.fltmc("instances", "-v", self.drive)
         self.fltmc("volumes")
 
     def audit(self) -> None:

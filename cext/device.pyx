@@ -4,7 +4,7 @@
     /dev/fuse ──read──► leader ── header queue + send() ──────────────► recv ─► handler pops its header
         ▲                 │  └─ socket full: a copy ─► forwarder ─────►            │
         │                 └─ STATX: stack ─► answer                                │
-        ├─── relay ◄───────────────────────────────────────────────── answer ◄─────┘
+        ├─── relay_now() by the loop, before it waits; else the relay ◄── answer ◄─┘
         └─── notifier ◄── invalidations
 
 Why so: pyfuse3 gives its handlers too little (no thread id, no flags, no request for read and write) and knows too few
@@ -13,6 +13,8 @@ operations; behind a socket pair it need not change. A SOCK_SEQPACKET pair keeps
 Concurrency
 - No thread here holds the GIL, but a reader may take it inside the stack, around a Python callback. In particular the
   relay never does: pyfuse3 holds the GIL in a blocking writev to the socket that the relay empties.
+- Answers: the lane's loop carries them itself when it is about to wait, which saves a change of threads; the relay
+  thread looks every RELAY_TICK whether it still does.
 - Leader and followers: one reader at a time reads. It keeps the lead while it only forwards and refuses, and gives it
   away before it runs the stack; if no other reader is idle it starts one. The lead is `leader` under lead_lock.
 - Order: a header enters the queue and its message enters the socket under one forward_lock, so that both have one
@@ -39,7 +41,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 from posix.fcntl cimport F_GETFL, F_SETFL, O_NONBLOCK, fcntl
 from posix.signal cimport sigset_t
-from posix.time cimport CLOCK_MONOTONIC, timespec
+from posix.time cimport CLOCK_MONOTONIC, nanosleep, timespec
 from posix.unistd cimport _SC_PAGESIZE, close, getpid, read, sysconf, write
 
 from stackfs.cext.includes.fuse_wire cimport *
@@ -120,6 +122,7 @@ cdef enum:
     WAITING_LIMIT = 128 << 20            # bytes
     FORGETS_IN_A_MESSAGE = 2048          # one handler call: keeps the loop's longest step short
     LANE_INIT_UNIQUE = 1                 # odd, as no request's: libfuse's answer to our INIT
+    RELAY_TICK = 2000000                 # nanoseconds
     SOCKET_OVERHEAD = 32                 # of SO_SNDBUF, not usable by a message
 
 cdef struct queued_t:                    # a message that waits; its bytes follow
@@ -199,6 +202,11 @@ cdef struct device_t:
     pthread_t forwarder
     pthread_t notifier
     pthread_t relay
+    pthread_mutex_t relay_lock
+    pthread_cond_t relay_changed
+    int relay_asleep, relay_stop         # atomic
+    uint64_t relayed                     # atomic: how often the lane's loop carried its answers itself
+    char *lane_buffer                    # the lane's loop's own, for that
     int has_forwarder, has_notifier, has_relay
     int started, stopped, closed
     # counters, atomic
@@ -381,6 +389,8 @@ cdef int forward(device_t *device, vfs_request_t *request, const char *data, uin
     if device.waiting.first == NULL:
         if send(device.lane, data, length, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0:
             pthread_mutex_unlock(&device.forward_lock)
+            if load_int(&device.relay_asleep):
+                wake_relay(device)
             return 0
         error = errno
     if error == 0 or lane_is_full(error):
@@ -391,6 +401,8 @@ cdef int forward(device_t *device, vfs_request_t *request, const char *data, uin
             queue_append(&device.waiting, entry)
             pthread_cond_signal(&device.forward_changed)
             pthread_mutex_unlock(&device.forward_lock)
+            if load_int(&device.relay_asleep):
+                wake_relay(device)
             return 0
         error = ENOMEM
     else:
@@ -489,41 +501,87 @@ cdef void *forwarder_main(void *argument) noexcept nogil:
 
 # ---- from the lane ----
 
-cdef void *relay_main(void *argument) noexcept nogil:
-    """Carries libfuse's answers to the kernel. Must never wait for anything but the socket: see the docstring."""
-    cdef device_t *device = <device_t *>argument
-    cdef size_t size = device.buffer_size
-    cdef char *buffer = <char *>malloc(size)
+cdef void relay_answer(device_t *device, char *buffer, size_t size, ssize_t length) noexcept nogil:
+    """One message of libfuse's: an answer for the kernel, most often."""
     cdef fuse_out_header *header = <fuse_out_header *>buffer
+    if <size_t>length < sizeof(fuse_out_header):
+        return
+    if header.unique == 0:
+        if <size_t>length <= size:
+            queue_notice(device, buffer, <uint32_t>length)
+    elif header.unique == LANE_INIT_UNIQUE:
+        pass
+    elif not take_open(device, header.unique):
+        pass                                            # aborted meanwhile
+    elif <size_t>length > size:
+        write_error(device, header.unique, EIO)
+    else:
+        if header.error == -ENOSYS:
+            header.error = -EOPNOTSUPP                  # the kernel would never send this operation again
+        write_answer(device, buffer, <size_t>length)
+
+
+cdef int relay_all(device_t *device, char *buffer) noexcept nogil:
+    """Carry to the kernel whatever libfuse has answered. 0: the lane's end is closed. Never waits."""
+    cdef size_t size = device.buffer_size
     cdef ssize_t length
+    while True:
+        length = recv(device.lane, buffer, size, MSG_TRUNC | MSG_DONTWAIT)
+        if length > 0:
+            relay_answer(device, buffer, size, length)
+        elif length == 0:
+            pthread_mutex_lock(&device.forward_lock)
+            device.lane_gone = 1
+            pthread_cond_broadcast(&device.forward_room)
+            pthread_mutex_unlock(&device.forward_lock)
+            return 0
+        elif errno != EINTR:
+            return errno == EAGAIN
+
+
+cdef int nothing_open(device_t *device) noexcept nogil:
+    cdef int nothing
+    pthread_mutex_lock(&device.open_lock)
+    nothing = device.open.count == 0
+    pthread_mutex_unlock(&device.open_lock)
+    return nothing
+
+
+cdef void *relay_main(void *argument) noexcept nogil:
+    """Stands in for the lane's loop, which carries its answers itself (relay_now) whenever it is about to wait: takes
+    over when the loop has not come to that for a tick, because a callback keeps it or because libfuse waits, with the
+    GIL, for room in the socket. Sleeps while nothing is unanswered. Must never need the GIL: see the docstring."""
+    cdef device_t *device = <device_t *>argument
+    cdef char *buffer = <char *>malloc(device.buffer_size)
+    cdef timespec tick
+    cdef uint64_t seen
+    cdef int alive = buffer != NULL
+    tick.tv_sec = 0
+    tick.tv_nsec = RELAY_TICK
     pthread_setname_np(pthread_self(), "stackfs-relay")
-    while buffer != NULL:
-        length = recv(device.lane, buffer, size, MSG_TRUNC)
-        if length < 0 and errno == EINTR:
-            continue
-        if length <= 0:
-            break                                       # pyfuse3.close() or our own
-        if <size_t>length < sizeof(fuse_out_header):
-            continue
-        if header.unique == 0:
-            if <size_t>length <= size:
-                queue_notice(device, buffer, <uint32_t>length)
-        elif header.unique == LANE_INIT_UNIQUE:
-            pass
-        elif not take_open(device, header.unique):
-            pass                                        # aborted meanwhile
-        elif <size_t>length > size:
-            write_error(device, header.unique, EIO)
-        else:
-            if header.error == -ENOSYS:
-                header.error = -EOPNOTSUPP              # the kernel would never send this operation again
-            write_answer(device, buffer, <size_t>length)
+    while alive:
+        seen = load_count(&device.relayed)
+        nanosleep(&tick, NULL)
+        if load_count(&device.relayed) == seen or load_int(&device.relay_stop):
+            alive = relay_all(device, buffer)
+        pthread_mutex_lock(&device.relay_lock)
+        while alive and not load_int(&device.relay_stop) and nothing_open(device):
+            store_int(&device.relay_asleep, 1)
+            if nothing_open(device):                    # again: whoever adds a request looks at relay_asleep after it
+                pthread_cond_wait(&device.relay_changed, &device.relay_lock)
+            store_int(&device.relay_asleep, 0)
+        pthread_mutex_unlock(&device.relay_lock)
+        if load_int(&device.relay_stop):
+            relay_all(device, buffer)
+            break
     free(buffer)
-    pthread_mutex_lock(&device.forward_lock)
-    device.lane_gone = 1
-    pthread_cond_broadcast(&device.forward_room)
-    pthread_mutex_unlock(&device.forward_lock)
     return NULL
+
+
+cdef void wake_relay(device_t *device) noexcept nogil:
+    pthread_mutex_lock(&device.relay_lock)
+    pthread_cond_signal(&device.relay_changed)
+    pthread_mutex_unlock(&device.relay_lock)
 
 
 # ---- notifications ----
@@ -816,6 +874,8 @@ cdef device_t *device_new() noexcept nogil:
     pthread_mutex_init(&device.forward_lock, NULL)
     pthread_mutex_init(&device.header_lock, NULL)
     pthread_mutex_init(&device.notify_lock, NULL)
+    pthread_mutex_init(&device.relay_lock, NULL)
+    init_condition(&device.relay_changed)
     init_condition(&device.lead_free)
     init_condition(&device.forward_changed)
     init_condition(&device.forward_room)
@@ -875,6 +935,8 @@ cdef void device_close(device_t *device) noexcept nogil:
     """After device_stop, or before start: end the relay, close what is open."""
     if device.has_relay:
         shutdown(device.lane, SHUT_RDWR)
+        store_int(&device.relay_stop, 1)
+        wake_relay(device)
         pthread_join(device.relay, NULL)
     close_fd(&device.peer)
     close_fd(&device.lane)
@@ -896,6 +958,7 @@ cdef void device_free(device_t *device) noexcept nogil:
     queue_clear(&device.waiting)
     queue_clear(&device.notices)
     free(device.open.slots)
+    free(device.lane_buffer)
     for i in range(READERS):
         free(device.readers[i].buffer)
     pthread_mutex_destroy(&device.lead_lock)
@@ -1030,6 +1093,16 @@ cdef class Device:
     def take(self, uint32_t opcode, uint64_t nodeid=0):
         cdef vfs_request_t *request = self.device_pop(opcode, nodeid)
         return None if request == NULL else request_adopt(request, self.volume)
+
+    def relay_now(self):
+        cdef device_t *device = self.state
+        if device.lane_buffer == NULL:
+            device.lane_buffer = <char *>malloc(device.buffer_size)
+            if device.lane_buffer == NULL:
+                return                                  # the relay thread does it
+        with nogil:
+            count_one(&device.relayed)
+            relay_all(device, device.lane_buffer)
 
     def head(self):
         cdef device_t *device = self.state

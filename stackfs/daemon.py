@@ -310,7 +310,7 @@ class Mounted:
     async def _serve_lane(self) -> None:
         from stackfs import irp_lane
 
-        await irp_lane.run()
+        await irp_lane.run(self.device)
         self.ended.set()
 
     async def _watch_end(self) -> None:

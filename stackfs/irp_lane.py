@@ -47,6 +47,16 @@ class LaneError(Exception):
     """The header queue and pyfuse3's messages do not match any more."""
 
 
+class _Relay(trio.abc.Instrument):
+    """Carries the answers on before the loop waits: a thread less between pyfuse3 and the kernel."""
+
+    def __init__(self, device: Device) -> None:
+        self._relay_now = device.relay_now
+
+    def before_io_wait(self, timeout: float) -> None:
+        self._relay_now()
+
+
 class Operations(pyfuse3.Operations):
     """pyfuse3's handlers. The arguments that the header has already are ignored."""
 
@@ -218,9 +228,14 @@ def start(device: Device, volume: Volume) -> Operations:
     return operations
 
 
-async def run() -> None:
+async def run(device: Device) -> None:
     """pyfuse3's loop, until terminate()."""
-    await pyfuse3.main(min_tasks=2, max_tasks=MAX_TASKS)
+    relay = _Relay(device)
+    trio.lowlevel.add_instrument(relay)
+    try:
+        await pyfuse3.main(min_tasks=2, max_tasks=MAX_TASKS)
+    finally:
+        trio.lowlevel.remove_instrument(relay)
 
 
 def terminate() -> None:

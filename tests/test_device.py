@@ -12,7 +12,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import pytest
 from stackfs import mounting
 from stackfs.cext.device import Device
 from stackfs.cext.requests import Volume
+from stackfs.cext.stack import InstanceEntry
 
 LOOKUP, FORGET, GETATTR, SETATTR, SYMLINK, MKDIR, RENAME, LINK, OPEN = 1, 2, 3, 4, 6, 9, 12, 13, 14
 READ, WRITE, STATFS, RELEASE, SETXATTR, GETXATTR, FLUSH, INIT, READDIR, SETLKW = 15, 16, 17, 18, 21, 22, 25, 26, 28, 33
@@ -358,6 +359,84 @@ def test_statx_runs_the_stack_here(live: Wire) -> None:
     assert live.ask(message(STATX, 4, 99, struct.pack("<IIQII", 0, 0, 0, 0, 0xFFF)))[0] == -errno.ENOENT
     assert not readable(live.lane, 0)
     assert live.device.counters()["device"] == {"STATX": 1}
+
+
+ROOT_STATX = struct.pack("<IIQII", 0, 0, 0, 0, 0xFFF)
+IRP_MJ_NETWORK_QUERY_OPEN = 0xF2
+
+
+class Host:
+    """What the stack asks of an instance's owner."""
+
+    def callback_raised(self, *_: object) -> None:
+        pytest.fail("a callback raised")
+
+    callback_misused = error_limit_reached = callback_raised
+
+
+def attach(live: Wire, callback: Callable[[Any, Any], int]) -> None:
+    entry = InstanceEntry(Host(), "test", "1", "test", [(IRP_MJ_NETWORK_QUERY_OPEN, 0, callback, None)])
+    live.device.volume.stack.insert(entry)
+
+
+def test_a_callback_that_takes_its_time_holds_only_its_own_thread(live: Wire) -> None:
+    """The lead is handed on: more threads start, one of them reads, and forwarding goes on meanwhile."""
+    inside, go_on = threading.Semaphore(0), threading.Event()
+
+    def slow(data: Any, objects: Any) -> int:
+        inside.release()
+        assert go_on.wait(SECONDS)
+        return 1
+
+    attach(live, slow)
+    for n in range(5):
+        live.send(message(STATX, 10 + 2 * n, 1, ROOT_STATX))
+        assert inside.acquire(timeout=SECONDS)
+    live.send(message(LOOKUP, 4, 7, b"a\0"))
+    assert live.forwarded()
+    assert live.device.threads == 6
+    go_on.set()
+    assert {live.answered()[0] for _ in range(5)} == {10 + 2 * n for n in range(5)}
+
+
+def test_when_every_thread_is_busy_the_first_that_is_done_reads_on(live: Wire) -> None:
+    go_on = threading.Event()
+
+    def slow(data: Any, objects: Any) -> int:
+        assert go_on.wait(SECONDS)
+        return 1
+
+    attach(live, slow)
+    for n in range(40):
+        live.send(message(STATX, 10 + 2 * n, 1, ROOT_STATX))
+    deadline = time.monotonic() + SECONDS
+    while live.device.threads < 16 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    go_on.set()
+    assert {live.answered()[0] for _ in range(40)} == {10 + 2 * n for n in range(40)}
+    assert live.device.threads == 16
+
+
+def test_a_thread_keeps_its_python_state(live: Wire) -> None:
+    """threading.local of a callback lives from one request to the next."""
+    local, made = threading.local(), []
+
+    def callback(data: Any, objects: Any) -> int:
+        if not hasattr(local, "mine"):
+            local.mine = True
+            made.append(threading.get_ident())
+        return 1
+
+    attach(live, callback)
+    for n in range(200):
+        assert live.ask(message(STATX, 10 + 2 * n, 1, ROOT_STATX))[0] == 0
+    assert len(made) <= live.device.threads
+
+
+def test_statx_tells_the_birth_time(live: Wire) -> None:
+    error, body = live.ask(message(STATX, 4, 1, ROOT_STATX))
+    valid, _, mask = struct.unpack_from("<QI20xI", body)
+    assert error == 0 and len(body) == 288 and valid == 1 and mask & 0xFFF == 0xFFF
 
 
 @pytest.mark.parametrize(

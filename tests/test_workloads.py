@@ -1,9 +1,9 @@
 """Real programs on a real mount: what people do with a drive, with passthrough and audit attached.
 
 One volume for each cache mode, mounted and unmounted with the commands a user types; every test works in a folder of
-its own on it. In the end everything is removed through the drive, the trail has to verify, and nothing may be left in
-the backing directory. What touches the mount runs in other processes with a time limit: a filesystem that hangs
-fails the test and is unmounted by force.
+its own on it. In the end everything is removed through the drive, the trail has to verify, nothing may be left in the
+backing directory, and the daemon's log may hold no warning. What touches the mount runs in other processes with a time
+limit: a filesystem that hangs fails the test and is unmounted by force.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -66,6 +67,7 @@ class Volume:
     source: Path
     trail: Path
     key: Path
+    log: Path
 
 
 def command(name: str) -> str:
@@ -79,21 +81,25 @@ def is_mounted(mountpoint: Path) -> bool:
 
 def mount(top: Path, *options: str) -> Volume:
     """`stackfs mount`, as a user types it. Its outputs go to a file: the daemon it leaves behind keeps them open."""
-    volume = Volume(top / "drive", top / "source", top / "trail", top / "audit.key")
+    drive = top / f"{top.name}-{os.getpid()}"       # the last part names the volume and its log
+    volume = Volume(drive, top / "source", top / "trail", top / "audit.key", Path())
     volume.drive.mkdir()
     volume.source.mkdir()
     words = [command("stackfs"), "mount", str(volume.source), str(volume.drive)]
     for option in (*options, f"audit.directory={volume.trail}", f"audit.key={volume.key}"):
         words += ["-o", option]
-    log = top / "mount.log"
-    with log.open("wb") as output:
+    said = top / "said"
+    with said.open("wb") as output:
         code = subprocess.run(
             words, cwd="/", stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, timeout=60, check=False
         ).returncode
     if code != 0 and os.geteuid() != 0:
-        pytest.skip(f"this user cannot mount: {log.read_text().strip()}")
-    assert code == 0, log.read_text()
+        pytest.skip(f"this user cannot mount: {said.read_text().strip()}")
+    assert code == 0, said.read_text()
     assert is_mounted(volume.drive)
+    volumes = json.loads(run(command("stackfs"), "status", "--json"))["volumes"]
+    (status,) = [each["status"] for each in volumes if each["mountpoint"] == str(volume.drive)]
+    volume.log = Path(status["log"])
     return volume
 
 
@@ -119,6 +125,9 @@ def volume(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         assert os.listdir(mounted.source) == [], "the drive was emptied, its backing directory was not"
     finally:
         unmount(mounted)
+        lines = mounted.log.read_text().splitlines() if mounted.log.exists() else []
+        mounted.log.unlink(missing_ok=True)
+    assert [line for line in lines if re.search(r"level=(warning|error|critical)", line)] == []
     run(command("stackfs"), "audit", "verify", mounted.trail, "--key", mounted.key)
 
 
