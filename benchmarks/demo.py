@@ -150,7 +150,8 @@ class Demo:
         """Run a command, show it and what it says (its `last` lines). `fails`: it has to fail. Returns its output."""
         words = [str(word) for word in command]
         name = words[0] if words[0].startswith("./") else Path(words[0]).name
-        shown = shlex.join([name, *words[1:]]).replace(f"{self.work}/", "").replace(f"{ROOT}/", "")
+        shown = words[2] if words[:2] == ["sh", "-c"] else shlex.join([name, *words[1:]])
+        shown = shown.replace(f"{self.work}/", "").replace(f"{ROOT}/", "")
         where = f"[dim]{escape(str(directory.relative_to(self.work)))}[/] " if directory else ""
         self.console.print(f"{where}[bold cyan]$ {escape(shorten(shown))}[/]")
         with tempfile.TemporaryFile() as output:  # not a pipe: a daemon that the command leaves behind may hold it
@@ -251,12 +252,11 @@ class Demo:
         self.step("A filter dropped in while the drive is in use: readonly")
         self.fltmc("load", "readonly", "-v", self.drive)
         self.fltmc("instances", "-v", self.drive)
-        note = self.drive / "note.txt"
-        refused = self.run(["sh", "-c", f"echo 'is anybody there?' > {shlex.quote(str(note))}"], fails=True)
+        refused = self.run(["sh", "-c", "echo 'is anybody there?' > drive/note.txt"], fails=True)
         self.say(f"Refused, as it should be: [bold]{escape(refused.rsplit(': ', 1)[-1])}[/]. Reading goes on:")
         self.run(["head", "-n", "1", self.drive / "counter" / "counter.c"])
         self.fltmc("unload", "readonly", "-v", self.drive)
-        self.run(["sh", "-c", f"echo 'somebody is' > {shlex.quote(str(note))} && cat {shlex.quote(str(note))}"])
+        self.run(["sh", "-c", "echo 'somebody is' > drive/note.txt && cat drive/note.txt"])
 
     def tables(self) -> None:
         self.step("What the Filter Manager shows")
@@ -265,12 +265,12 @@ class Demo:
         self.fltmc("volumes")
 
     def audit(self) -> None:
-        self.step("The audit trail: who did what, and proof that nobody has changed the record")
+        self.step("The audit trail: who did what, and that nobody changed it")
         self.stackfs("audit", "show", self.trail, last=12)
         self.stackfs("audit", "verify", self.trail, "--key", self.key)
 
     def compare(self, pairs: list[tuple[Path, Path]]) -> None:
-        self.step("The bytes: the copy on the drive, and in the backing directory, against the source")
+        self.step("The bytes, on the drive and below it, against the source")
         for source, copy in pairs:
             below = self.files / copy.relative_to(self.drive)
             for place in (copy, below):

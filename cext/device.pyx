@@ -123,6 +123,7 @@ cdef enum:
     FORGETS_IN_A_MESSAGE = 2048          # one handler call: keeps the loop's longest step short
     LANE_INIT_UNIQUE = 1                 # odd, as no request's: libfuse's answer to our INIT
     RELAY_TICK = 2000000                 # nanoseconds
+    RELAY_QUIET_TICKS = 25               # then the relay sleeps until there is something to answer
     SOCKET_OVERHEAD = 32                 # of SO_SNDBUF, not usable by a message
 
 cdef struct queued_t:                    # a message that waits; its bytes follow
@@ -521,6 +522,14 @@ cdef void relay_answer(device_t *device, char *buffer, size_t size, ssize_t leng
         write_answer(device, buffer, <size_t>length)
 
 
+cdef int nothing_open(device_t *device) noexcept nogil:
+    cdef int nothing
+    pthread_mutex_lock(&device.open_lock)
+    nothing = device.open.count == 0
+    pthread_mutex_unlock(&device.open_lock)
+    return nothing
+
+
 cdef int relay_all(device_t *device, char *buffer) noexcept nogil:
     """Carry to the kernel whatever libfuse has answered. 0: the lane's end is closed. Never waits."""
     cdef size_t size = device.buffer_size
@@ -529,6 +538,8 @@ cdef int relay_all(device_t *device, char *buffer) noexcept nogil:
         length = recv(device.lane, buffer, size, MSG_TRUNC | MSG_DONTWAIT)
         if length > 0:
             relay_answer(device, buffer, size, length)
+            if nothing_open(device):
+                return 1                                # that was the last one
         elif length == 0:
             pthread_mutex_lock(&device.forward_lock)
             device.lane_gone = 1
@@ -537,14 +548,6 @@ cdef int relay_all(device_t *device, char *buffer) noexcept nogil:
             return 0
         elif errno != EINTR:
             return errno == EAGAIN
-
-
-cdef int nothing_open(device_t *device) noexcept nogil:
-    cdef int nothing
-    pthread_mutex_lock(&device.open_lock)
-    nothing = device.open.count == 0
-    pthread_mutex_unlock(&device.open_lock)
-    return nothing
 
 
 cdef void *relay_main(void *argument) noexcept nogil:
@@ -556,6 +559,7 @@ cdef void *relay_main(void *argument) noexcept nogil:
     cdef timespec tick
     cdef uint64_t seen
     cdef int alive = buffer != NULL
+    cdef int quiet = 0                                  # ticks in a row with nothing unanswered
     tick.tv_sec = 0
     tick.tv_nsec = RELAY_TICK
     pthread_setname_np(pthread_self(), "stackfs-relay")
@@ -564,13 +568,15 @@ cdef void *relay_main(void *argument) noexcept nogil:
         nanosleep(&tick, NULL)
         if load_count(&device.relayed) == seen or load_int(&device.relay_stop):
             alive = relay_all(device, buffer)
-        pthread_mutex_lock(&device.relay_lock)
-        while alive and not load_int(&device.relay_stop) and nothing_open(device):
+        quiet = quiet + 1 if nothing_open(device) else 0
+        if quiet > RELAY_QUIET_TICKS:
+            pthread_mutex_lock(&device.relay_lock)
             store_int(&device.relay_asleep, 1)
-            if nothing_open(device):                    # again: whoever adds a request looks at relay_asleep after it
+            while nothing_open(device) and alive and not load_int(&device.relay_stop):
                 pthread_cond_wait(&device.relay_changed, &device.relay_lock)
             store_int(&device.relay_asleep, 0)
-        pthread_mutex_unlock(&device.relay_lock)
+            pthread_mutex_unlock(&device.relay_lock)
+            quiet = 0
         if load_int(&device.relay_stop):
             relay_all(device, buffer)
             break
@@ -1100,9 +1106,10 @@ cdef class Device:
             device.lane_buffer = <char *>malloc(device.buffer_size)
             if device.lane_buffer == NULL:
                 return                                  # the relay thread does it
-        with nogil:
-            count_one(&device.relayed)
-            relay_all(device, device.lane_buffer)
+        count_one(&device.relayed)
+        if not nothing_open(device):
+            with nogil:
+                relay_all(device, device.lane_buffer)
 
     def head(self):
         cdef device_t *device = self.state

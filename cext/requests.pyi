@@ -1,14 +1,20 @@
 """VFS requests as operations of the stack (docs/semantics.md, D)."""
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Generator
+from typing import Any, Generic, TypeVar
 
 from stackfs.cext.stack import Stack
 
-Entry = TypeVar("Entry")
+_Entry = TypeVar("_Entry")
 
 class VfsError(OSError):
     """A request that failed: errno is what a program would see."""
+
+class Done(Generic[_Entry]):
+    """An awaitable that has its value already: `await Done(value)` never gives the loop back."""
+
+    def __init__(self, value: _Entry) -> None: ...
+    def __await__(self) -> Generator[Any, None, _Entry]: ...
 
 class Volume:
     """A backing directory with a filter stack over it, mounted or not.
@@ -41,8 +47,8 @@ class Volume:
         """O_PATH descriptors kept for reuse."""
     def forget(self, nodeid: int, lookups: int) -> None:
         """The kernel gives back that many lookups of a node."""
-    def known(self) -> tuple[list[int], list[tuple[int, bytes]]]:
-        """What the kernel may have cached: ([nodeid, ...], [(parent nodeid, name), ...])."""
+    def known(self) -> tuple[list[int], list[int], list[tuple[int, bytes]]]:
+        """What the kernel may have cached: (nodeids with open files, other nodeids, [(parent nodeid, name), ...])."""
     def request(
         self,
         opcode: int,
@@ -106,9 +112,9 @@ class Request:
     @property
     def stat(self) -> tuple[int, ...]:
         """mode, ino, nlink, uid, gid, rdev, size, blocks, blksize, atime_ns, mtime_ns, ctime_ns, btime_ns."""
-    def fill_attributes(self, entry: Entry) -> Entry:
+    def fill_attributes(self, entry: _Entry) -> _Entry:
         """Sets the attributes of a pyfuse3.EntryAttributes. Returns it."""
-    def fill_entry(self, entry: Entry) -> Entry:
+    def fill_entry(self, entry: _Entry) -> _Entry:
         """The same, with what makes it a directory entry. Returns it."""
     def list_directory(self, emit: Callable[[bytes, Any, int], bool], make_entry: Callable[[], Any]) -> None:
         """READDIRPLUS: calls emit(name, entry, next offset) until it says False or the directory ends.

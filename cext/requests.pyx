@@ -772,12 +772,22 @@ cdef class Volume:
             node_forget(nodes, nodeid, lookups)
 
     def known(self):
-        """What the kernel may have cached: ([nodeid, ...], [(parent nodeid, name), ...])."""
-        cdef inode_table_t *nodes = (<backing_t *>self.stack.volume.backing).nodes
-        cdef list ids = []
+        """What the kernel may have cached: (nodeids with open files, other nodeids, [(parent nodeid, name), ...])."""
+        cdef backing_t *backing = <backing_t *>self.stack.volume.backing
+        cdef set opened = set()
+        cdef list others = []
         cdef list names = []
-        known_nodes(nodes, ids, names)
-        return ids, names
+        cdef uint32_t i
+        # Whoever else takes these two locks needs no GIL to give them back.
+        pthread_mutex_lock(<pthread_mutex_t *>&backing.handles.mutex)
+        for i in range(backing.handles.count):
+            if backing.handles.handles[i].references and backing.handles.handles[i].file.Node is not NULL:
+                opened.add(backing.handles.handles[i].file.Node.id)
+        pthread_mutex_unlock(<pthread_mutex_t *>&backing.handles.mutex)
+        pthread_mutex_lock(<pthread_mutex_t *>&backing.nodes.mutex)
+        known_nodes(backing.nodes, opened, others, names)
+        pthread_mutex_unlock(<pthread_mutex_t *>&backing.nodes.mutex)
+        return list(opened), others, names
 
     def request(self, uint32_t opcode, uint64_t nodeid=ROOT_ID, *, bytes name=None, bytes name2=None, buffer=None,
                 uint32_t uid=0, uint32_t gid=0, uint32_t tid=0, bint nowait=False, **arguments):
@@ -846,7 +856,7 @@ cdef int set_argument(fuse_in_t *arguments, str key, value) except -1:
     return 0
 
 
-cdef void known_nodes(inode_table_t *nodes, list ids, list names):
+cdef void known_nodes(inode_table_t *nodes, set opened, list ids, list names):
     cdef node_t *node
     cdef name_t *name
     cdef uint32_t i
@@ -854,7 +864,8 @@ cdef void known_nodes(inode_table_t *nodes, list ids, list names):
         node = &nodes.slabs[i // 1024][i % 1024]
         if not node.live or node.lookups == 0:
             continue
-        ids.append(node.id)
+        if node.id not in opened:
+            ids.append(node.id)
         name = NULL if node.deleted else node.names
         while name is not NULL:
             names.append((name.parent.id, PyBytes_FromStringAndSize(name.bytes, name.length)))
@@ -1151,6 +1162,24 @@ cdef class Request:
         """Make room for statistics(). Returns self."""
         self.allocate(sizeof(c_statvfs))
         return self
+
+
+@cython.freelist(16)
+cdef class Done:
+    """An awaitable that has its value already: `await Done(value)` never gives the loop back."""
+    cdef object value
+
+    def __init__(self, value):
+        self.value = value
+
+    def __await__(self):
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        raise StopIteration(self.value)
 
 
 cdef inline object nanoseconds(const statx_timestamp *when):

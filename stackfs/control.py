@@ -341,7 +341,7 @@ class Client:
     @property
     def label(self) -> str:
         """What a message calls this daemon; to be escaped like everything a daemon says."""
-        return self.hello.mountpoint or self.hello.volume_name if hasattr(self, "hello") else f"the daemon {self.pid}"
+        return self.hello.mountpoint or self.hello.volume_name if hasattr(self, "hello") else "a daemon"
 
     def call(self, verb: str, **arguments: Any) -> Any:
         """The result of the daemon's handler. StackfsError (FltError with a status): no; NotAnswering: silence."""
@@ -511,7 +511,7 @@ def _connect(directory: int, entry: str, owner: int) -> Client | None:
             connection.close()
             return None
         except (TimeoutError, OSError) as error:
-            raise NotAnswering(f"the daemon {pid} does not answer ({error})") from None
+            raise NotAnswering(f"a daemon does not answer (process {pid}: {error.strerror or error})") from None
         client = Client(connection)
         if client.uid not in (owner, 0):
             raise NotAnswering(f"user {client.uid} answers in user {owner}'s runtime directory: not trusted")

@@ -292,15 +292,18 @@ class Mounted:
     async def _invalidate(self) -> None:
         """The kernel forgets data, attributes and names. From a thread of the device's own: never inside a request."""
         device = self.device
-        ids, names = self.core.known()
+        opened, others, names = self.core.known()
 
         def forget() -> None:
-            for nodeid in ids:
+            for nodeid in opened:
                 device.invalidate_inode(nodeid)
-            for parent, name in names:
-                device.invalidate_entry(parent, name)
+            for nodeid in others:
+                device.invalidate_inode(nodeid, -1)  # its data goes at the next open anyway
+            if not device.invalidate_all_entries():
+                for parent, name in names:
+                    device.invalidate_entry(parent, name)
             if not device.flush_notifications(NOTIFICATIONS_LIMIT):
-                log.warning("the kernel is slow to give up its caches", inodes=len(ids), names=len(names))
+                log.warning("the kernel is slow to give up its caches", inodes=len(opened) + len(others))
 
         if not device.ended:
             await trio.to_thread.run_sync(forget)

@@ -13,19 +13,23 @@ handler answers with FUSEError and nothing else: another exception would end pyf
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyfuse3
 import structlog
 import trio
 
+from stackfs.cext.requests import Done
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from stackfs.cext.device import Device
     from stackfs.cext.requests import Request, Volume
 
 log = structlog.get_logger("stackfs.irp")
+
+T = TypeVar("T")
 
 LOOKUP, FORGET, GETATTR, SETATTR, READLINK, SYMLINK, MKNOD, MKDIR = 1, 2, 3, 4, 5, 6, 8, 9
 UNLINK, RMDIR, RENAME, LINK, OPEN, READ, WRITE, STATFS, RELEASE = 10, 11, 12, 13, 14, 15, 16, 17, 18
@@ -57,20 +61,25 @@ class _Relay(trio.abc.Instrument):
         self._relay_now()
 
 
-class Operations(pyfuse3.Operations):
-    """pyfuse3's handlers. The arguments that the header has already are ignored."""
+class Operations:
+    """pyfuse3's handlers. The arguments that the header has already are ignored.
+
+    Not a subclass of pyfuse3.Operations: a handler here need not be a coroutine, and none is left to a default.
+    """
 
     enable_writeback_cache = False
     enable_acl = False  # INIT is answered by the device, which asks for ACLs
     supports_dot_lookup = False
 
     def __init__(self, device: Device, volume: Volume) -> None:
-        super().__init__()
         self.device = device
         self.volume = volume
         self.broken: LaneError | None = None
         self.on_broken = trio.Event()
         self._workers = trio.CapacityLimiter(WORKERS)
+
+    def init(self) -> None:
+        """libfuse has got its INIT."""
 
     def _take(self, opcode: int, nodeid: int = 0) -> Request:
         request = self.device.take(opcode, nodeid)
@@ -84,22 +93,32 @@ class Operations(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.EIO)
         return request
 
-    async def _finish(self, request: Request) -> Request:
-        """Run a request to its end; FUSEError when it failed."""
-        while not request.run():
-            await trio.to_thread.run_sync(request.wait, limiter=self._workers)
+    def _finish(self, request: Request, answer: Callable[[Request], T]) -> Awaitable[T]:
+        """Run a request and answer with what `answer` makes of it; FUSEError when it failed.
+
+        Most requests end in place: they then cost no coroutine. One that has to wait goes on in a worker thread.
+        """
+        if not request.run():
+            return self._wait(request, answer)
         if request.error:
             raise pyfuse3.FUSEError(request.error)
-        return request
+        return Done(answer(request))
 
-    async def _entry(self, request: Request) -> pyfuse3.EntryAttributes:
-        await self._finish(request)
-        return request.fill_entry(pyfuse3.EntryAttributes())
+    async def _wait(self, request: Request, answer: Callable[[Request], T]) -> T:
+        while True:
+            # Shielded: the thread uses the request's memory until it is done.
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(request.wait, limiter=self._workers)
+            if request.run():
+                break
+        if request.error:
+            raise pyfuse3.FUSEError(request.error)
+        return answer(request)
 
     # --- names ----------------------------------------------------------------------------------------------------
 
-    async def lookup(self, parent_inode: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
-        return await self._entry(self._take(LOOKUP, parent_inode).named(name))
+    def lookup(self, parent_inode: int, name: bytes, ctx: Any) -> Awaitable[pyfuse3.EntryAttributes]:
+        return self._finish(self._take(LOOKUP, parent_inode).named(name), _entry)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         if not self.device.discard(FORGET):
@@ -107,84 +126,75 @@ class Operations(pyfuse3.Operations):
         for inode, lookups in inode_list:
             self.volume.forget(inode, lookups)
 
-    async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: Any) -> pyfuse3.EntryAttributes:
-        return await self._entry(self._take(MKNOD, parent_inode).named(name))
+    def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int,
+              ctx: Any) -> Awaitable[pyfuse3.EntryAttributes]:  # fmt: skip
+        return self._finish(self._take(MKNOD, parent_inode).named(name), _entry)
 
-    async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: Any) -> pyfuse3.EntryAttributes:
-        return await self._entry(self._take(MKDIR, parent_inode).named(name))
+    def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: Any) -> Awaitable[pyfuse3.EntryAttributes]:
+        return self._finish(self._take(MKDIR, parent_inode).named(name), _entry)
 
-    async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
-        return await self._entry(self._take(SYMLINK, parent_inode).named(name, target))
+    def symlink(self, parent_inode: int, name: bytes, target: bytes,
+                ctx: Any) -> Awaitable[pyfuse3.EntryAttributes]:  # fmt: skip
+        return self._finish(self._take(SYMLINK, parent_inode).named(name, target), _entry)
 
-    async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
-        request = self._take(LINK, new_parent_inode).named(b"", new_name)
-        return await self._entry(request)
+    def link(self, inode: int, new_parent_inode: int, new_name: bytes,
+             ctx: Any) -> Awaitable[pyfuse3.EntryAttributes]:  # fmt: skip
+        return self._finish(self._take(LINK, new_parent_inode).named(b"", new_name), _entry)
 
-    async def unlink(self, parent_inode: int, name: bytes, ctx: Any) -> None:
-        await self._finish(self._take(UNLINK, parent_inode).named(name))
+    def unlink(self, parent_inode: int, name: bytes, ctx: Any) -> Awaitable[None]:
+        return self._finish(self._take(UNLINK, parent_inode).named(name), _nothing)
 
-    async def rmdir(self, parent_inode: int, name: bytes, ctx: Any) -> None:
-        await self._finish(self._take(RMDIR, parent_inode).named(name))
+    def rmdir(self, parent_inode: int, name: bytes, ctx: Any) -> Awaitable[None]:
+        return self._finish(self._take(RMDIR, parent_inode).named(name), _nothing)
 
-    async def rename(self, parent_inode_old: int, name_old: bytes, parent_inode_new: int, name_new: bytes,
-                     flags: int, ctx: Any) -> None:  # fmt: skip
-        await self._finish(self._take(RENAME, parent_inode_old).named(name_old, name_new))
+    def rename(self, parent_inode_old: int, name_old: bytes, parent_inode_new: int, name_new: bytes,
+               flags: int, ctx: Any) -> Awaitable[None]:  # fmt: skip
+        return self._finish(self._take(RENAME, parent_inode_old).named(name_old, name_new), _nothing)
 
-    async def readlink(self, inode: int, ctx: Any) -> bytes:
-        return (await self._finish(self._take(READLINK, inode).receiving(PATH_MAX))).result()
+    def readlink(self, inode: int, ctx: Any) -> Awaitable[bytes]:
+        return self._finish(self._take(READLINK, inode).receiving(PATH_MAX), _result)
 
     # --- attributes -------------------------------------------------------------------------------------------------
 
-    async def getattr(self, inode: int, ctx: Any = None) -> pyfuse3.EntryAttributes:
-        request = await self._finish(self._take(GETATTR, inode))
-        return request.fill_attributes(pyfuse3.EntryAttributes())
+    def getattr(self, inode: int, ctx: Any = None) -> Awaitable[pyfuse3.EntryAttributes]:
+        return self._finish(self._take(GETATTR, inode), _attributes)
 
-    async def setattr(self, inode: int, attr: Any, fields: Any, fh: int | None, ctx: Any) -> pyfuse3.EntryAttributes:
-        request = await self._finish(self._take(SETATTR, inode))
-        return request.fill_attributes(pyfuse3.EntryAttributes())
+    def setattr(self, inode: int, attr: Any, fields: Any, fh: int | None,
+                ctx: Any) -> Awaitable[pyfuse3.EntryAttributes]:  # fmt: skip
+        return self._finish(self._take(SETATTR, inode), _attributes)
 
-    async def access(self, inode: int, mode: int, ctx: Any) -> bool:
-        await self._finish(self._take(ACCESS, inode))
-        return True
+    def access(self, inode: int, mode: int, ctx: Any) -> Awaitable[bool]:
+        return self._finish(self._take(ACCESS, inode), _true)
 
-    async def statfs(self, ctx: Any) -> pyfuse3.StatvfsData:
-        request = await self._finish(self._take(STATFS).for_statistics())
-        data = pyfuse3.StatvfsData()
-        (data.f_bsize, data.f_frsize, data.f_blocks, data.f_bfree, data.f_bavail,
-         data.f_files, data.f_ffree, data.f_favail, data.f_namemax) = request.statistics()  # fmt: skip
-        return data
+    def statfs(self, ctx: Any) -> Awaitable[pyfuse3.StatvfsData]:
+        return self._finish(self._take(STATFS).for_statistics(), _statistics)
 
-    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: Any) -> None:
-        await self._finish(self._take(SETXATTR, inode).named(name).sending(value))
+    def setxattr(self, inode: int, name: bytes, value: bytes, ctx: Any) -> Awaitable[None]:
+        return self._finish(self._take(SETXATTR, inode).named(name).sending(value), _nothing)
 
-    async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:
-        return (await self._finish(self._take(GETXATTR, inode).named(name).receiving(XATTR_MAX))).result()
+    def getxattr(self, inode: int, name: bytes, ctx: Any) -> Awaitable[bytes]:
+        return self._finish(self._take(GETXATTR, inode).named(name).receiving(XATTR_MAX), _result)
 
-    async def listxattr(self, inode: int, ctx: Any) -> list[bytes]:
-        names = (await self._finish(self._take(LISTXATTR, inode).receiving(XATTR_MAX))).result()
-        return names.split(b"\0")[:-1]
+    def listxattr(self, inode: int, ctx: Any) -> Awaitable[list[bytes]]:
+        return self._finish(self._take(LISTXATTR, inode).receiving(XATTR_MAX), _names)
 
-    async def removexattr(self, inode: int, name: bytes, ctx: Any) -> None:
-        await self._finish(self._take(REMOVEXATTR, inode).named(name))
+    def removexattr(self, inode: int, name: bytes, ctx: Any) -> Awaitable[None]:
+        return self._finish(self._take(REMOVEXATTR, inode).named(name), _nothing)
 
     # --- open files ---------------------------------------------------------------------------------------------------
 
-    def _file_info(self, request: Request) -> pyfuse3.FileInfo:
-        return pyfuse3.FileInfo(fh=request.fh, direct_io=request.direct_io)
+    def open(self, inode: int, flags: int, ctx: Any) -> Awaitable[pyfuse3.FileInfo]:
+        return self._finish(self._take(OPEN, inode), _file_info)
 
-    async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
-        return self._file_info(await self._finish(self._take(OPEN, inode)))
+    def create(self, parent_inode: int, name: bytes, mode: int, flags: int,
+               ctx: Any) -> Awaitable[tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]]:  # fmt: skip
+        return self._finish(self._take(CREATE, parent_inode).named(name), lambda made: (_file_info(made), _entry(made)))
 
-    async def create(self, parent_inode: int, name: bytes, mode: int, flags: int,
-                     ctx: Any) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:  # fmt: skip
-        request = await self._finish(self._take(CREATE, parent_inode).named(name))
-        return self._file_info(request), request.fill_entry(pyfuse3.EntryAttributes())
+    def read(self, fh: int, off: int, size: int) -> Awaitable[bytes]:
+        return self._finish(self._take(READ).receiving(size), _result)
 
-    async def read(self, fh: int, off: int, size: int) -> bytes:
-        return (await self._finish(self._take(READ).receiving(size))).result()
-
-    async def write(self, fh: int, off: int, buf: bytes) -> int:
-        return (await self._finish(self._take(WRITE).sending(buf))).length
+    def write(self, fh: int, off: int, buf: bytes) -> Awaitable[int]:
+        return self._finish(self._take(WRITE).sending(buf), _length)
 
     async def flush(self, fh: int) -> None:
         request = self._take(FLUSH)
@@ -192,14 +202,14 @@ class Operations(pyfuse3.Operations):
         if request.error:
             raise pyfuse3.FUSEError(request.error)
 
-    async def fsync(self, fh: int, datasync: bool) -> None:
-        await self._finish(self._take(FSYNC))
+    def fsync(self, fh: int, datasync: bool) -> Awaitable[None]:
+        return self._finish(self._take(FSYNC), _nothing)
 
-    async def release(self, fh: int) -> None:
-        await self._finish(self._take(RELEASE))
+    def release(self, fh: int) -> Awaitable[None]:
+        return self._finish(self._take(RELEASE), _nothing)
 
-    async def opendir(self, inode: int, ctx: Any) -> int:
-        return (await self._finish(self._take(OPENDIR, inode))).fh
+    def opendir(self, inode: int, ctx: Any) -> Awaitable[int]:
+        return self._finish(self._take(OPENDIR, inode), _handle)
 
     async def readdir(self, fh: int, start_id: int, token: Any) -> None:
         request = self._take(READDIRPLUS)
@@ -209,11 +219,11 @@ class Operations(pyfuse3.Operations):
         if request.error:
             raise pyfuse3.FUSEError(request.error)
 
-    async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        await self._finish(self._take(FSYNCDIR))
+    def fsyncdir(self, fh: int, datasync: bool) -> Awaitable[None]:
+        return self._finish(self._take(FSYNCDIR), _nothing)
 
-    async def releasedir(self, fh: int) -> None:
-        await self._finish(self._take(RELEASEDIR))
+    def releasedir(self, fh: int) -> Awaitable[None]:
+        return self._finish(self._take(RELEASEDIR), _nothing)
 
     async def poll(self, inode: int, fh: int, poll_handle: Any, ctx: Any) -> int:
         """Always ready, until a filter says otherwise."""
@@ -221,10 +231,56 @@ class Operations(pyfuse3.Operations):
         return 0x145  # POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM
 
 
+# --- answers: what pyfuse3 takes ----------------------------------------------------------------------------------
+
+def _nothing(request: Request) -> None:
+    return None
+
+
+def _true(request: Request) -> bool:
+    return True
+
+
+def _entry(request: Request) -> pyfuse3.EntryAttributes:
+    return request.fill_entry(pyfuse3.EntryAttributes())
+
+
+def _attributes(request: Request) -> pyfuse3.EntryAttributes:
+    return request.fill_attributes(pyfuse3.EntryAttributes())
+
+
+def _result(request: Request) -> bytes:
+    return request.result()
+
+
+def _length(request: Request) -> int:
+    return request.length
+
+
+def _handle(request: Request) -> int:
+    return request.fh
+
+
+def _names(request: Request) -> list[bytes]:
+    return request.result().split(b"\0")[:-1]
+
+
+def _file_info(request: Request) -> pyfuse3.FileInfo:
+    return pyfuse3.FileInfo(fh=request.fh, direct_io=request.direct_io)
+
+
+def _statistics(request: Request) -> pyfuse3.StatvfsData:
+    data = pyfuse3.StatvfsData()
+    (data.f_bsize, data.f_frsize, data.f_blocks, data.f_bfree, data.f_bavail,
+     data.f_files, data.f_ffree, data.f_favail, data.f_namemax) = request.statistics()  # fmt: skip
+    return data
+
+
 def start(device: Device, volume: Volume) -> Operations:
     """Give pyfuse3 its end of the device's socket pair. Before device.start(); run() then serves."""
     operations = Operations(device, volume)
-    pyfuse3.init(operations, f"/dev/fd/{device.detach_lane_fd()}", set())
+    handlers: Any = operations
+    pyfuse3.init(handlers, f"/dev/fd/{device.detach_lane_fd()}", set())
     return operations
 
 
@@ -233,7 +289,7 @@ async def run(device: Device) -> None:
     relay = _Relay(device)
     trio.lowlevel.add_instrument(relay)
     try:
-        await pyfuse3.main(min_tasks=2, max_tasks=MAX_TASKS)
+        await pyfuse3.main(min_tasks=1, max_tasks=MAX_TASKS)
     finally:
         trio.lowlevel.remove_instrument(relay)
 

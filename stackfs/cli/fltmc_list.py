@@ -78,17 +78,18 @@ def _show(
     with reporting(title, json):
         rows: list[T] = []
         with running() as found:
-            arguments: dict[str, Any] = {}
             clients, problems = found
+            names: set[str] = set()
             if volume is not None:
-                client, volume_name = locate(found, volume)
-                clients, problems, arguments = [client], [], {"volume": volume_name}
+                client, name = locate(found, volume)
+                clients, problems = [client], []
+                names = {name, client.hello.mountpoint} if name == client.hello.volume_name else {name}
             for client in clients:
                 try:
-                    rows += client.rows(verb, kind, **arguments)
+                    rows += client.rows(verb, kind)
                 except StackfsError as error:
                     problems.append(error)
-        rows = arrange(rows)
+        rows = arrange([row for row in rows if not names or getattr(row, "volume", None) in names])
         if json:
             report = {"ok": not problems, verb: to_builtins(rows)}
             print_json(report | ({"errors": list(map(as_json, problems))} if problems else {}))

@@ -39,10 +39,11 @@ def mount(
     ro, allow_other, fsname=, subtype=, max_write=, suid, dev, exec and their opposites
     """
     from stackfs.cli.volumes import running
-    from stackfs.daemon import run
     from stackfs.options import build_config
 
     with running() as found:
         in_use = {client.hello.volume_name for client in found.clients if client.own}
     config = build_config(source, mountpoint, options or [], foreground, names_in_use=in_use)
+    from stackfs.daemon import run  # late: it is slow to import, and most errors are known before
+
     raise typer.Exit(run(config))

@@ -56,7 +56,9 @@ def run(program: str, body: Callable[[], object]) -> int:
         return 130
     except Exception as error:
         if debugging():
-            raise
+            import traceback
+
+            traceback.print_exception(error)
         words = escape(f"{type(error).__name__}: {error}")
         print(f"{program}: internal error: {words} (STACKFS_DEBUG=1 shows where)", file=sys.stderr)
         return int(ExitCode.FAILURE)

@@ -38,7 +38,7 @@ def umount(
     A volume whose daemon was killed or does not answer is unmounted too.
     """
     from stackfs.cli.volumes import running
-    from stackfs.mounting import mount_at, resolve
+    from stackfs.mounting import is_stale, mount_at, resolve
 
     where = resolve(mountpoint)
     with running() as found:
@@ -49,7 +49,8 @@ def umount(
         if client is not None:
             _by_daemon(client, lazy, force)
         elif mount is not None and mount.is_stackfs:
-            _by_kernel(where, lazy, force)
+            left_behind = is_stale(where)       # its daemon was killed: nothing is lost by force
+            _by_kernel(where, lazy or left_behind, force or left_behind)
         elif mount is not None:
             raise StackfsError(f"{where} is a {mount.type} mount, not one of stackfs: use umount", ExitCode.UNUSABLE)
         elif os.path.lexists(mountpoint):
