@@ -36,6 +36,7 @@ ctypedef struct vfs_request_t:
     uint64_t unique
     uint64_t nodeid
     uint32_t opcode
+    int within_listing                   # the lookup of one name of a listing: part of the READDIRPLUS
     int nowait                           # stop instead of blocking (the IRP lane's loop)
     REQUESTOR who
     fuse_in_t arguments

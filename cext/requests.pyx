@@ -460,8 +460,8 @@ cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
     op.would_block = request.nowait
     op.data.Thread = &request.who
     op.data.RequestNumber = request.unique
-    op.data.RequestOpcode = request.opcode
-    op.data.RequestFlags = REQUEST_PRINCIPAL if principal(request, which) else 0
+    op.data.RequestOpcode = READDIRPLUS if request.within_listing else request.opcode
+    op.data.RequestFlags = REQUEST_PRINCIPAL if principal(request, which) and not request.within_listing else 0
     if request.started == 1:
         op.data.RequestFlags |= REQUEST_FIRST
     if which[1].detail == STEP_END:
@@ -1115,6 +1115,7 @@ cdef class Request:
             request.error = ENOMEM
             return False
         lookup.opcode = LOOKUP
+        lookup.within_listing = 1
         lookup.unique = request.unique
         lookup.nodeid = node_id(handle.file.Node)
         lookup.who = request.who

@@ -1,0 +1,129 @@
+"""audit: one authenticated record for each request that it is told to watch (docs/audit.md).
+
+The callbacks are native (_callbacks.pyx); records go through a ring to a writer thread of audit's own (_trail.pyx),
+which needs neither the GIL nor the drive. trail.py opens a trail, records.py knows its format, verify.py proves it,
+cli.py is `stackfs audit`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from stackfs.api import STATUS_FLT_DO_NOT_ATTACH, STATUS_INVALID_PARAMETER, STATUS_SUCCESS, Filter
+from stackfs.errors import FltError
+
+MANIFEST = {
+    "name": "audit",
+    "description": "Records who did what: an append-only, authenticated trail.",
+    "altitude": "385200",
+    "group": "FSFilter Activity Monitor",
+    "filter": "Audit",
+    "answers": "cacheable",
+    "commands": "cli:app",
+    "options": {
+        "directory": {
+            "type": "path",
+            "doc": "Where the trail lies, outside the backing directory and the mount; made with mode 0700. "
+            "Without it: /var/log/stackfs/VOLUME.audit as root, ~/.local/state/stackfs/VOLUME.audit else.",
+        },
+        "key": {
+            "type": "path",
+            "doc": "Where a new trail's first key is written, once; the file must not exist. "
+            "`stackfs audit verify` asks for it.",
+        },
+        "operations": {
+            "type": "str",
+            "default": "all",
+            "doc": "What is watched: all, data, changes, names, or requests by name; -NAME takes away. "
+            "Separated by blanks or +.",
+        },
+        "full": {
+            "type": "choice",
+            "choices": ["wait", "refuse", "count"],
+            "default": "wait",
+            "doc": "When the ring is full: requests wait for the writer, are refused with ENOSPC, or pass, counted.",
+        },
+        "ring_size": {"type": "size", "default": 4194304, "min": 65536, "max": 1073741824, "doc": "Bytes of the ring."},
+        "segment_size": {
+            "type": "size",
+            "default": 67108864,
+            "min": 65536,
+            "max": 1099511627776,
+            "doc": "A segment of the trail that has grown this large is followed by the next.",
+        },
+        "flush_interval": {
+            "type": "float",
+            "default": 1.0,
+            "min": 0.01,
+            "max": 3600.0,
+            "doc": "Seconds between two seals: what a crash may lose, and what the key's ratchet does not yet cover.",
+        },
+        "sync": {"type": "bool", "default": True, "doc": "Whether a seal waits until the disk has what it seals."},
+    },
+}
+
+
+class Audit(Filter):
+    """One trail for each instance."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        from stackfs.filters.audit._callbacks import operations
+
+        super().__init__(options)
+        self.native = operations()
+
+    def instance_setup(self, instance: Any, flags: int) -> int:
+        from stackfs.filters.audit import records, trail
+        from stackfs.filters.audit._callbacks import Watch
+
+        options = instance.options
+        try:
+            mask = records.watch_mask(options["operations"])
+        except ValueError as error:
+            raise FltError(STATUS_INVALID_PARAMETER, f"audit: {error}") from error
+        settings = trail.Settings(
+            ring_size=options["ring_size"],
+            full=options["full"],
+            segment_size=options["segment_size"],
+            flush_interval=options["flush_interval"],
+            sync=options["sync"],
+        )
+        volume = instance.volume
+        try:
+            opened = trail.open_trail(
+                options["directory"] or default_directory(volume.name),
+                options["key"],
+                settings,
+                about={"volume": volume.name, "instance": instance.name},
+                forbidden=[place for place in (volume.source, volume.mountpoint) if place],
+            )
+        except trail.TrailError as error:
+            raise FltError(STATUS_FLT_DO_NOT_ATTACH, f"audit: {error}") from error
+        instance.context = (opened, Watch(instance.entry, opened.trail, mask))
+        return STATUS_SUCCESS
+
+    def instance_teardown_start(self, instance: Any, reason: int) -> None:
+        opened, _ = instance.context
+        opened.trail.drain()
+
+    def instance_teardown_complete(self, instance: Any, reason: int) -> None:
+        opened, watch = instance.context
+        watch.release()
+        if not opened.close():
+            import structlog
+
+            structlog.get_logger("stackfs.audit").error(
+                "the trail could not be written to its end: records are missing", trail=opened.path
+            )
+
+
+def default_directory(volume: str) -> str:
+    """Where a trail lies when nobody says."""
+    if os.geteuid() == 0:
+        base = "/var/log/stackfs"
+    else:
+        state = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+        base = os.path.join(state, "stackfs")
+    os.makedirs(base, mode=0o700, exist_ok=True)
+    return os.path.join(base, volume.replace("/", "_") + ".audit")
