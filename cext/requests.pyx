@@ -1075,6 +1075,7 @@ cdef class Request:
                 request.step = request.started = 0
                 with nogil:
                     request_run(request)
+                request.within_listing = 1           # reading on is part of the same request
                 if request.error or request.length == 0:
                     handle.entries_length = handle.entries_at = 0
                     return 0

@@ -467,7 +467,8 @@ def daemons(problems: list[StackfsError] | None = None) -> list[Client]:
     answered = []
     for client in greeted:
         try:
-            client.hello = msgspec.convert(client._receive(deadline), Hello)
+            # What has arrived is read even when another daemon has used the time up.
+            client.hello = msgspec.convert(client._receive(max(deadline, time.monotonic() + 0.1)), Hello)
             answered.append(client)
         except HungUp:
             client.close()      # it ended between our connect and its answer
