@@ -116,10 +116,10 @@ def main() -> int:
     parser.add_argument("--json", metavar="FILE", help="write every figure of every round (- for standard output)")
     parser.add_argument("--markdown", action="store_true", help="print the table as docs/performance.md keeps it")
     parser.add_argument("--check", action="store_true", help="exit 1 when a target is not met")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each load on each side in each round")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=1.5, help="of each load on each side in each round")
     parser.add_argument("--filter", action="append", metavar="NAME", help="attach these (default: passthrough, audit)")
-    parser.add_argument("--full", action="store_true", help="more loads and nine rounds (as with FULL=1)")
+    parser.add_argument("--full", action="store_true", help="more loads and 15 rounds (as with FULL=1)")
     arguments = parser.parse_args()
     filters = arguments.filter or ["passthrough", "audit"]
     everything = arguments.full or os.environ.get("FULL", "") not in ("", "0")
@@ -129,7 +129,7 @@ def main() -> int:
         print(f"make bench: {', '.join(absent)} is missing: apt-get install {' '.join(absent)}", file=sys.stderr)
         return 1
 
-    rounds = max(arguments.rounds, 9) if everything else arguments.rounds
+    rounds = max(arguments.rounds, 15) if everything else arguments.rounds
     loads: list[Load] = [read_4k_4, read_4k_1, stat, make]
     if everything:
         loads.append(full)

@@ -159,8 +159,8 @@ def major_name(major: int) -> str:
 class CallbackData:
     """One operation, as a callback sees it. Sizes are bytes, times nanoseconds; see docs/semantics.md A4.
 
-    Alive until the callback it was given to returns: later use raises ReferenceError, and every memoryview taken from it
-    raises ValueError. A parameter that the operation does not have raises AttributeError.
+    Alive until the callback it was given to returns: later use raises ReferenceError, and every memoryview taken from
+    it raises ValueError. A parameter that the operation does not have raises AttributeError.
     """
 
     @property
@@ -296,7 +296,7 @@ class CallbackData:
     def is_dirty(self) -> bool:
         """is_dirty"""
     def complete(self, status: int, information: int = 0) -> int:
-        """Set the outcome; `return data.complete(STATUS_ACCESS_DENIED)` ends the operation here (FLT_PREOP_COMPLETE)."""
+        """Set the outcome; `return data.complete(STATUS_ACCESS_DENIED)` ends the operation (FLT_PREOP_COMPLETE)."""
     def set_dirty(self) -> None:
         """FltSetCallbackDataDirty: the changes made to the parameters count."""
     def clear_dirty(self) -> None:

@@ -53,7 +53,7 @@ class Device:
         BATCH_FORGET. The request has no names and no data: the handler has them from pyfuse3.
         """
     def relay_now(self) -> None:
-        """Carry pyfuse3's answers to the kernel. By the lane's loop, whenever it is about to wait; never waits itself."""
+        """Carry pyfuse3's answers to the kernel. By the lane's loop, when it is about to wait; never waits itself."""
     def head(self) -> dict[str, Any] | None:
         """The first header in the queue, for a message about a mismatch: operation (name), opcode, nodeid, unique,
         tid, uid, gid, group, and arguments: those of fuse_in_t that are not 0."""

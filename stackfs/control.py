@@ -423,6 +423,14 @@ class Client:
             data += part
         return data
 
+    def _extended(self, deadline: float) -> float:
+        """The deadline; or, if another daemon has used it up, a moment from now where something has arrived."""
+        if time.monotonic() < deadline:
+            return deadline
+        waiting = select.poll()
+        waiting.register(self._connection, select.POLLIN)
+        return time.monotonic() + 0.1 if waiting.poll(0) else deadline
+
     def _silent(self) -> NotAnswering:
         return NotAnswering(f"{self.label} does not answer (process {self.pid})")
 
@@ -467,8 +475,7 @@ def daemons(problems: list[StackfsError] | None = None) -> list[Client]:
     answered = []
     for client in greeted:
         try:
-            # What has arrived is read even when another daemon has used the time up.
-            client.hello = msgspec.convert(client._receive(max(deadline, time.monotonic() + 0.1)), Hello)
+            client.hello = msgspec.convert(client._receive(client._extended(deadline)), Hello)
             answered.append(client)
         except HungUp:
             client.close()      # it ended between our connect and its answer

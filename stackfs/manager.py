@@ -1,8 +1,8 @@
 """The Filter Manager: filters, volumes and instances, and what may happen to them (docs/semantics.md, A1 to A3).
 
 A filter is loaded once per process; an instance is its attachment to one volume at one altitude. Everything here runs
-on the trio thread. Loading, attaching, detaching and unloading are done one at a time, under one lock; they wait, without
-holding up the drive, until operations that still walk a replaced callback list have let go.
+on the trio thread. Loading, attaching, detaching and unloading are done one at a time, under one lock; they wait,
+without holding up the drive, until operations that still walk a replaced callback list have let go.
 
 An instance leaves in this order: query-teardown (manual detach only), out of the callback lists, teardown-start, wait
 until no operation uses it, teardown-complete, forgotten. Nothing of that is left to the garbage collector.

@@ -147,16 +147,12 @@ def core(tmp_path: Path) -> Iterator[object]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_leftovers() -> Iterator[None]:
-    """A mount of stackfs that a test left behind fails the run."""
-
-    def stackfs_mounts() -> set[str]:
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
-        return {line.split()[4] for line in lines if " - fuse.stackfs " in line}
-
-    before = stackfs_mounts()
+def no_leftovers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A mount of stackfs that this run left behind below its temporary directory fails it."""
     yield
-    left = stackfs_mounts() - before
+    below = f"{tmp_path_factory.getbasetemp()}/"
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    left = [line.split()[4] for line in lines if " - fuse.stackfs " in line and line.split()[4].startswith(below)]
     for path in left:
         subprocess.run(["umount", "-l", path], capture_output=True, check=False)
-    assert not left, f"left mounted: {sorted(left)}"
+    assert not left, f"left mounted: {left}"

@@ -538,9 +538,11 @@ def test_a_reader_that_has_seen_enough_is_no_error_message() -> None:
     assert (done.returncode, done.stderr) == (1, b"")
 
 
-def test_listing_imports_little() -> None:
+def test_listing_imports_little(run_directory: Path) -> None:
     code = (
-        "import sys; from stackfs.cli.fltmc_main import main; main(['filters']);"
+        "import sys; from stackfs import runtime_directory;"
+        f"runtime_directory.path = lambda: {str(run_directory)!r}; runtime_directory.USERS = '/nowhere';"
+        "from stackfs.cli.fltmc_main import main; main(['filters']);"
         "sys.exit(' '.join({'trio', 'pyfuse3', 'rich', 'stackfs.options'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)

@@ -562,6 +562,10 @@ def test_root_sees_every_users_daemons(tmp_path: Path) -> None:
     assert "belongs to user 0" in str(problems[0])
 
 
-def test_a_client_imports_no_trio() -> None:
-    code = "import sys; from stackfs import control; control.daemons(); sys.exit('trio' in sys.modules)"
+def test_a_client_imports_no_trio(run_directory: Path) -> None:
+    code = (
+        "import sys; from stackfs import control, runtime_directory;"
+        f"runtime_directory.path = lambda: {str(run_directory)!r}; runtime_directory.USERS = '/nowhere';"
+        "control.daemons(); sys.exit('trio' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

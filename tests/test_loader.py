@@ -12,9 +12,9 @@ import sysconfig
 from collections.abc import Iterator
 
 import pytest
-from stackfs.api import Filter
 
 from stackfs import loader
+from stackfs.api import Filter
 from stackfs.discovery import Found, find
 from stackfs.errors import FilterEntryError, FilterImageError, FltError
 

@@ -1,7 +1,8 @@
 """The audit trail's writing side (_trail.pyx); opened by `stackfs.filters.audit.trail.open_trail`."""
 
-from collections.abc import Buffer
 from typing import Literal
+
+from typing_extensions import Buffer
 
 class Trail:
     """Writes one trail. Setting up (generate or load_state, place, accept, advance, start) is one thread's business;

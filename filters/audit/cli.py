@@ -16,7 +16,8 @@ import typer
 
 from stackfs.cli.tables import escape
 from stackfs.errors import ExitCode, StackfsError
-from stackfs.filters.audit import records, verify as verifying
+from stackfs.filters.audit import records
+from stackfs.filters.audit import verify as verifying
 from stackfs.filters.audit.records import Record
 
 app = typer.Typer(help="Read, follow and verify an audit trail.", no_args_is_help=True)
@@ -25,7 +26,9 @@ POLL = 0.2
 """Seconds between two looks of `follow`."""
 
 Directory = Annotated[str, typer.Argument(metavar="DIRECTORY", help="The trail's directory.")]
-Path = Annotated[str | None, typer.Option("--path", metavar="GLOB", help="Only paths that match (either of a rename's).")]
+Path = Annotated[
+    str | None, typer.Option("--path", metavar="GLOB", help="Only paths that match (either of a rename's).")
+]
 Process = Annotated[str | None, typer.Option("--process", metavar="NAME|PID", help="Only this command or process.")]
 Operation = Annotated[
     list[str] | None, typer.Option("--operation", metavar="NAME", help="Only these requests: open, write, unlink, ...")
@@ -85,7 +88,7 @@ def verify(
     copy: Annotated[bool, typer.Option("--copy", help="A copy that was made without the state file.")] = False,
     json: Json = False,
 ) -> None:
-    """Prove a trail: exit code 0 when it is whole, 8 when something was changed, removed or cut off, 9 after a crash."""
+    """Prove a trail: exit code 0 when it is whole, 8 when anything was changed, removed or cut off, 9 after a crash."""
     try:
         with open(key, encoding="ascii", errors="replace") as file:
             key_file = records.KeyFile.parse(file.read(4096))
@@ -107,6 +110,7 @@ def verify(
 
 
 # --- choosing -----------------------------------------------------------------------------------------------------
+
 
 def _read(directory: str) -> Iterator[Record]:
     return _read_on(directory, records.Cursor())
@@ -150,7 +154,7 @@ def _chosen(
     pattern = None if path is None else os.fsencode(path)
 
     def wanted(record: Record) -> bool:
-        if since is not None and record.time < since or until is not None and record.time > until:
+        if (since is not None and record.time < since) or (until is not None and record.time > until):
             return False
         if record.kind != records.REQUEST:
             return not (path or process or operations or status) and record.kind in (records.LOST, records.RECOVERED)
@@ -179,6 +183,7 @@ def _comm(record: Record) -> str:
 
 
 # --- showing ------------------------------------------------------------------------------------------------------
+
 
 def _print(found: Iterator[Record], as_json: bool, heading: bool = True) -> None:
     if as_json:

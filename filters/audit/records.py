@@ -50,57 +50,150 @@ KINDS = {SEGMENT: "segment", REQUEST: "request", SEAL: "seal", LOST: "lost", OPE
 # Flags of a request record
 PATH_PARTIAL, PATH_DELETED, DRAINED, KERNEL, OTHER_PARTIAL = 1, 2, 4, 8, 16
 FLAG_NAMES = {
-    PATH_PARTIAL: "path_partial", PATH_DELETED: "path_deleted", DRAINED: "drained", KERNEL: "kernel",
+    PATH_PARTIAL: "path_partial",
+    PATH_DELETED: "path_deleted",
+    DRAINED: "drained",
+    KERNEL: "kernel",
     OTHER_PARTIAL: "other_partial",
 }
 
 # Kinds of head
 HEAD_SEALED, HEAD_CLOSED, HEAD_OPENED = 0, 1, 2
 
-HEADER = struct.Struct("<IBBHQQ")                      # length, kind, format, flags, sequence, time
-REQUEST_BODY = struct.Struct("<QqQQQiIIIIIIIHHHH16s")   # after HEADER; paths follow
-SEGMENT_BODY = struct.Struct("<QQ16s32sHHI")           # number, epoch, trail, MAC before, text length
-SEAL_BODY = struct.Struct("<QQII")                     # epoch, records since the last seal, closed
-LOST_BODY = struct.Struct("<QQQ")                      # let pass unrecorded, refused, time of the first
-OPENED_BODY = struct.Struct("<IIHHI")                  # process id, user id, text length
-RECOVERED_BODY = struct.Struct("<QQQ")                 # records found after the last seal, bytes dropped, last sealed
-HEAD_BODY = struct.Struct("<8sII16sQQQQQ32s16s")       # magic, format, kind, trail, epoch, sequence, segment, end, time
-SLOT_BODY = struct.Struct("<8sII16sQ32s")              # magic, format, 0, trail, epoch, key; SHA-256 of these follows
+HEADER = struct.Struct("<IBBHQQ")  # length, kind, format, flags, sequence, time
+REQUEST_BODY = struct.Struct("<QqQQQiIIIIIIIHHHH16s")  # after HEADER; paths follow
+SEGMENT_BODY = struct.Struct("<QQ16s32sHHI")  # number, epoch, trail, MAC before, text length
+SEAL_BODY = struct.Struct("<QQII")  # epoch, records since the last seal, closed
+LOST_BODY = struct.Struct("<QQQ")  # let pass unrecorded, refused, time of the first
+OPENED_BODY = struct.Struct("<IIHHI")  # process id, user id, text length
+RECOVERED_BODY = struct.Struct("<QQQ")  # records found after the last seal, bytes dropped, last sealed
+HEAD_BODY = struct.Struct("<8sII16sQQQQQ32s16s")  # magic, format, kind, trail, epoch, sequence, segment, end, time
+SLOT_BODY = struct.Struct("<8sII16sQ32s")  # magic, format, 0, trail, epoch, key; SHA-256 of these follows
 
 # The requests of the kernel, as FUSE numbers them.
 OPERATIONS = {
-    1: "lookup", 2: "forget", 3: "getattr", 4: "setattr", 5: "readlink", 6: "symlink", 8: "mknod", 9: "mkdir",
-    10: "unlink", 11: "rmdir", 12: "rename", 13: "link", 14: "open", 15: "read", 16: "write", 17: "statfs",
-    18: "release", 20: "fsync", 21: "setxattr", 22: "getxattr", 23: "listxattr", 24: "removexattr", 25: "flush",
-    27: "opendir", 28: "readdir", 29: "releasedir", 30: "fsyncdir", 31: "getlk", 32: "setlk", 33: "setlkw",
-    34: "access", 35: "create", 37: "bmap", 39: "ioctl", 40: "poll", 43: "fallocate", 44: "readdirplus",
-    45: "rename2", 46: "lseek", 47: "copy_file_range", 50: "syncfs", 51: "tmpfile", 52: "statx",
+    1: "lookup",
+    2: "forget",
+    3: "getattr",
+    4: "setattr",
+    5: "readlink",
+    6: "symlink",
+    8: "mknod",
+    9: "mkdir",
+    10: "unlink",
+    11: "rmdir",
+    12: "rename",
+    13: "link",
+    14: "open",
+    15: "read",
+    16: "write",
+    17: "statfs",
+    18: "release",
+    20: "fsync",
+    21: "setxattr",
+    22: "getxattr",
+    23: "listxattr",
+    24: "removexattr",
+    25: "flush",
+    27: "opendir",
+    28: "readdir",
+    29: "releasedir",
+    30: "fsyncdir",
+    31: "getlk",
+    32: "setlk",
+    33: "setlkw",
+    34: "access",
+    35: "create",
+    37: "bmap",
+    39: "ioctl",
+    40: "poll",
+    43: "fallocate",
+    44: "readdirplus",
+    45: "rename2",
+    46: "lseek",
+    47: "copy_file_range",
+    50: "syncfs",
+    51: "tmpfile",
+    52: "statx",
 }
 NAMES = {name: number for number, name in OPERATIONS.items()}
 SAME_NAME = {"rename2": "rename", "readdirplus": "readdir"}  # shown, and asked for, under one name
 
-_DATA = ("open", "create", "tmpfile", "read", "write", "flush", "release", "fsync", "fallocate", "copy_file_range", "lseek")
+_DATA = (
+    "open",
+    "create",
+    "tmpfile",
+    "read",
+    "write",
+    "flush",
+    "release",
+    "fsync",
+    "fallocate",
+    "copy_file_range",
+    "lseek",
+)
 _CHANGES = (
-    "create", "tmpfile", "write", "setattr", "mknod", "mkdir", "symlink", "link", "unlink", "rmdir", "rename", "setxattr",
-    "removexattr", "fallocate", "copy_file_range", "ioctl",
+    "create",
+    "tmpfile",
+    "write",
+    "setattr",
+    "mknod",
+    "mkdir",
+    "symlink",
+    "link",
+    "unlink",
+    "rmdir",
+    "rename",
+    "setxattr",
+    "removexattr",
+    "fallocate",
+    "copy_file_range",
+    "ioctl",
 )
 _NAMES = (
-    "lookup", "create", "tmpfile", "mknod", "mkdir", "symlink", "link", "unlink", "rmdir", "rename", "readlink", "opendir",
-    "readdir", "releasedir",
+    "lookup",
+    "create",
+    "tmpfile",
+    "mknod",
+    "mkdir",
+    "symlink",
+    "link",
+    "unlink",
+    "rmdir",
+    "rename",
+    "readlink",
+    "opendir",
+    "readdir",
+    "releasedir",
 )
 GROUPS: dict[str, tuple[str, ...]] = {
     "all": tuple(name for name in NAMES if name not in ("forget", "bmap")),
     "data": _DATA,
-    "changes": _CHANGES,                               # and an open that truncates (WATCH_TRUNCATING)
+    "changes": _CHANGES,  # and an open that truncates (WATCH_TRUNCATING)
     "names": _NAMES,
 }
-WATCH_TRUNCATING = 1 << 63                             # in a watch mask: an open with O_TRUNC, though opens are not watched
+WATCH_TRUNCATING = 1 << 63  # in a watch mask: an open with O_TRUNC, though opens are not watched
 
 MAJORS = {
-    0x00: "CREATE", 0x02: "CLOSE", 0x03: "READ", 0x04: "WRITE", 0x05: "QUERY_INFORMATION", 0x06: "SET_INFORMATION",
-    0x07: "QUERY_EA", 0x08: "SET_EA", 0x09: "FLUSH_BUFFERS", 0x0A: "QUERY_VOLUME_INFORMATION", 0x0C: "DIRECTORY_CONTROL",
-    0x0D: "FILE_SYSTEM_CONTROL", 0x0E: "DEVICE_CONTROL", 0x11: "LOCK_CONTROL", 0x12: "CLEANUP", 0x14: "QUERY_SECURITY",
-    0x15: "SET_SECURITY", 0xF2: "NETWORK_QUERY_OPEN", 0xF9: "QUERY_OPEN",
+    0x00: "CREATE",
+    0x02: "CLOSE",
+    0x03: "READ",
+    0x04: "WRITE",
+    0x05: "QUERY_INFORMATION",
+    0x06: "SET_INFORMATION",
+    0x07: "QUERY_EA",
+    0x08: "SET_EA",
+    0x09: "FLUSH_BUFFERS",
+    0x0A: "QUERY_VOLUME_INFORMATION",
+    0x0C: "DIRECTORY_CONTROL",
+    0x0D: "FILE_SYSTEM_CONTROL",
+    0x0E: "DEVICE_CONTROL",
+    0x11: "LOCK_CONTROL",
+    0x12: "CLEANUP",
+    0x14: "QUERY_SECURITY",
+    0x15: "SET_SECURITY",
+    0xF2: "NETWORK_QUERY_OPEN",
+    0xF9: "QUERY_OPEN",
 }
 
 
@@ -118,7 +211,7 @@ def operation_name(opcode: int) -> str:
 
 
 def watch_mask(text: str) -> int:
-    """The set of requests that `operations` names: groups and names, split by commas, blanks or '+'; '-name' takes away.
+    """The set of requests that `operations` names: groups and names, split by commas, blanks or '+'; '-name' takes off.
 
     Bit n stands for FUSE opcode n. Raises ValueError with a line for the user.
     """
@@ -144,7 +237,8 @@ def watch_mask(text: str) -> int:
     return mask
 
 
-# Keys ------------------------------------------------------------------------------------------------------------------
+# Keys ----------------------------------------------------------------------------------------------------------------
+
 
 def next_key(key: bytes) -> bytes:
     """The key of the epoch after `key`'s; there is no way back."""
@@ -181,7 +275,8 @@ class KeyFile:
         return result
 
 
-# Records ---------------------------------------------------------------------------------------------------------------
+# Records -------------------------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -191,7 +286,7 @@ class Record:
     flags: int
     sequence: int
     time: int
-    length: int                  # bytes on disk
+    length: int  # bytes on disk
     fields: dict[str, Any]
     mac: bytes = field(repr=False)
 
@@ -233,8 +328,14 @@ def parse_record(data: bytes | memoryview, at: int = 0) -> Record:
     length, kind, version, flags, sequence, time = HEADER.unpack_from(data, at)
     if version != FORMAT or kind not in KINDS:
         raise FormatError(f"kind {kind}, format {version}: no record")
-    body = {SEGMENT: SEGMENT_BODY, REQUEST: REQUEST_BODY, SEAL: SEAL_BODY, LOST: LOST_BODY, OPENED: OPENED_BODY,
-            RECOVERED: RECOVERED_BODY}[kind]
+    body = {
+        SEGMENT: SEGMENT_BODY,
+        REQUEST: REQUEST_BODY,
+        SEAL: SEAL_BODY,
+        LOST: LOST_BODY,
+        OPENED: OPENED_BODY,
+        RECOVERED: RECOVERED_BODY,
+    }[kind]
     fixed = HEADER.size + body.size
     if available < fixed:
         if not fixed + MAC_SIZE <= length <= fixed + 2 * MAX_TEXT + MAC_SIZE:
@@ -244,12 +345,42 @@ def parse_record(data: bytes | memoryview, at: int = 0) -> Record:
     texts: tuple[int, ...] = ()
     fields: dict[str, Any]
     if kind == REQUEST:
-        (duration, offset, size, information, request, status, opcode, pid, tid, uid, gid, argument, number,
-         path_length, other_length, major, _, comm) = values
+        (
+            duration,
+            offset,
+            size,
+            information,
+            request,
+            status,
+            opcode,
+            pid,
+            tid,
+            uid,
+            gid,
+            argument,
+            number,
+            path_length,
+            other_length,
+            major,
+            _,
+            comm,
+        ) = values
         fields = {
-            "duration": duration, "offset": offset, "length": size, "information": information, "request": request,
-            "status": status, "opcode": opcode, "pid": pid, "tid": tid, "uid": uid, "gid": gid, "argument": argument,
-            "errno": number, "major": major, "comm": comm.split(b"\0", 1)[0],
+            "duration": duration,
+            "offset": offset,
+            "length": size,
+            "information": information,
+            "request": request,
+            "status": status,
+            "opcode": opcode,
+            "pid": pid,
+            "tid": tid,
+            "uid": uid,
+            "gid": gid,
+            "argument": argument,
+            "errno": number,
+            "major": major,
+            "comm": comm.split(b"\0", 1)[0],
         }
         texts = (path_length, other_length)
     elif kind == SEGMENT:
@@ -270,13 +401,13 @@ def parse_record(data: bytes | memoryview, at: int = 0) -> Record:
         raise IncompleteError("the record is cut short")
     position = at + fixed
     for name, text in zip(("path", "other") if kind == REQUEST else ("text",), texts, strict=False):
-        fields[name] = bytes(data[position:position + text])
+        fields[name] = bytes(data[position : position + text])
         position += text
     end = at + length
-    return Record(kind, flags, sequence, time, length, fields, bytes(data[end - MAC_SIZE:end]))
+    return Record(kind, flags, sequence, time, length, fields, bytes(data[end - MAC_SIZE : end]))
 
 
-def chain(key: bytes, previous: bytes, record: bytes | memoryview) -> bytes:
+def chain(key: bytes, previous: bytes, record: bytes | bytearray | memoryview) -> bytes:
     """The MAC that a record (without its own) has after `previous` under the record key `key`."""
     return hmac.digest(key, previous + bytes(record), "sha256")
 
@@ -290,9 +421,9 @@ class Head:
     epoch: int
     sequence: int
     segment: int
-    end: int                     # length of that segment up to and including the record
+    end: int  # length of that segment up to and including the record
     time: int
-    digest: bytes                # the record's MAC
+    digest: bytes  # the record's MAC
     mac: bytes = field(repr=False)
     body: bytes = field(repr=False)
 
@@ -318,7 +449,7 @@ class State:
     trail: bytes
     epoch: int
     key: bytes = field(repr=False)
-    clean: bool                  # the other slot is empty, as it is except during a flush
+    clean: bool  # the other slot is empty, as it is except during a flush
 
     @classmethod
     def parse(cls, data: bytes) -> State:
@@ -330,9 +461,15 @@ class State:
             if not any(slot):
                 continue
             magic, version, reserved, trail, epoch, key = SLOT_BODY.unpack_from(slot)
-            check = slot[SLOT_BODY.size:SLOT_BODY.size + 32]
-            if magic != STATE_MAGIC or version != FORMAT or reserved or epoch % 2 != index \
-                    or sha256(slot[:SLOT_BODY.size]).digest() != check or any(slot[SLOT_BODY.size + 32:]):
+            check = slot[SLOT_BODY.size : SLOT_BODY.size + 32]
+            if (
+                magic != STATE_MAGIC
+                or version != FORMAT
+                or reserved
+                or epoch % 2 != index
+                or sha256(slot[: SLOT_BODY.size]).digest() != check
+                or any(slot[SLOT_BODY.size + 32 :])
+            ):
                 raise FormatError(f"slot {index} is damaged")
             found.append((epoch, trail, key))
         if not found:
@@ -343,7 +480,8 @@ class State:
         return cls(trail, epoch, key, len(found) == 1)
 
 
-# Reading a trail -------------------------------------------------------------------------------------------------------
+# Reading a trail -----------------------------------------------------------------------------------------------------
+
 
 def segment_name(number: int) -> str:
     return f"{number:08d}.audit"

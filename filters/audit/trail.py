@@ -50,14 +50,15 @@ class OpenTrail:
     directory: int
 
     def close(self) -> bool:
-        """Seals and closes it; False if the log could not be written and records were given up. Waits, without the GIL."""
+        """Seals, closes; False if the log could not be written and records were given up. Waits without the GIL."""
         try:
             return self.trail.close()
         finally:
             os.close(self.directory)
 
 
-# Where it may lie ------------------------------------------------------------------------------------------------------
+# Where it may lie ----------------------------------------------------------------------------------------------------
+
 
 def resolve_outside(path: str, forbidden: Sequence[str]) -> str:
     """`path` without symbolic links, if no part of it lies in one of the `forbidden` directories (absolute, resolved).
@@ -109,11 +110,13 @@ def _open_directory(path: str, forbidden: Sequence[str]) -> int:
 def _check_directory(directory: int, path: str, forbidden: Sequence[str]) -> None:
     found = os.fstat(directory)
     if found.st_uid != os.geteuid():
-        raise TrailError(f"log directory {path} belongs to user {found.st_uid}, not to user {os.geteuid()} who writes it")
+        raise TrailError(
+            f"log directory {path} belongs to user {found.st_uid}, not to user {os.geteuid()} who writes it"
+        )
     if stat.S_IMODE(found.st_mode) & 0o077:
         raise TrailError(f"log directory {path} is open to others: chmod 700 {path}")
     places = {}
-    for each in forbidden[:1]:                # the backing directory; under another name it may still be the same one
+    for each in forbidden[:1]:  # the backing directory; under another name it may still be the same one
         with contextlib.suppress(OSError):
             info = os.stat(each)
             places[info.st_dev, info.st_ino] = each
@@ -122,7 +125,9 @@ def _check_directory(directory: int, path: str, forbidden: Sequence[str]) -> Non
         while True:
             info = os.fstat(above)
             if (info.st_dev, info.st_ino) in places:
-                raise TrailError(f"log directory {path} lies inside {places[info.st_dev, info.st_ino]}, which it audits")
+                raise TrailError(
+                    f"log directory {path} lies inside {places[info.st_dev, info.st_ino]}, which it audits"
+                )
             parent = os.open("..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=above)
             os.close(above)
             above = parent
@@ -138,14 +143,23 @@ def _lock(directory: int, path: str) -> None:
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN):
-            raise TrailError(f"the trail in {path} is being written by another instance: give this one a log of its own") from None
+            raise TrailError(
+                f"the trail in {path} is being written by another instance: give this one a log of its own"
+            ) from None
         raise TrailError(f"{path}: {error.strerror}") from error
 
 
-# Opening ---------------------------------------------------------------------------------------------------------------
+# Opening -------------------------------------------------------------------------------------------------------------
 
-def open_trail(path: str, key: str | None, settings: Settings, *, about: Mapping[str, str] | None = None,
-               forbidden: Sequence[str] = ()) -> OpenTrail:
+
+def open_trail(
+    path: str,
+    key: str | None,
+    settings: Settings,
+    *,
+    about: Mapping[str, str] | None = None,
+    forbidden: Sequence[str] = (),
+) -> OpenTrail:
     """Opens the trail in directory `path`, or begins one; its writer thread then runs until close().
 
     key: where the first key of a new trail is written; not looked at when there is a trail. about: what segments say
@@ -157,8 +171,15 @@ def open_trail(path: str, key: str | None, settings: Settings, *, about: Mapping
     trail: Trail | None = None
     try:
         _lock(directory, path)
-        trail = Trail(directory, ring_size=settings.ring_size, full=settings.full, segment_size=settings.segment_size,
-                      flush_interval=settings.flush_interval, sync=settings.sync, segment_text=_text(about))
+        trail = Trail(
+            directory,
+            ring_size=settings.ring_size,
+            full=settings.full,
+            segment_size=settings.segment_size,
+            flush_interval=settings.flush_interval,
+            sync=settings.sync,
+            segment_text=_text(about),
+        )
         exists = _exists(directory, path)
         own: list[tuple[int, bytes]] = []
         recovered = False
@@ -194,9 +215,11 @@ def _exists(directory: int, path: str) -> bool:
         return True
     if records.segments(directory) or "head" in present:
         missing = " and ".join(sorted({"head", "state"} - present))
-        raise TrailError(f"the trail in {path} has lost its {missing} file and cannot go on: see stackfs audit verify, and name "
-                         "another log directory")
-    if present:                               # a crash between a new trail's state and its head: nothing was recorded
+        raise TrailError(
+            f"the trail in {path} has lost its {missing} file and cannot go on: see stackfs audit verify, and name "
+            "another log directory"
+        )
+    if present:  # a crash between a new trail's state and its head: nothing was recorded
         os.unlink("state", dir_fd=directory)
     return False
 
@@ -211,14 +234,18 @@ def _has(directory: int, name: str) -> bool:
 
 def _create(trail: Trail, key: str | None, path: str, forbidden: Sequence[str]) -> None:
     if not key:
-        raise TrailError(f"there is no trail in {path} yet, and a new one needs audit.key=FILE: the first key is written there, "
-                         "once, and verify asks for it")
+        raise TrailError(
+            f"there is no trail in {path} yet, and a new one needs audit.key=FILE: the first key is written there, "
+            "once, and verify asks for it"
+        )
     resolved = resolve_outside(key, [*forbidden, resolve_outside(path, forbidden)])
     try:
         descriptor = os.open(resolved, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except FileExistsError:
-        raise TrailError(f"key file {key} is there already and is never overwritten; the new trail in {path} needs another name "
-                         "for its key") from None
+        raise TrailError(
+            f"key file {key} is there already and is never overwritten; the new trail in {path} needs another name "
+            "for its key"
+        ) from None
     except OSError as error:
         raise TrailError(f"key file {key}: {error.strerror}") from error
     try:
@@ -240,8 +267,10 @@ def _resume(trail: Trail, directory: int, path: str, own: list[tuple[int, bytes]
     """Puts `trail` to where the one on disk ends. True: its end was unclean (a `recovered` record is in `own` then)."""
 
     def refuse(reason: str) -> TrailError:
-        return TrailError(f"the trail in {path} cannot go on: {reason}; see stackfs audit verify, keep it, and name another log "
-                          "directory")
+        return TrailError(
+            f"the trail in {path} cannot go on: {reason}; see stackfs audit verify, keep it, and name another log "
+            "directory"
+        )
 
     try:
         head = Head.parse(records.read_file(directory, "head"))
@@ -251,10 +280,10 @@ def _resume(trail: Trail, directory: int, path: str, own: list[tuple[int, bytes]
         epoch, trail_id = trail.load_state()
     except ValueError as error:
         raise refuse(str(error)) from None
-    sealed = head.epoch + (head.kind != records.HEAD_OPENED)      # the epoch in force after the head
+    sealed = head.epoch + (head.kind != records.HEAD_OPENED)  # the epoch in force after the head
     if trail_id != head.trail or epoch not in (sealed, sealed - 1 if head.kind != records.HEAD_OPENED else sealed):
         raise refuse("its head and its state do not belong together")
-    if epoch == sealed - 1:                                       # a crash between the two
+    if epoch == sealed - 1:  # a crash between the two
         trail.advance()
     trail.place(head.sequence, head.digest, head.segment, head.end)
     replay = _Replay(trail, directory, head, refuse)
@@ -282,12 +311,16 @@ class _Replay:
         numbers = records.segments(self.directory)
         wanted = list(range(1, max(numbers, default=0) + 1))
         first = max(self.head.segment, 1)
-        if [n for n in numbers if n >= first] != [n for n in wanted if n >= first] or (numbers or [0])[-1] < self.head.segment:
+        if [n for n in numbers if n >= first] != [n for n in wanted if n >= first] or (numbers or [0])[
+            -1
+        ] < self.head.segment:
             raise self.refuse("a segment is missing")
         segment, end = self.head.segment, self.head.end
         for number in [n for n in numbers if n >= first]:
             last = number == numbers[-1]
-            descriptor = os.open(records.segment_name(number), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.directory)
+            descriptor = os.open(
+                records.segment_name(number), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.directory
+            )
             with open(descriptor, "r+b", buffering=0) as file:
                 start = self.head.end if number == self.head.segment else 0
                 size = os.fstat(descriptor).st_size
@@ -300,7 +333,7 @@ class _Replay:
                 if good < len(data):
                     os.ftruncate(descriptor, start + good)
                     os.fsync(descriptor)
-            if start == 0 and good <= len(records.MAGIC):         # not even its first record: it is begun again
+            if start == 0 and good <= len(records.MAGIC):  # not even its first record: it is begun again
                 os.unlink(records.segment_name(number), dir_fd=self.directory)
             else:
                 segment, end = number, start + good
@@ -327,8 +360,9 @@ class _Replay:
                 if last and not any(memoryview(data)[at:]):
                     return at
                 raise self.refuse(f"record {self.sequence + 1} was changed") from None
-            if record.sequence != self.sequence + 1 \
-                    or not self.trail.accept(memoryview(data)[at:at + record.length], record.kind == records.SEAL):
+            if record.sequence != self.sequence + 1 or not self.trail.accept(
+                memoryview(data)[at : at + record.length], record.kind == records.SEAL
+            ):
                 raise self.refuse(f"record {self.sequence + 1} was changed")
             self.sequence += 1
             self.count += 1

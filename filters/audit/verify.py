@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from stackfs.filters.audit import records
 from stackfs.filters.audit.records import FormatError, Head, IncompleteError, KeyFile, Record, State
 
-MAX_AHEAD = 50_000_000       # epochs walked on beyond the trail's end to authenticate a head (about a minute)
+MAX_AHEAD = 50_000_000  # epochs walked on beyond the trail's end to authenticate a head (about a minute)
 
 CLEAN, TAMPERED, UNCLEAN, LIVE = "clean", "tampered", "unclean", "live"
 EXIT_CODES = {CLEAN: 0, LIVE: 0, TAMPERED: 8, UNCLEAN: 9}
@@ -30,14 +30,14 @@ class Report:
     outcome: str
     message: str
     sequence: int | None = None
-    what: str = ""                   # changed, removed, cut, added, head, state; "" when nothing is wrong
+    what: str = ""  # changed, removed, cut, added, head, state; "" when nothing is wrong
     segment: int | None = None
     offset: int | None = None
-    records: int = 0                 # authenticated, of every kind
-    sealed: int = 0                  # the last one that the head answers for
-    digest: str = ""                 # MAC of the last authenticated record
+    records: int = 0  # authenticated, of every kind
+    sealed: int = 0  # the last one that the head answers for
+    digest: str = ""  # MAC of the last authenticated record
     epoch: int = 0
-    lost: int = 0                    # operations that `full` let pass unrecorded
+    lost: int = 0  # operations that `full` let pass unrecorded
     refused: int = 0
     recoveries: list[int] = field(default_factory=list)  # sequence numbers of `recovered` records
     notes: list[str] = field(default_factory=list)
@@ -48,8 +48,14 @@ class Report:
 
 
 class _Tampered(Exception):
-    def __init__(self, what: str, message: str, sequence: int | None = None, segment: int | None = None,
-                 offset: int | None = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        message: str,
+        sequence: int | None = None,
+        segment: int | None = None,
+        offset: int | None = None,
+    ) -> None:
         super().__init__(message)
         self.what, self.sequence, self.segment, self.offset = what, sequence, segment, offset
 
@@ -59,11 +65,11 @@ class _Place:
     """A record that the walk has authenticated, as far as head and state refer to it."""
 
     digest: bytes
-    epoch: int                       # in force after the record
-    sealed_epoch: int | None         # the epoch that it sealed, if it is a seal
+    epoch: int  # in force after the record
+    sealed_epoch: int | None  # the epoch that it sealed, if it is a seal
     segment: int
     end: int
-    keys: dict[int, bytes]           # of the epochs before and after it
+    keys: dict[int, bytes]  # of the epochs before and after it
 
 
 class _Walk:
@@ -78,12 +84,12 @@ class _Walk:
         self.sequence = 1
         self.segment = 0
         self.end = 0
-        self.wanted = wanted                              # the sequence that the head names
+        self.wanted = wanted  # the sequence that the head names
         self.found: _Place | None = None
-        self.keys: dict[int, bytes] = {0: self.key}       # of the last few epochs
+        self.keys: dict[int, bytes] = {0: self.key}  # of the last few epochs
         self.lost = self.refused = 0
         self.recoveries: list[int] = []
-        self.expected: dict[int, bytes] = {}              # digests noted elsewhere (--expect), checked as passed
+        self.expected: dict[int, bytes] = {}  # digests noted elsewhere (--expect), checked as passed
         self.note(None)
 
     def note(self, sealed_epoch: int | None) -> None:
@@ -112,26 +118,41 @@ class _Walk:
             self.recoveries.append(record.sequence)
         expected = self.expected.get(record.sequence)
         if expected is not None and not hmac.compare_digest(expected, record.mac):
-            raise _Tampered("changed", f"record {record.sequence} is not the one with the digest you gave: an older trail, "
-                            "or another one, was put in its place", record.sequence, self.segment, self.end - record.length)
+            raise _Tampered(
+                "changed",
+                f"record {record.sequence} is not the one with the digest you gave: an older trail, "
+                "or another one, was put in its place",
+                record.sequence,
+                self.segment,
+                self.end - record.length,
+            )
         self.note(sealed_epoch)
 
     def check(self, data: bytes, at: int, record: Record) -> None:
         """Raises _Tampered unless `record`, at `at` in segment `self.segment`, is what must come here."""
-        mac = records.chain(self.record_key, self.mac, memoryview(data)[at:at + record.length - records.MAC_SIZE])
+        mac = records.chain(self.record_key, self.mac, memoryview(data)[at : at + record.length - records.MAC_SIZE])
         if hmac.compare_digest(mac, record.mac) and record.sequence == self.sequence:
             fields = record.fields
             if record.kind == records.SEAL and fields["epoch"] != self.epoch:
                 raise self.changed(at, "its epoch is wrong")
-            if record.kind == records.SEGMENT and (fields["number"] != self.segment or fields["trail"] != self.trail
-                                                   or fields["previous"] != self.mac or fields["epoch"] != self.epoch):
+            if record.kind == records.SEGMENT and (
+                fields["number"] != self.segment
+                or fields["trail"] != self.trail
+                or fields["previous"] != self.mac
+                or fields["epoch"] != self.epoch
+            ):
                 raise self.changed(at, "it is the head of another segment")
             return
         if record.sequence > self.sequence and self._goes_on_from(data, at, record):
             last = record.sequence - 1
             which = f"record {last} was" if last == self.sequence else f"records {self.sequence} to {last} were"
-            raise _Tampered("removed", f"{which} removed: record {record.sequence} follows record {self.sequence - 1}",
-                            self.sequence, self.segment, at)
+            raise _Tampered(
+                "removed",
+                f"{which} removed: record {record.sequence} follows record {self.sequence - 1}",
+                self.sequence,
+                self.segment,
+                at,
+            )
         raise self.changed(at, "its authentication code does not fit its content")
 
     def _goes_on_from(self, data: bytes, at: int, record: Record) -> bool:
@@ -141,7 +162,7 @@ class _Walk:
             following = records.parse_record(data, after)
         except FormatError:
             # Nothing behind it to compare with: is it record `self.sequence` under another number?
-            restored = bytearray(data[at:after - records.MAC_SIZE])
+            restored = bytearray(data[at : after - records.MAC_SIZE])
             restored[8:16] = self.sequence.to_bytes(8, "little")
             return not hmac.compare_digest(records.chain(self.record_key, self.mac, restored), record.mac)
         return following.sequence == record.sequence + 1
@@ -187,7 +208,7 @@ class _Check:
     def __init__(self, directory: int, key_file: KeyFile, copy: bool, expected: dict[int, bytes]) -> None:
         self.directory = directory
         self.copy = copy
-        # A trail may be written while it is read: state first, then head, then segments, so that each is at least as new
+        # A trail may be written while it is read: state first, then head, then segments: each is at least as new
         # as what it is held against.
         self.live = _is_locked(directory)
         self.state_data = _read_optional(directory, "state")
@@ -203,7 +224,7 @@ class _Check:
                 self.head_error = f"the head file was changed: {error}"
         self.walk = _Walk(key_file, self.head.sequence if self.head else None)
         self.walk.expected = expected
-        self.torn = 0                # bytes at the end that are no whole record
+        self.torn = 0  # bytes at the end that are no whole record
 
     def check_key(self) -> None:
         """Raises FormatError for the key of another trail, which would make everything look changed."""
@@ -213,7 +234,9 @@ class _Check:
         seen = [self.head.trail] if self.head else []
         for number in records.segments(self.directory)[:1]:
             with contextlib.suppress(FormatError):
-                first = records.parse_record(records.read_file(self.directory, records.segment_name(number)), len(records.MAGIC))
+                first = records.parse_record(
+                    records.read_file(self.directory, records.segment_name(number)), len(records.MAGIC)
+                )
                 seen.append(first.fields.get("trail", b""))
         if seen and trail not in seen and len(set(seen)) == 1:
             raise FormatError(f"the key file belongs to trail {trail.hex()}, and this is trail {seen[0].hex()}")
@@ -226,13 +249,21 @@ class _Check:
             self.check_state()
             self.check_expected()
         except _Tampered as error:
-            return self.report(TAMPERED, str(error), what=error.what, sequence=error.sequence, segment=error.segment,
-                               offset=error.offset)
+            return self.report(
+                TAMPERED,
+                str(error),
+                what=error.what,
+                sequence=error.sequence,
+                segment=error.segment,
+                offset=error.offset,
+            )
         walk, head = self.walk, self.head
         assert head is not None
         after = walk.sequence - 1 - head.sequence
         if self.live:
-            report = self.report(LIVE, f"{walk.sequence - 1} records are as they were written; the trail is being written")
+            report = self.report(
+                LIVE, f"{walk.sequence - 1} records are as they were written; the trail is being written"
+            )
         elif head.kind == records.HEAD_CLOSED and not after:
             report = self.report(CLEAN, f"{walk.sequence - 1} records are as they were written; the trail was closed")
         else:
@@ -244,21 +275,48 @@ class _Check:
             report = self.report(UNCLEAN, "; ".join(parts))
         return report
 
-    def report(self, outcome: str, message: str, *, what: str = "", sequence: int | None = None, segment: int | None = None,
-               offset: int | None = None) -> Report:
+    def report(
+        self,
+        outcome: str,
+        message: str,
+        *,
+        what: str = "",
+        sequence: int | None = None,
+        segment: int | None = None,
+        offset: int | None = None,
+    ) -> Report:
         walk = self.walk
         notes = []
         if self.copy and self.state_data is None:
-            notes.append("without the state file, an older head and an older end of the trail, put back together, look genuine")
+            notes.append(
+                "without the state file, an older head and an older end of the trail, put back together, look genuine"
+            )
         if walk.recoveries:
-            notes.append("the trail went on after an unclean end at " + ", ".join(f"record {n}" for n in walk.recoveries))
+            notes.append(
+                "the trail went on after an unclean end at " + ", ".join(f"record {n}" for n in walk.recoveries)
+            )
         if walk.lost or walk.refused:
-            notes.append(f"while the ring was full {walk.lost} requests passed unrecorded and {walk.refused} were refused")
-        return Report(outcome, message, sequence, what, segment, offset, records=walk.sequence - 1,
-                      sealed=self.head.sequence if self.head else 0, digest=walk.mac.hex(), epoch=walk.epoch,
-                      lost=walk.lost, refused=walk.refused, recoveries=walk.recoveries, notes=notes)
+            notes.append(
+                f"while the ring was full {walk.lost} requests passed unrecorded and {walk.refused} were refused"
+            )
+        return Report(
+            outcome,
+            message,
+            sequence,
+            what,
+            segment,
+            offset,
+            records=walk.sequence - 1,
+            sealed=self.head.sequence if self.head else 0,
+            digest=walk.mac.hex(),
+            epoch=walk.epoch,
+            lost=walk.lost,
+            refused=walk.refused,
+            recoveries=walk.recoveries,
+            notes=notes,
+        )
 
-    # The walk ----------------------------------------------------------------------------------------------------------
+    # The walk ---------------------------------------------------------------------------------------------------------
 
     def read_segments(self) -> None:
         walk = self.walk
@@ -267,13 +325,19 @@ class _Check:
             last = position == len(numbers) - 1
             walk.segment += 1
             if number != walk.segment:
-                raise _Tampered("removed", f"record {walk.sequence} and those after it were removed: "
-                                f"{records.segment_name(walk.segment)} is missing", walk.sequence, walk.segment, 0)
+                raise _Tampered(
+                    "removed",
+                    f"record {walk.sequence} and those after it were removed: "
+                    f"{records.segment_name(walk.segment)} is missing",
+                    walk.sequence,
+                    walk.segment,
+                    0,
+                )
             self.read_segment(records.read_file(self.directory, records.segment_name(number)), last)
 
     def read_segment(self, data: bytes, last: bool) -> None:
         walk = self.walk
-        magic = data[:len(records.MAGIC)]
+        magic = data[: len(records.MAGIC)]
         walk.end = len(magic)
         if magic != records.MAGIC:
             if last and records.MAGIC.startswith(magic):
@@ -287,10 +351,15 @@ class _Check:
             except IncompleteError:
                 if last:
                     return self.end_short(data, at)
-                raise _Tampered("cut", f"record {walk.sequence} was cut: its segment ends within it", walk.sequence,
-                                walk.segment, at) from None
+                raise _Tampered(
+                    "cut",
+                    f"record {walk.sequence} was cut: its segment ends within it",
+                    walk.sequence,
+                    walk.segment,
+                    at,
+                ) from None
             except FormatError as error:
-                if last and not any(memoryview(data)[at:]):      # a power failure can leave zeros where data was to come
+                if last and not any(memoryview(data)[at:]):  # a power failure can leave zeros where data was to come
                     return self.end_short(data, at)
                 raise walk.changed(at, str(error)) from None
             walk.check(data, at, record)
@@ -300,21 +369,31 @@ class _Check:
             walk.accept(record)
         if first:
             if not last:
-                raise _Tampered("cut", f"record {walk.sequence} was cut: its segment ends before it", walk.sequence, walk.segment,
-                                walk.end)
+                raise _Tampered(
+                    "cut",
+                    f"record {walk.sequence} was cut: its segment ends before it",
+                    walk.sequence,
+                    walk.segment,
+                    walk.end,
+                )
             self.end_short(data, len(data))
         return None
 
     def end_short(self, data: bytes, at: int) -> None:
-        """The last segment ends within a record, or before its first: what a crash leaves, if the head was not further."""
+        """The last segment ends in a record, or before its first: what a crash leaves, if the head was no further."""
         self.torn = len(data) - at
         head, walk = self.head, self.walk
         closed = head is not None and head.kind == records.HEAD_CLOSED
         if closed and head is not None and walk.sequence > head.sequence and not self.live:
-            raise _Tampered("added", f"{self.torn} bytes were added after record {walk.sequence - 1}, which closed the trail",
-                            walk.sequence, walk.segment, at)
+            raise _Tampered(
+                "added",
+                f"{self.torn} bytes were added after record {walk.sequence - 1}, which closed the trail",
+                walk.sequence,
+                walk.segment,
+                at,
+            )
 
-    # Head and state ----------------------------------------------------------------------------------------------------
+    # Head and state ---------------------------------------------------------------------------------------------------
 
     def check_head(self) -> None:
         walk, head = self.walk, self.head
@@ -325,9 +404,14 @@ class _Check:
         found = walk.found
         if found is None:
             if head.sequence >= walk.sequence and self.authentic_beyond(head):
-                raise _Tampered("cut", f"records {walk.sequence} to {head.sequence} were cut off: the trail ends after record "
-                                f"{walk.sequence - 1}, and record {head.sequence} had been sealed", walk.sequence, walk.segment,
-                                walk.end)
+                raise _Tampered(
+                    "cut",
+                    f"records {walk.sequence} to {head.sequence} were cut off: the trail ends after record "
+                    f"{walk.sequence - 1}, and record {head.sequence} had been sealed",
+                    walk.sequence,
+                    walk.segment,
+                    walk.end,
+                )
             raise _Tampered("head", "the head file was changed: its authentication code does not fit its content")
         key = found.keys.get(head.epoch)
         if key is None or not head.is_authentic(key):
@@ -336,8 +420,9 @@ class _Check:
         if (head.epoch, head.segment, head.end, head.digest) != (epoch, found.segment, found.end, found.digest):
             raise _Tampered("head", f"the head file does not fit record {head.sequence}")
         if head.kind == records.HEAD_CLOSED and walk.sequence - 1 > head.sequence and not self.live:
-            raise _Tampered("added", f"records were added after record {head.sequence}, which closed the trail",
-                            head.sequence + 1)
+            raise _Tampered(
+                "added", f"records were added after record {head.sequence}, which closed the trail", head.sequence + 1
+            )
 
     def authentic_beyond(self, head: Head) -> bool:
         """Whether a head that is further than the trail is genuine; its epoch is walked to, within reason."""
@@ -367,8 +452,11 @@ class _Check:
         if self.live:
             return
         if state.epoch not in self.epochs(head) or state.trail != walk.trail:
-            raise _Tampered("state", f"the state file belongs to epoch {state.epoch} and the head to epoch {head.epoch}: one of "
-                            "them was replaced by an older one, or changed")
+            raise _Tampered(
+                "state",
+                f"the state file belongs to epoch {state.epoch} and the head to epoch {head.epoch}: one of "
+                "them was replaced by an older one, or changed",
+            )
         key = walk.keys.get(state.epoch)
         if key is None or not hmac.compare_digest(key, state.key):
             raise _Tampered("state", "the state file was changed: its key is not the trail's")
@@ -385,5 +473,9 @@ class _Check:
     def check_expected(self) -> None:
         for sequence in sorted(self.walk.expected):
             if sequence >= self.walk.sequence:
-                raise _Tampered("cut", f"record {sequence}, whose digest you gave, is not there: the trail ends after record "
-                                f"{self.walk.sequence - 1}", self.walk.sequence)
+                raise _Tampered(
+                    "cut",
+                    f"record {sequence}, whose digest you gave, is not there: the trail ends after record "
+                    f"{self.walk.sequence - 1}",
+                    self.walk.sequence,
+                )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import typer
 
 from stackfs import discovery
+from stackfs.cli.run import new_app
 from stackfs.errors import FilterImageError, StackfsError, UsageError
 
 PANEL = "Commands that filters bring"
@@ -33,8 +34,9 @@ def find(name: str, arguments: Sequence[str]) -> Callable[[], object] | None:
         return None
     if found.manifest.commands is None:
         raise UsageError(f"filter {name!r} brings no commands of its own; fltmc load {name} loads it")
-    app = _application(found)
-    return lambda: app(args=list(arguments), prog_name=f"stackfs {name}")
+    app = new_app(arguments, "", add_completion=False)
+    app.add_typer(_application(found), name=name)
+    return lambda: app(args=[name, *arguments], prog_name="stackfs")
 
 
 def names() -> list[str]:
@@ -66,5 +68,4 @@ def _application(found: discovery.Found) -> typer.Typer:
     app = load_commands(found)
     if not isinstance(app, typer.Typer):
         raise FilterImageError(f"{found.path}: commands: {found.manifest.commands!r} is not a typer.Typer")
-    app.pretty_exceptions_enable = False
     return app
