@@ -65,7 +65,7 @@ def test_a_filter_that_raises_fails_its_operations_and_no_other(
     assert (made.src / "c").read_text() == "content"
     loop = "import os, sys\nfor _ in range(120):\n try:\n  os.read(os.open(sys.argv[1], os.O_RDONLY), 1)\n except OSError: pass"
     in_drive(loop, made.mnt / "c")
-    rows = json.loads(made.fltmc("instances", "-v", str(made.mnt), "--json").stdout)
+    rows = json.loads(made.fltmc("instances", "-v", str(made.mnt), "--json").stdout)["instances"]
     assert [row["status"] for row in rows if row["filter"] == "raises"] == ["Failed"]
     volumes = json.loads(run(STACKFS, "status", "--json", check=False).stdout)["volumes"]
     mine = next(each for each in volumes if each["mountpoint"] == str(made.mnt))

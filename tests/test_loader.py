@@ -48,6 +48,11 @@ def mine(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
     assert not loader._sources
 
 
+def modules_of(found: Found) -> list[str]:
+    """What is imported of a drop-in (other tests may have left theirs)."""
+    return [name for name in sys.modules if name == found.module or name.startswith(found.module + ".")]
+
+
 def write(mine: pathlib.Path, body: str, *, fields: str = "", file: str = "sample.py") -> Found:
     path = mine / file
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +101,7 @@ def test_a_package_and_its_modules(mine: pathlib.Path) -> None:
     cls = loader.load(found)
     assert sys.modules[cls.__module__].value == 1
     loader.unload(found)
-    assert not [name for name in sys.modules if name.startswith("stackfs_filter_")]
+    assert not modules_of(found)
     (mine / "kit" / "deep" / "inner.py").write_text("value = 2\n")
     assert sys.modules[loader.load(found).__module__].value == 2
     assert not list(mine.rglob("__pycache__"))
@@ -121,7 +126,7 @@ def test_every_module_of_a_package_is_checked(mine: pathlib.Path) -> None:
     os.chown(mine / "kit" / "tools.py", 12345, 0)
     with pytest.raises(FilterEntryError, match=r"__init__\.py:\d+: ImportError: .*tools\.py is owned by 12345"):
         loader.load(found)
-    assert not [name for name in sys.modules if name.startswith("stackfs_filter_")]
+    assert not modules_of(found)
 
 
 EXTENSION = r"""
