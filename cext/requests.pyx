@@ -271,6 +271,22 @@ cdef int new_handle(vfs_request_t *request) noexcept nogil:
     return 0
 
 
+cdef void remember_name(vfs_request_t *request, FILE_OBJECT *file) noexcept nogil:
+    """An open file, or a link's source, keeps the name it was reached by: its inode may have, or get, several."""
+    cdef char name[256]
+    cdef node_t *parent
+    cdef uint16_t length = name_of(backing_of(request).nodes, file.Node, 0, name, &parent)
+    if length == 0:
+        return
+    file.Name = <char *>malloc(length)
+    if file.Name is NULL:
+        node_put(backing_of(request).nodes, parent)
+        return
+    memcpy(file.Name, name, length)
+    file.NameLength = length
+    file.NameDirectory = parent          # its reference is dropped with the file object
+
+
 cdef int prepare(vfs_request_t *request) noexcept nogil:
     """Finds what the request is about. A positive errno, or 0."""
     cdef uint32_t opcode = request.opcode
@@ -289,7 +305,10 @@ cdef int prepare(vfs_request_t *request) noexcept nogil:
             request.directory2 = node_get(backing_of(request).nodes, request.nodeid)
             request.node = node_get(backing_of(request).nodes, request.arguments.nodeid2)
             request.synthesised.Node = request.node
-            return 0 if request.node is not NULL and request.directory2 is not NULL else ENOENT
+            if request.node is NULL or request.directory2 is NULL:
+                return ENOENT
+            remember_name(request, &request.synthesised)
+            return 0
         error = by_name(request)
         request.directory2 = node_get(backing_of(request).nodes, request.arguments.nodeid2)
         return error if error or request.directory2 is not NULL else ENOENT
@@ -586,26 +605,6 @@ cdef void close_below(vfs_request_t *request) noexcept nogil:
     request.opened = 0
 
 
-cdef void remember_name(vfs_request_t *request) noexcept nogil:
-    """A handle keeps the name it was opened by, for inodes with several names."""
-    cdef char name[256]
-    cdef node_t *parent
-    cdef uint16_t length = name_of(backing_of(request).nodes, request.file.Node, 1, name, &parent)
-    if length == 0:
-        return                           # one name only: the node knows it best
-    node_put(backing_of(request).nodes, parent)
-    length = name_of(backing_of(request).nodes, request.file.Node, 0, name, &parent)
-    if length == 0:
-        return
-    request.file.Name = <char *>malloc(length)
-    if request.file.Name is NULL:
-        node_put(backing_of(request).nodes, parent)
-        return
-    memcpy(request.file.Name, name, length)
-    request.file.NameLength = length
-    request.file.NameDirectory = parent  # its reference is dropped with the handle
-
-
 cdef void drop_handle(vfs_request_t *request) noexcept nogil:
     """Takes the open file's own references back and gives its handle number up."""
     cdef handle_t *handle = request.handle
@@ -652,7 +651,7 @@ cdef int finish(vfs_request_t *request) noexcept nogil:
             request.file.Flags |= FO_OPENED
             request.file.Directory = NULL
             if opcode == OPEN:
-                remember_name(request)
+                remember_name(request, request.file)
             request.out_fh = request.file.fh
             request.out_open_flags = 0
             if request.volume.direct_io or request.arguments.flags & <uint32_t>O_DIRECT:
@@ -663,6 +662,10 @@ cdef int finish(vfs_request_t *request) noexcept nogil:
             drop_handle(request)
         handle_put(backing.handles, request.handle)
         request.handle = NULL
+    if request.synthesised.Name is not NULL:
+        free(request.synthesised.Name)
+        node_put(backing.nodes, request.synthesised.NameDirectory)
+        request.synthesised.Name = NULL
     if request.node is not NULL:
         node_put(backing.nodes, request.node)
         request.node = NULL

@@ -231,8 +231,11 @@ class Mounted:
                 await self.ended.wait()
                 _notify_service_manager("STOPPING=1")
                 nursery.cancel_scope.cancel()
-        except* StackfsError as group:
-            raise _first(group) from None
+        except BaseExceptionGroup as group:
+            error = _first(group)
+            if isinstance(error, StackfsError):
+                raise error from None
+            raise
         finally:
             with trio.CancelScope(shield=True):
                 if self.device is not None:

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import STACKFS, Drive, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import STACKFS, Drive, run
 from stackfs.filters.audit import records, trail
 from stackfs.filters.audit import verify as verifying
 
@@ -61,7 +61,7 @@ def test_a_flipped_bit_anywhere_is_found(
     (where / name).write_bytes(content)
     report = check(where, sample[1])
     assert report.exit_code == 8, (name, at, report)
-    before = [record for record in records.read_trail(str(sample[0]))]
+    before = list(records.read_trail(str(sample[0])))
     position = 8
     for record in before:
         if position <= at // 8 < position + record.length:
@@ -176,12 +176,12 @@ def test_a_killed_daemon_leaves_an_unclean_end_and_the_next_goes_on(
 
 def test_what_cannot_be_written_is_refused_at_mount(drive: Callable[..., Drive], tmp_path: Path) -> None:
     made = drive(mount=False)
+    made.expected_log = ["not mounted"]
     for option, words in (
-        (f"audit.directory={made.src}/trail,audit.key={tmp_path}/k", "backing directory"),
+        (f"audit.directory={made.src}/trail,audit.key={tmp_path}/k", "lies inside"),
         (f"audit.directory={tmp_path}/trail", "key"),
         (f"audit.directory={tmp_path}/trail,audit.key={tmp_path}/k,audit.operations=everything", "everything"),
         (f"audit.directory={tmp_path}/trail,audit.key={tmp_path}/k,audit.full=maybe", "maybe"),
     ):
         done = run(STACKFS, "mount", made.src, made.mnt, "-o", f"filter=audit,{option}", check=False)
         assert done.returncode != 0 and words in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
-    made.expected_log = ["not mounted"]

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from conftest import FLTMC, STACKFS, Drive, is_mounted, run
 
 MANIFEST = """
@@ -61,9 +60,12 @@ def test_a_filter_that_raises_fails_its_operations_and_no_other(
     (made.src / "a").write_text("content")
     read = "import os, sys; fd = os.open(sys.argv[1], os.O_RDONLY); os.read(fd, 10)"
     assert "Input/output error" in in_drive(read, made.mnt / "a").stderr
-    run("sh", "-c", f"mkdir {made.mnt}/d && echo new > {made.mnt}/d/b && ls -l {made.mnt} && mv {made.mnt}/a {made.mnt}/c")
+    run("sh", "-c", f"cd {made.mnt} && mkdir d && echo new > d/b && ls -l && mv a c")
     assert (made.src / "c").read_text() == "content"
-    loop = "import os, sys\nfor _ in range(120):\n try:\n  os.read(os.open(sys.argv[1], os.O_RDONLY), 1)\n except OSError: pass"
+    loop = (
+        "import os, sys\nfor _ in range(120):\n try:\n  os.read(os.open(sys.argv[1], os.O_RDONLY), 1)\n"
+        " except OSError: pass"
+    )
     in_drive(loop, made.mnt / "c")
     rows = json.loads(made.fltmc("instances", "-v", str(made.mnt), "--json").stdout)["instances"]
     assert [row["status"] for row in rows if row["filter"] == "raises"] == ["Failed"]
@@ -79,7 +81,10 @@ def test_on_error_pass_lets_operations_by_and_then_detaches(drive: Callable[...,
     made.expected_log = ["a callback raised", "failed too often"]
     (made.src / "a").write_text("content")
     assert run("cat", made.mnt / "a").stdout == "content"
-    loop = "import os, sys\nfor _ in range(120):\n assert os.pread(os.open(sys.argv[1], os.O_RDONLY), 7, 0) == b'content'"
+    loop = (
+        "import os, sys\nfor _ in range(120):\n"
+        " assert os.pread(os.open(sys.argv[1], os.O_RDONLY), 7, 0) == b'content'"
+    )
     assert in_drive(loop, made.mnt / "a").returncode == 0
     end = time.monotonic() + 10
     while "raises" in made.fltmc("instances", "-v", str(made.mnt)).stdout:
