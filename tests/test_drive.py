@@ -188,7 +188,7 @@ def test_a_second_signal_ends_a_drive_with_open_files(drive: Callable[..., Drive
         assert not is_mounted(made.mnt)
     finally:
         holder.kill()
-        holder.wait()
+        holder.communicate()
 
 
 def test_lazy_unmount_serves_open_files_to_their_end(drive: Callable[..., Drive]) -> None:

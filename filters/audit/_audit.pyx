@@ -1,10 +1,8 @@
 """The audit filter's callbacks: one record for each request that is watched.
 
 A request may be several operations of the stack (docs/semantics.md, D): an unlink is CREATE, SET_INFORMATION, CLEANUP,
-CLOSE. Its record is made in the post-operation of the principal one, or of the CREATE before it, if that failed and so
-ended the request. A symbolic link is recorded where it is made, at its FSCTL, not at the CREATE before. Where a part
-fails that comes after the principal one (the second of a setattr's parts), a second record with the same request number
-says so, marked `late`.
+CLOSE. Its record is made in the post-operation of the principal one, or of one before it that failed and so ended the
+request: a CREATE, or an earlier part of a SETATTR. Every other operation passes without a post-operation.
 
 The pre-operation reserves room for the record (_trail.pxd), which may wait where the ring is full, and hands the time it
 ran at to the post-operation as its completion context. Neither touches Python or allocates memory.
@@ -12,7 +10,7 @@ ran at to the post-operation as its completion context. Neither touches Python o
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
-from libc.string cimport memcpy, memset, strnlen
+from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 
 from stackfs.cext.callback_data cimport (
@@ -30,7 +28,7 @@ from stackfs.cext.ntstatus cimport (
 from stackfs.cext.process cimport requestor_comm
 from stackfs.cext.stack cimport NativeOperations, instance_pointer
 from stackfs.filters.audit._trail cimport (
-    BOUND_ONE, BOUND_TWO, RECORD_DRAINED, RECORD_KERNEL, RECORD_LATE, RECORD_OTHER_PARTIAL, RECORD_PATH_DELETED,
+    BOUND_ONE, BOUND_TWO, RECORD_DRAINED, RECORD_KERNEL, RECORD_OTHER_PARTIAL, RECORD_PATH_DELETED,
     RECORD_PATH_PARTIAL, REQUEST_FIXED, TEXT_ROOM, TRAIL_REFUSED, TRAIL_RESERVED, Trail, request_record_t, trail_cancel,
     trail_commit, trail_reserve)
 
@@ -40,6 +38,9 @@ cdef extern from "<errno.h>" nogil:
 
 cdef extern from "<fcntl.h>" nogil:
     int O_TRUNC
+
+cdef extern from "<string.h>" nogil:
+    size_t strnlen(const char *text, size_t size)
 
 cdef enum:                               # FUSE opcodes
     SETATTR = 4
@@ -52,7 +53,6 @@ cdef enum:                               # FUSE opcodes
     SETXATTR = 21
     GETXATTR = 22
     REMOVEXATTR = 24
-    ACCESS = 34
     RENAME2 = 45
     LAST_OPCODE = 62
 
@@ -65,8 +65,7 @@ cdef uint64_t TWO_TEXTS = (
 cdef enum place_t:
     IGNORED                              # never recorded
     DECIDES                              # recorded, whatever comes of it
-    MAY_FAIL                             # before the deciding operation: recorded if it fails
-    MAY_FAIL_LATE                        # after it: recorded, marked late, if it fails
+    MAY_FAIL                             # comes before the one that decides: recorded if it fails
 
 cdef union record_room:                  # one record being made, on the stack
     request_record_t record
@@ -86,14 +85,10 @@ cdef inline uint32_t bound_of(uint32_t opcode) noexcept nogil:
 cdef inline place_t place_of(const FLT_CALLBACK_DATA *Data) noexcept nogil:
     """What an operation is to the record of its request."""
     cdef uint8_t major = Data.Iopb.MajorFunction
-    if Data.RequestOpcode == SYMLINK and (major == IRP_MJ_CREATE or major == IRP_MJ_FILE_SYSTEM_CONTROL):
-        return MAY_FAIL if major == IRP_MJ_CREATE else DECIDES
     if Data.RequestFlags & REQUEST_PRINCIPAL:
         return DECIDES
-    if major == IRP_MJ_CREATE:
+    if major == IRP_MJ_CREATE or major == IRP_MJ_SET_INFORMATION or major == IRP_MJ_SET_SECURITY:
         return MAY_FAIL
-    if major == IRP_MJ_SET_INFORMATION or major == IRP_MJ_SET_SECURITY or major == IRP_MJ_FILE_SYSTEM_CONTROL:
-        return MAY_FAIL_LATE
     return IGNORED
 
 
@@ -173,9 +168,6 @@ cdef void set_arguments(request_record_t *record, char *other, const FLT_CALLBAC
         record.argument = p.Security.Mode if p.Security.SecurityInformation & DACL_SECURITY_INFORMATION else 0
         if p.Security.SecurityInformation & (OWNER_SECURITY_INFORMATION | GROUP_SECURITY_INFORMATION):
             set_owner(record, other, p)
-    elif major == IRP_MJ_QUERY_SECURITY:
-        if record.opcode == ACCESS:
-            record.argument = p.Security.Access
     elif major == IRP_MJ_FILE_SYSTEM_CONTROL:
         record.argument = p.Control.ControlCode
         if p.Control.ControlCode == FSCTL_SET_REPARSE_POINT and p.Control.InputBuffer != NULL:
@@ -247,8 +239,6 @@ cdef int audit_post(FLT_CALLBACK_DATA *Data, const FLT_RELATED_OBJECTS *FltObjec
     record.request = Data.RequestNumber
     record.opcode = Data.RequestOpcode
     record.major = Data.Iopb.MajorFunction
-    if place == MAY_FAIL_LATE:
-        record.flags |= RECORD_LATE
     if drained:
         record.flags |= RECORD_DRAINED
     else:

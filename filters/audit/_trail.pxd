@@ -25,7 +25,6 @@ cdef enum:
     RECORD_DRAINED = 4                   # the instance was detached while the request was under way: how it ended is unknown
     RECORD_KERNEL = 8                    # from a filter, not from a program
     RECORD_OTHER_PARTIAL = 16
-    RECORD_LATE = 32                     # a later part failed of a request that has a record already (same request number)
 
 ctypedef struct request_record_t:        # as on disk, little-endian
     uint32_t length                      # set by commit

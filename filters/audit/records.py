@@ -48,13 +48,13 @@ SEGMENT, REQUEST, SEAL, LOST, OPENED, RECOVERED = 1, 2, 3, 4, 5, 6
 KINDS = {SEGMENT: "segment", REQUEST: "request", SEAL: "seal", LOST: "lost", OPENED: "opened", RECOVERED: "recovered"}
 
 # Flags of a request record
-PATH_PARTIAL, PATH_DELETED, DRAINED, KERNEL, OTHER_PARTIAL, LATE = 1, 2, 4, 8, 16, 32
+PATH_PARTIAL, PATH_DELETED, DRAINED, KERNEL, OTHER_PARTIAL = 1, 2, 4, 8, 16
 FLAG_NAMES = {
     PATH_PARTIAL: "path_partial",
     PATH_DELETED: "path_deleted",
     DRAINED: "drained",
     KERNEL: "kernel",
-    OTHER_PARTIAL: "other_partial", LATE: "late",
+    OTHER_PARTIAL: "other_partial",
 }
 
 # Kinds of head
