@@ -186,10 +186,10 @@ def make_tree(top: Path, files: int) -> None:
     with (top / os.fsdecode(b"not utf-8 \xff\xfe")).open("wb") as file:
         file.write(b"bytes")
     with (top / "holes").open("wb") as file:
-        for offset in (1 << 20, 50 << 20):
+        for offset in (1 << 20, 12 << 20):
             file.seek(offset)
             file.write(b"data")
-        file.truncate(80 << 20)
+        file.truncate(16 << 20)
     (top / "empty").mkdir(mode=0o2770)
     if shutil.which("setfacl"):
         subprocess.run(["setfacl", "-m", "u:12345:r--,g:23456:rw-", str(top / "holes")], check=True)

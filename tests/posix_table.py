@@ -1,0 +1,313 @@
+"""A table of file operations, run in a directory by one user; prints what each gave as JSON.
+
+    python posix_table.py DIRECTORY UID GID [GROUP...]
+
+The caller compares a mount's answers with those of a plain directory. Nothing here depends on time or inode numbers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import mmap
+import os
+import stat
+import sys
+from collections.abc import Callable
+from typing import Any
+
+TABLE: list[tuple[str, Callable[[], Any]]] = []
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def row(check: Callable[[], Any]) -> Callable[[], Any]:
+    TABLE.append((check.__name__, check))
+    return check
+
+
+def attempt(act: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+    """The result, or the errno's name."""
+    try:
+        return act(*arguments, **keywords)
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+
+
+def look(path: str) -> Any:
+    """Type, mode, owner, group, links and size; what a user would compare."""
+
+    def seen() -> Any:
+        info = os.lstat(path)
+        size = info.st_size if stat.S_ISREG(info.st_mode) or stat.S_ISLNK(info.st_mode) else None
+        return oct(info.st_mode), info.st_uid, info.st_gid, info.st_nlink, size
+
+    return attempt(seen)
+
+
+def put(path: str, content: bytes = b"content", mode: int = 0o644) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+        file.write(content)
+
+
+def take(path: str) -> Any:
+    def read() -> str:
+        with open(path, "rb") as file:
+            return file.read().decode("latin-1")
+
+    return attempt(read)
+
+
+def rename2(old: str, new: str, flags: int) -> Any:
+    done = _libc.renameat2(-100, os.fsencode(old), -100, os.fsencode(new), flags)
+    return done if done == 0 else errno.errorcode[ctypes.get_errno()]
+
+
+@row
+def create_and_open() -> Any:
+    put("a")
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+    return [attempt(os.open, "a", flags), take("a"), attempt(os.open, "missing", os.O_RDONLY), look("a"),
+            attempt(os.open, "a/b", os.O_RDONLY), attempt(os.mkdir, "a")]  # fmt: skip
+
+
+@row
+def modes_and_umask() -> Any:
+    seen = []
+    for mask, mode in ((0o022, 0o777), (0o077, 0o666), (0, 0o4755), (0, 0o2755), (0o027, 0o1777)):
+        os.umask(mask)
+        put(f"u{mask}{mode}", mode=mode)
+        os.mkdir(f"ud{mask}{mode}", mode)
+        seen += [look(f"u{mask}{mode}"), look(f"ud{mask}{mode}")]
+    os.umask(0o022)
+    return seen
+
+
+@row
+def appending() -> Any:
+    put("ap", b"12")
+    for piece in (b"3", b"4"):
+        fd = os.open("ap", os.O_WRONLY | os.O_APPEND)
+        os.write(fd, piece)
+        os.close(fd)
+    return take("ap")
+
+
+@row
+def truncating() -> Any:
+    put("tr", b"0123456789")
+    os.truncate("tr", 4)
+    first = take("tr")
+    os.truncate("tr", 8)
+    os.close(os.open("tr", os.O_WRONLY | os.O_TRUNC)) if first == "x" else None
+    second = take("tr")
+    os.close(os.open("tr", os.O_WRONLY | os.O_TRUNC))
+    return [first, second, look("tr"), attempt(os.truncate, "missing", 0)]
+
+
+@row
+def sparse() -> Any:
+    fd = os.open("sparse", os.O_RDWR | os.O_CREAT)
+    os.pwrite(fd, b"end", 1 << 30)
+    middle = os.pread(fd, 4, 1 << 20)
+    small = os.fstat(fd).st_blocks < 1000
+    os.close(fd)
+    return [middle == b"\0" * 4, small, look("sparse")]
+
+
+@row
+def unlinked_but_open() -> Any:
+    fd = os.open("gone", os.O_RDWR | os.O_CREAT)
+    os.write(fd, b"before")
+    os.unlink("gone")
+    os.pwrite(fd, b"after", 6)
+    os.ftruncate(fd, 10)
+    os.fchmod(fd, 0o600)
+    seen = [os.pread(fd, 20, 0).decode(), os.fstat(fd).st_nlink, os.fstat(fd).st_size, look("gone")]
+    os.close(fd)
+    return seen
+
+
+@row
+def rename_over_an_open_file() -> Any:
+    put("over", b"old")
+    put("under", b"new")
+    fd = os.open("over", os.O_RDONLY)
+    os.rename("under", "over")
+    seen = [os.pread(fd, 10, 0).decode(), os.fstat(fd).st_nlink, take("over"), look("under")]
+    os.close(fd)
+    return seen
+
+
+@row
+def renames() -> Any:
+    os.mkdir("r1")
+    os.mkdir("r2")
+    put("r1/f", b"1")
+    put("r2/f", b"2")
+    seen = [rename2("r1/f", "r2/f", 1), rename2("r1/f", "r2/f", 2), take("r1/f"), take("r2/f")]
+    seen += [attempt(os.rename, "r1", "r1/inside"), attempt(os.rename, "r1", "r2"), attempt(os.rename, "r1/f", "r2"),
+             attempt(os.rename, "r1", "r2/f"), attempt(os.rename, "missing", "x"), rename2("r1", "r3", 1)]  # fmt: skip
+    return [*seen, sorted(os.listdir("r3"))]
+
+
+@row
+def paths_through_renamed_parents() -> Any:
+    os.makedirs("p/q/r")
+    put("p/q/r/f", b"deep")
+    fd = os.open("p/q/r/f", os.O_RDWR)
+    inside = os.open("p/q/r", os.O_RDONLY)
+    os.rename("p/q", "moved")
+    os.write(fd, b"DEEP")
+    put_there = os.open("new", os.O_CREAT | os.O_WRONLY, dir_fd=inside)
+    for each in (fd, inside, put_there):
+        os.close(each)
+    return [take("moved/r/f"), sorted(os.listdir("moved/r")), look("p/q")]
+
+
+@row
+def hard_links() -> Any:
+    put("h1", b"linked")
+    os.link("h1", "h2")
+    same = os.stat("h1").st_ino == os.stat("h2").st_ino
+    os.unlink("h1")
+    return [same, look("h2"), take("h2"), attempt(os.link, "missing", "h3"), attempt(os.link, "h2", "h2")]
+
+
+@row
+def symbolic_links() -> Any:
+    os.symlink("nowhere", "dangling")
+    os.symlink("h2", "good")
+    os.symlink("loop", "loop")
+    return [os.readlink("dangling"), attempt(os.stat, "dangling"), take("good"), attempt(os.stat, "loop"),
+            look("dangling"), attempt(os.readlink, "h2"), attempt(os.symlink, "x", "good")]  # fmt: skip
+
+
+@row
+def times() -> Any:
+    put("t")
+    os.mkdir("td")
+    os.symlink("t", "tl")
+    seen = []
+    for name in ("t", "td", "tl"):
+        os.utime(name, ns=(1_234_567_890_123_456_789, 987_654_321_987_654_321), follow_symlinks=False)
+        info = os.lstat(name)
+        seen.append((info.st_atime_ns, info.st_mtime_ns))
+    return seen
+
+
+@row
+def names() -> Any:
+    odd = [b"x" * 255, b"new\nline", b"\xff\xfe", b"back\\slash", b" ", b"...", "ä".encode()]
+    os.mkdir("names")
+    for name in odd:
+        put(os.fsdecode(b"names/" + name))
+    found = sorted(os.listdir(b"names"))
+    return [found == sorted(odd), attempt(put, "names/" + "y" * 256), attempt(os.mkdir, "names/" + "z" * 256)]
+
+
+@row
+def directories() -> Any:
+    os.makedirs("d1/d2")
+    put("d1/d2/f")
+    return [attempt(os.rmdir, "d1"), attempt(os.unlink, "d1"), attempt(os.rmdir, "d1/d2/f"), look("d1"),
+            attempt(os.listdir, "d1/d2/f"), attempt(os.rmdir, "missing")]  # fmt: skip
+
+
+@row
+def extended_attributes() -> Any:
+    put("x")
+    os.mkdir("xd")
+    seen: list[Any] = []
+    for name in ("x", "xd"):
+        os.setxattr(name, "user.one", b"1")
+        os.setxattr(name, "user.big", b"v" * 2000)
+        seen += [sorted(each for each in os.listxattr(name) if each.startswith("user.")),
+                 os.getxattr(name, "user.one").decode(), len(os.getxattr(name, "user.big")),
+                 attempt(os.setxattr, name, "user.one", b"2", os.XATTR_CREATE),
+                 attempt(os.setxattr, name, "user.two", b"2", os.XATTR_REPLACE),
+                 attempt(os.getxattr, name, "user.none"), attempt(os.removexattr, name, "user.none"),
+                 attempt(os.setxattr, name, "wrong.space", b"")]  # fmt: skip
+        os.setxattr(name, "user.one", b"3", os.XATTR_REPLACE)
+        os.removexattr(name, "user.big")
+        seen.append(os.getxattr(name, "user.one").decode())
+    return seen
+
+
+@row
+def special_files() -> Any:
+    os.mkfifo("fifo", 0o640)
+    return [look("fifo"), attempt(os.mknod, "device", stat.S_IFCHR | 0o600, os.makedev(1, 3)), look("device")]
+
+
+@row
+def mapped() -> Any:
+    put("m", b"\0" * 8192)
+    with open("m", "r+b") as file, mmap.mmap(file.fileno(), 8192) as view:
+        view[4096:4100] = b"mmap"
+        view.flush()
+        return os.pread(file.fileno(), 4, 4096).decode()
+
+
+@row
+def direct_io() -> Any:
+    put("dio", b"z" * 8192)
+    fd = os.open("dio", os.O_RDONLY | os.O_DIRECT)
+    view = mmap.mmap(-1, 4096)
+    count = os.preadv(fd, [view], 4096)
+    os.close(fd)
+    return [count, view[:4].decode()]
+
+
+@row
+def syncing() -> Any:
+    fd = os.open("x", os.O_RDWR)
+    os.fsync(fd)
+    os.fdatasync(fd)
+    os.close(fd)
+    fd = os.open(".", os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
+    return "done"
+
+
+@row
+def what_others_left() -> Any:
+    """Files that root prepared: who may do what."""
+    seen: list[Any] = []
+    for name in sorted(os.listdir("others")):
+        path = f"others/{name}"
+        before = look(path)
+        if before[0].startswith("0o4"):
+            seen.append([name, attempt(os.listdir, path) != "EACCES",
+                         attempt(put, f"{path}/made"), look(f"{path}/made"),
+                         attempt(os.mkdir, f"{path}/sub", 0o777), look(f"{path}/sub"),
+                         attempt(os.unlink, f"{path}/theirs"), attempt(os.rename, f"{path}/theirs2", f"{path}/took"),
+                         look(path)])  # fmt: skip
+            continue
+        fd = attempt(os.open, path, os.O_WRONLY)
+        wrote = attempt(os.write, fd, b"w") if isinstance(fd, int) else fd
+        if isinstance(fd, int):
+            os.close(fd)
+        seen.append([name, take(path), wrote, look(path), attempt(os.truncate, path, 3), look(path),
+                     attempt(os.chmod, path, 0o6777), look(path), attempt(os.chown, path, -1, os.getgid()), look(path),
+                     attempt(os.chown, path, 12345, -1), look(path), attempt(os.utime, path),
+                     attempt(os.utime, path, (1, 1)), attempt(os.setxattr, path, "user.t", b"1"),
+                     attempt(os.access, path, os.R_OK), attempt(os.access, path, os.W_OK),
+                     attempt(os.access, path, os.X_OK)])  # fmt: skip
+    return seen
+
+
+def main() -> None:
+    directory, uid, gid, *groups = sys.argv[1], *map(int, sys.argv[2:])
+    if uid:
+        os.setgroups(groups)
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+    os.chdir(directory)
+    os.umask(0o022)
+    print(json.dumps({name: attempt(check) for name, check in TABLE}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Two users and root get from a mount what they get from the plain directory: tests/posix_table.py, on both."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Drive, needs_root, run
+
+pytestmark = needs_root
+
+USERS = {"root": (0, 0), "owner": (1000, 1000), "member": (2000, 2000, 1000, 3000), "stranger": (4000, 4000)}
+
+
+def prepare(top: Path, uid: int, gid: int) -> None:
+    """The user's own directory, and one with files of others: modes, set-id bits, sticky, setgid, ACLs."""
+    top.mkdir()
+    os.chown(top, uid, gid)
+    others = top / "others"
+    others.mkdir()
+    for name, mode, owner in (
+        ("private", 0o600, (1000, 1000)), ("group", 0o664, (0, 1000)), ("world", 0o666, (0, 0)),
+        ("suid", 0o4777, (1000, 1000)), ("sgid", 0o2777, (0, 3000)),
+        ("both", 0o6777, (2000, 1000)), ("readable", 0o444, (2000, 2000)), ("script", 0o751, (0, 1000)),
+    ):  # fmt: skip
+        (others / name).write_text("theirs")
+        os.chown(others / name, *owner)
+        os.chmod(others / name, mode)
+    for name, mode, owner in (
+        ("d_open", 0o777, (0, 0)), ("d_sticky", 0o1777, (0, 0)), ("d_setgid", 0o2777, (0, 3000)),
+        ("d_group", 0o770, (0, 1000)), ("d_setgid_group", 0o2775, (0, 3000)), ("d_closed", 0o700, (0, 0)),
+    ):  # fmt: skip
+        (others / name).mkdir()
+        for theirs in ("theirs", "theirs2"):
+            (others / name / theirs).write_text("x")
+        os.chown(others / name, *owner)
+        os.chmod(others / name, mode)
+    (others / "d_acl").mkdir()
+    os.chmod(others / "d_acl", 0o700)
+    run("setfacl", "-m", "u:1000:rwx,g:3000:rwx,d:u:4000:rw,d:g::rx,d:o::-", others / "d_acl")
+    (others / "acl").write_text("theirs")
+    os.chmod(others / "acl", 0o600)
+    run("setfacl", "-m", "u:1000:r,g:1000:rw,m::rw", others / "acl")
+
+
+def answers(directory: Path, who: tuple[int, ...]) -> dict[str, object]:
+    done = run("/usr/bin/python3", ROOT / "tests" / "posix_table.py", directory, *map(str, who), timeout=60)
+    return dict(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize("cache", ["normal", "strict"])
+@pytest.mark.parametrize("user", USERS)
+def test_answers_are_those_of_the_plain_directory(drive: Callable[..., Drive], user: str, cache: str) -> None:
+    made = drive("filter=passthrough", "allow_other", "dev,suid", f"cache={cache}")
+    prepare(made.src / "mounted", *USERS[user][:2])
+    prepare(made.src / "plain", *USERS[user][:2])
+    expected = answers(made.src / "plain", USERS[user])
+    found = answers(made.mnt / "mounted", USERS[user])
+    assert set(found) == set(expected)
+    wrong = {name: (found[name], expected[name]) for name in expected if found[name] != expected[name]}
+    assert not wrong, json.dumps(wrong, indent=1)
+
+
+def test_a_directory_of_100_000_names_is_listed_once_each(drive: Callable[..., Drive]) -> None:
+    made = drive()
+    (made.src / "many").mkdir()
+    for number in range(100_000):
+        os.close(os.open(made.src / "many" / f"n{number}", os.O_CREAT | os.O_WRONLY))
+    code = (
+        "import os, sys\nfound = os.listdir(sys.argv[1])\nassert len(found) == len(set(found)) == 100000, len(found)\n"
+        "assert '.' not in found\n"
+    )
+    assert run(sys.executable, "-c", code, made.mnt / "many", timeout=100).returncode == 0
+
+
+def test_inode_numbers_and_birth_times_are_the_backing_files(drive: Callable[..., Drive]) -> None:
+    made = drive()
+    run("sh", "-c", f"cd {made.mnt} && touch a && mkdir d && ln a b && mkfifo f")
+    for name in ("a", "b", "d", "f", "."):
+        shown = [subprocess.run(["timeout", "9", "stat", "-c", "%i %W", str(top / name)], capture_output=True, cwd="/",
+                                check=True).stdout for top in (made.src, made.mnt)]  # fmt: skip
+        assert shown[0] == shown[1], name
+    assert ".\n..\n" in run("ls", "-a1", made.mnt).stdout
+
+
+def test_trees_survive_cp_diff_rsync_and_tar(drive: Callable[..., Drive]) -> None:
+    made = drive("filter=passthrough")
+    run("cp", "-a", "/usr/include", made.mnt / "tree", timeout=100)
+    run("diff", "-r", "/usr/include", made.mnt / "tree")
+    assert run("rsync", "-n", "--checksum", "-aHAXi", "/usr/include/", f"{made.mnt}/tree/").stdout == ""
