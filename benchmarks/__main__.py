@@ -22,7 +22,7 @@ from statistics import median
 from rich.console import Console
 
 from benchmarks import jobs, mounts
-from benchmarks.report import Figure, Result, machine, markdown, print_table
+from benchmarks.report import Figure, Result, busy, machine, markdown, print_table
 
 RATIOS = (
     Figure("read_4k_4_jobs", "4 KiB random read, 4 jobs", "/s", 0.6),
@@ -37,6 +37,7 @@ FULL_RATIOS = (
     Figure("read_128k_1_job", "128 KiB sequential read, 1 job", "/s"),
     Figure("write_128k_1_job", "128 KiB sequential write, 1 job", "/s"),
 )
+BUSY = 0.1      # of the processors: more and the figures say little, since stackfs uses more of them at a time
 PAIR = Figure("native_pair", "the stack alone, a native pre and post pair", "ns", 60.0)
 
 Load = Callable[[Path, float], dict[str, float]]
@@ -136,6 +137,8 @@ def main() -> int:
     figures = [*RATIOS, *(FULL_RATIOS if everything else ())]
     begin = time.monotonic()
     about = machine()
+    if (load := busy()) > BUSY:
+        console.print(f"others use {load:.0%} of this machine: expect ratios that are too low", style="yellow")
     pair = Result(PAIR, ours=native_pair())
     console.print(f"the stack alone: {median(pair.ours):.1f} ns for a native pre and post pair", highlight=False)
     work = Path(tempfile.mkdtemp(prefix="stackfs-bench-"))

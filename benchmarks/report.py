@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+import time
 from dataclasses import dataclass, field
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -103,6 +104,19 @@ def machine() -> dict[str, str]:
         "commit": commit,
         **versions,
     }
+
+
+def busy(seconds: float = 1.0) -> float:
+    """How much of the machine's processors others use, 0 to 1."""
+
+    def times() -> tuple[int, int]:
+        numbers = [int(number) for number in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        return sum(numbers), numbers[3] + numbers[4]
+
+    total, idle = times()
+    time.sleep(seconds)
+    total_after, idle_after = times()
+    return 1 - (idle_after - idle) / max(1, total_after - total)
 
 
 def machine_line(about: dict[str, str]) -> str:
