@@ -81,7 +81,7 @@ class Drive:
             return Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
         return False
 
-    def wait_gone(self, seconds: float = 20) -> None:
+    def wait_gone(self, seconds: float = 60) -> None:
         """Until the daemon has ended."""
         end = time.monotonic() + seconds
         while self.alive():
