@@ -744,14 +744,20 @@ cdef void trail_forget_keys(trail_t *t) noexcept nogil:
     OPENSSL_cleanse(t.secrets, PAGE)
 
 
+cdef void trail_close_files(trail_t *t) noexcept nogil:
+    if t.segment >= 0:
+        close(t.segment)
+        t.segment = -1
+    if t.state >= 0:
+        close(t.state)
+        t.state = -1
+
+
 cdef void trail_free(trail_t *t) noexcept nogil:
     if t.secrets != NULL:
         trail_forget_keys(t)
         munmap(t.secrets, PAGE)
-    if t.segment >= 0:
-        close(t.segment)
-    if t.state >= 0:
-        close(t.state)
+    trail_close_files(t)
     pthread_mutex_destroy(&t.mutex)
     pthread_cond_destroy(&t.data)
     pthread_cond_destroy(&t.space)
@@ -1027,6 +1033,7 @@ cdef class Trail:
         with nogil:
             self.stop()
             trail_forget_keys(t)
+            trail_close_files(t)
         return not t.abandoned and not t.error
 
     @property
