@@ -68,7 +68,7 @@ cdef extern from *:
 ERROR_LIMIT = 100
 cdef uint32_t error_limit = ERROR_LIMIT
 
-# What a C callback of a Python filter returns for a callback that raised, and was reported. A filter cannot return it.
+# What python_pre and python_post return for a callback that raised, and was reported; from them it is nothing else.
 cdef enum:
     RAISED = -0x5AFE
 
@@ -249,7 +249,7 @@ cdef bint walk_down(operation_t *op) noexcept nogil:
                 refuse_made_up(op)
                 op.bottom = op.index - 1
                 return False
-        if status != RAISED:
+        if status != RAISED or callback.pre is not python_pre:
             with gil:
                 report_misuse(callback, op, "pre", status)
         if instance.PassOnError or always_goes_on(op):
@@ -288,7 +288,7 @@ cdef void walk_up(operation_t *op) noexcept nogil:
         before = op.data.IoStatus
         status = callback.post(&op.data, &related, layer.context, 0)
         if status != FLT_POSTOP_FINISHED_PROCESSING:
-            if status != RAISED:
+            if status != RAISED or callback.post is not python_post:
                 with gil:
                     report_misuse(callback, op, "post", status)
             if callback.instance.PassOnError:

@@ -363,9 +363,8 @@ class FilterManager:
                 loaded, volume, name, altitude, dict(loaded.object.options) if options is None else options
             )
         except Exception as error:  # a registration that was changed after it was checked
-            raise FltError(
-                api.STATUS_INVALID_PARAMETER, f"filter {loaded.name!r} cannot be attached: {type(error).__name__}: {error}"
-            ) from error
+            what = f"filter {loaded.name!r} cannot be attached: {type(error).__name__}: {error}"
+            raise FltError(api.STATUS_INVALID_PARAMETER, what) from error
         status = self._ask(f"{loaded.name}: instance_setup", loaded.object.instance_setup, instance, flags)
         if not api.is_success(status):
             raise FltError(

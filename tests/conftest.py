@@ -146,6 +146,14 @@ def core(tmp_path: Path) -> Iterator[object]:
     volume.close()
 
 
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """The backing directory of `core`."""
+    (tmp_path / "file").write_bytes(b"0123456789")
+    (tmp_path / "folder").mkdir()
+    return tmp_path
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_leftovers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A mount of stackfs that this run left behind below its temporary directory fails it."""
