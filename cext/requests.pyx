@@ -37,9 +37,9 @@ from stackfs.cext.callback_data cimport (
 from stackfs.cext.handles cimport handle_get, handle_new, handle_put
 from stackfs.cext.inode_table cimport (
     ROOT_ID, inode_table_t, name_of, name_t, node_forget, node_generation, node_get, node_hold, node_id, node_put)
-from stackfs.cext.ntstatus cimport NTSTATUS, NT_SUCCESS, STATUS_IO_DEVICE_ERROR, nt_to_errno
+from stackfs.cext.ntstatus cimport NTSTATUS, NT_SUCCESS, STATUS_CANCELLED, STATUS_IO_DEVICE_ERROR, nt_to_errno
 from stackfs.cext.stack cimport (
-    OPERATION_GOING_DOWN, Stack, list_release, operation_base, operation_begin, operation_end, operation_run,
+    OPERATION_AT_BASE, OPERATION_GOING_DOWN, OPERATION_GOING_UP, Stack, list_release, operation_base, operation_begin, operation_end, operation_run,
     operation_run_below)
 
 
@@ -733,6 +733,17 @@ cdef void request_wait(vfs_request_t *request) noexcept nogil:
     operation_base(&request.operation)
 
 
+cdef void request_abandon(vfs_request_t *request) noexcept nogil:
+    """Ends a request that stopped before the base: the post callbacks that are owed are called, and what it holds is
+    given back, above all its callback list, which a detach waits for."""
+    request.nowait = 0
+    if request.operation.state == OPERATION_AT_BASE:
+        request.operation.data.IoStatus.Status = STATUS_CANCELLED
+        request.operation.data.IoStatus.Information = 0
+        request.operation.state = OPERATION_GOING_UP
+    request_run(request)
+
+
 # --- the Python faces ---------------------------------------------------------------------------------------------
 
 class VfsError(OSError):
@@ -910,6 +921,8 @@ cdef class Request:
 
     def __dealloc__(self):
         if self.pointer is not NULL:
+            if self.pointer.resumable:   # given up while it waited for the base
+                request_abandon(self.pointer)
             request_free(self.pointer)
         if self.held:
             PyBuffer_Release(&self.view)

@@ -1,10 +1,10 @@
 """The filter stack of one volume: callback lists by operation, and the walk down and up (docs/semantics.md, A1, A4, A6).
 
 The walk is operation_run(). It goes down the callback list, highest altitude first, shows each pre callback a copy of
-the parameters as they have become, reaches the base, and goes up in exactly reverse order. A layer's changes count when
-it set DIRTY and returned what is legal; what it received itself is put back before its post callback runs, so that a
-filter's pre and post always see the same parameters. The walk never waits: where the base would block it stops, keeps everything in operation_t, and
-is resumed by whoever did the waiting.
+the parameters as they have become, reaches the base, and goes up in exactly reverse order. A layer's changes count
+when it set DIRTY and returned what is legal; what it received itself is put back before its post callback runs, so
+that a filter's pre and post always see the same parameters. The walk never waits: where the base would block it stops,
+keeps everything in operation_t, and is resumed by whoever did the waiting.
 
 Who may touch what: callback lists are immutable once published. FLT_VOLUME.lists is read and replaced under
 FLT_VOLUME.lock, a spin lock held for a few instructions. An operation holds one reference on its list; a replaced list
@@ -15,7 +15,7 @@ a time. Stack and InstanceEntry are used under the GIL, by the thread that manag
 cimport cython
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
-from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport uint8_t, uint32_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 

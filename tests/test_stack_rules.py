@@ -526,6 +526,28 @@ def test_an_operation_that_stopped_at_the_base_goes_up_the_list_it_came_down(cor
     assert trace == [("new", "pre"), ("old", "pre"), ("old", ["old"]), ("new", ["new"])]
 
 
+def test_a_request_that_is_given_up_at_the_base_lets_its_list_go(core: Volume, place: Path) -> None:
+    """Its posts are called, as cancelled, and a detach does not wait for ever."""
+    trace: list[tuple[object, int]] = []
+
+    def pre(data: Any, objects: object) -> Any:
+        return FLT_PREOP_SUCCESS_WITH_CALLBACK, "context"
+
+    def post(data: Any, objects: object, context: object, flags: int) -> None:
+        trace.append((context, data.status))
+
+    fh = opened(core, lookup(core, b"file"), os.O_RDWR)
+    entry = entry_of((api.IRP_MJ_FLUSH_BUFFERS, pre, post))
+    core.stack.insert(entry)
+    request = core.request(FSYNC, fh=fh, nowait=True)
+    assert not request.run()
+    core.stack.remove(entry)
+    assert not core.stack.drained()
+    del request
+    assert trace == [("context", api.STATUS_CANCELLED)] and core.stack.drained()
+    assert error_of(core, RELEASE, fh=fh) == 0 and core.open_files == 0
+
+
 # ---- threads --------------------------------------------------------------------------------------------------------
 
 
