@@ -39,8 +39,8 @@ from stackfs.cext.inode_table cimport (
     ROOT_ID, inode_table_t, name_of, name_t, node_forget, node_generation, node_get, node_hold, node_id, node_put)
 from stackfs.cext.ntstatus cimport NTSTATUS, NT_SUCCESS, STATUS_CANCELLED, STATUS_IO_DEVICE_ERROR, nt_to_errno
 from stackfs.cext.stack cimport (
-    OPERATION_AT_BASE, OPERATION_GOING_DOWN, OPERATION_GOING_UP, Stack, list_release, operation_base, operation_begin, operation_end, operation_run,
-    operation_run_below)
+    OPERATION_AT_BASE, OPERATION_GOING_DOWN, OPERATION_GOING_UP, Stack, list_release, operation_base, operation_begin,
+    operation_end, operation_run, operation_run_below)
 
 
 cdef extern from *:
