@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import os
 import sys
 import threading
@@ -558,7 +559,9 @@ def test_attaching_and_detaching_a_thousand_times_while_operations_run(bench: Be
         for thread in threads:
             thread.start()
         try:
-            for turn in range(1000):
+            for turn in itertools.count():
+                if turn >= 1000 and turn % 2 == 0 and min(done) > 10:
+                    break
                 name = "fg"[turn % 2]
                 await bench.manager.detach(name, volume)
                 await bench.manager.attach(name, volume)
@@ -566,9 +569,9 @@ def test_attaching_and_detaching_a_thousand_times_while_operations_run(bench: Be
             end.set()
             for thread in threads:
                 thread.join()
-        assert not wrong and min(done) > 10
+        assert not wrong
         for each in objects:
-            assert each.wrong == [] and len(each.begun) == 500  # type: ignore[attr-defined]
+            assert each.wrong == [] and len(each.begun) >= 500  # type: ignore[attr-defined]
         assert sum(sum(each.begun) for each in objects) > 0  # type: ignore[attr-defined]
         assert core.open_files == 0 and core.stack.drained()
 
