@@ -16,10 +16,11 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memmove, strlen, strncmp
 
+from stackfs.cext.bypass cimport bypass_free, bypass_new
 from stackfs.cext.callback_data cimport (
     DACL_SECURITY_INFORMATION, DIRECTORY_PARAMETERS, EA_PARAMETERS, FILE_DIRECTORY_FILE, FILE_NAME, FILE_OBJECT,
     FILE_OPEN, FILE_OPEN_REPARSE_POINT, FLT_IO_PARAMETER_BLOCK, FO_DIRECTORY, FO_SYNTHESISED, FSCTL_GET_REPARSE_POINT,
-    FSCTL_SET_REPARSE_POINT, FileBasicInformation, FileDispositionInformation, FileEndOfFileInformation,
+    FSCTL_MANAGE_BYPASS_IO, FSCTL_SET_REPARSE_POINT, FileBasicInformation, FileDispositionInformation, FileEndOfFileInformation,
     FileLinkInformation, GROUP_SECURITY_INFORMATION, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE,
     IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_FLUSH_BUFFERS, IRP_MJ_NETWORK_QUERY_OPEN,
     IRP_MJ_QUERY_EA, IRP_MJ_QUERY_INFORMATION, IRP_MJ_QUERY_OPEN, IRP_MJ_QUERY_SECURITY,
@@ -130,9 +131,10 @@ cdef backing_t *backing_new(int root_fd, uint32_t descriptor_limit) noexcept nog
         return NULL
     identify(&found, &what)
     backing.device = what.device
+    backing.bypass = bypass_new()
     backing.nodes = table_new(root_fd, &what, descriptor_limit)
     backing.handles = handles_new()
-    if backing.nodes is NULL or backing.handles is NULL:
+    if backing.nodes is NULL or backing.handles is NULL or backing.bypass is NULL:
         free(backing)
         return NULL
     return backing
@@ -141,6 +143,7 @@ cdef backing_t *backing_new(int root_fd, uint32_t descriptor_limit) noexcept nog
 cdef void backing_free(backing_t *backing) noexcept nogil:
     handles_free(backing.handles)
     table_free(backing.nodes)
+    bypass_free(backing.bypass)
     free(backing)
 
 
@@ -647,6 +650,8 @@ cdef int64_t perform_control(backing_t *backing, vfs_request_t *request, operati
             result = -errno
         node_close(backing.nodes, file.Node)
         return result
+    if p.Parameters.Control.ControlCode == FSCTL_MANAGE_BYPASS_IO:
+        return 0                         # what stands in the way is asked where the open is answered (bypass.pyx)
     if p.Parameters.Control.ControlCode != FSCTL_SET_REPARSE_POINT:
         return -EOPNOTSUPP
     result = terminate(&p.FileName, name)

@@ -20,12 +20,14 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset, strncmp
 
 from stackfs.cext.backing cimport backing_free, backing_new, backing_perform, backing_t
+from stackfs.cext.threads cimport store_int
+from stackfs.cext.bypass cimport bypass_answer_t, bypass_open, bypass_possible, bypass_release, bypass_t
 from stackfs.cext.callback_data cimport (
     DACL_SECURITY_INFORMATION, DELETE, FILE_APPEND_DATA, FILE_CREATE, FILE_DIRECTORY_FILE, FILE_NON_DIRECTORY_FILE,
     FILE_NO_INTERMEDIATE_BUFFERING, FILE_OPEN, FILE_OPEN_IF, FILE_OPEN_REPARSE_POINT, FILE_OVERWRITE,
     FILE_OVERWRITE_IF, FILE_READ_ATTRIBUTES, FILE_READ_DATA, FILE_READ_EA, FILE_WRITE_ATTRIBUTES, FILE_WRITE_DATA,
     FILE_WRITE_EA, FILE_WRITE_THROUGH, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION, FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION,
-    FLT_IO_PARAMETER_BLOCK, FO_DIRECTORY, FO_OPENED, FO_SYNTHESISED, FSCTL_GET_REPARSE_POINT, FSCTL_SET_REPARSE_POINT,
+    FLT_IO_PARAMETER_BLOCK, FSCTL_MANAGE_BYPASS_IO, FO_DIRECTORY, FO_OPENED, FO_SYNTHESISED, FSCTL_GET_REPARSE_POINT, FSCTL_SET_REPARSE_POINT,
     FileAllInformation, FileBasicInformation, FileDispositionInformation, FileEndOfFileInformation,
     FileLinkInformation, FileNetworkOpenInformation, FileRenameInformation, FileRenameInformationEx,
     GROUP_SECURITY_INFORMATION, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_DIRECTORY_CONTROL,
@@ -124,6 +126,8 @@ cdef enum:
     FATTR_TIMES = 16 | 32 | 128 | 256
     FOPEN_DIRECT_IO = 1
     FOPEN_KEEP_CACHE = 2
+    FOPEN_NOFLUSH = 32
+    FOPEN_PARALLEL_DIRECT_WRITES = 64
 
 
 # --- plans --------------------------------------------------------------------------------------------------------
@@ -165,9 +169,10 @@ for _opcode, _what in ((UNLINK, FileDispositionInformation), (RMDIR, FileDisposi
     plan(_opcode, [(IRP_MJ_CREATE, 0, 0), (IRP_MJ_SET_INFORMATION, 1, _what), (IRP_MJ_CLEANUP, 0, 0), (IRP_MJ_CLOSE, 0, 0)])
 plan(LINK, [(IRP_MJ_CREATE, 0, 0), (IRP_MJ_SET_INFORMATION, 1, FileLinkInformation),
             (IRP_MJ_QUERY_INFORMATION, 0, FileAllInformation), (IRP_MJ_CLEANUP, 0, 0), (IRP_MJ_CLOSE, 0, 0)])
-plan(OPEN, [(IRP_MJ_CREATE, 1, 0)])
+plan(OPEN, [(IRP_MJ_CREATE, 1, 0), (IRP_MJ_FILE_SYSTEM_CONTROL, 0, FSCTL_MANAGE_BYPASS_IO)])
 plan(OPENDIR, [(IRP_MJ_CREATE, 1, 0)])
-plan(CREATE, [(IRP_MJ_CREATE, 1, 0), (IRP_MJ_QUERY_INFORMATION, 0, FileAllInformation)])
+plan(CREATE, [(IRP_MJ_CREATE, 1, 0), (IRP_MJ_QUERY_INFORMATION, 0, FileAllInformation),
+              (IRP_MJ_FILE_SYSTEM_CONTROL, 0, FSCTL_MANAGE_BYPASS_IO)])
 plan(READ, [(IRP_MJ_READ, 1, 0)])
 plan(WRITE, [(IRP_MJ_WRITE, 1, 0)])
 plan(STATFS, [(IRP_MJ_QUERY_VOLUME_INFORMATION, 1, 0)])
@@ -447,6 +452,8 @@ cdef bint applies(vfs_request_t *request, const step_t *which) noexcept nogil:
             return valid & (FATTR_SIZE if which.detail == FileEndOfFileInformation else FATTR_TIMES)
     if request.opcode == RELEASE or request.opcode == RELEASEDIR:
         return True
+    if which.detail == FSCTL_MANAGE_BYPASS_IO and which.major == IRP_MJ_FILE_SYSTEM_CONTROL:
+        return request.volume.lists[which.major] is not NULL and may_be_bypassed(request)
     if which.major == IRP_MJ_CREATE:
         if not by_path(request):
             return request.opcode == OPEN or request.opcode == OPENDIR or request.opcode == CREATE
@@ -458,6 +465,12 @@ cdef bint applies(vfs_request_t *request, const step_t *which) noexcept nogil:
     if which.major == IRP_MJ_CLEANUP or which.major == IRP_MJ_CLOSE:
         return request.opened and by_path(request) and request.volume.lists[which.major] is not NULL
     return True
+
+
+cdef bint may_be_bypassed(const vfs_request_t *request) noexcept nogil:
+    """An open that only a filter's veto can still keep from being bypassed."""
+    return request.on_device and request.file.Node is not NULL and request.file.Node.type == S_IFREG and \
+        bypass_possible(backing_of(request).bypass)
 
 
 cdef bint principal(const vfs_request_t *request, const step_t *which) noexcept nogil:
@@ -591,6 +604,10 @@ cdef void settle(vfs_request_t *request, const step_t *which) noexcept nogil:
     cdef bint opens = which.major == IRP_MJ_CREATE
     if opens and op.base_done:
         request.opened = 1               # even when a post failed it afterwards: it is closed below
+    if which.detail == FSCTL_MANAGE_BYPASS_IO and which.major == IRP_MJ_FILE_SYSTEM_CONTROL:
+        request.bypass_vetoed = not NT_SUCCESS(status)           # the open itself stands
+        operation_end(op)
+        return
     if not NT_SUCCESS(status):
         if request.failed == 0:
             request.failed = status
@@ -648,6 +665,8 @@ cdef void drop_handle(vfs_request_t *request) noexcept nogil:
     if handle.file.fd >= 0:
         close(handle.file.fd)
         handle.file.fd = -1
+    if node is not NULL:
+        bypass_release(backing_of(request).bypass, &handle.file)
     handle.file.Node = NULL
     handle.file.NameDirectory = NULL
     if node is not NULL and handle.file.Flags & FO_OPENED:
@@ -655,6 +674,22 @@ cdef void drop_handle(vfs_request_t *request) noexcept nogil:
     if name_directory is not NULL:
         node_put(nodes, name_directory)
     handle_put(backing_of(request).handles, handle)
+
+
+cdef void choose_mode(vfs_request_t *request, backing_t *backing) noexcept nogil:
+    """How the kernel shall treat an open file: bypassed, past the page cache, or through it."""
+    cdef bypass_answer_t mode
+    cdef uint32_t flags = request.arguments.flags
+    if request.file.Node.type == S_IFREG:
+        bypass_open(backing.bypass, request.file, request.on_device and not request.bypass_vetoed, &mode)
+        request.out_open_flags = mode.open_flags
+        request.out_backing_id = mode.backing_id
+    if not request.out_open_flags and (request.volume.direct_io or flags & <uint32_t>O_DIRECT):
+        request.out_open_flags = FOPEN_DIRECT_IO
+    if request.out_open_flags & FOPEN_DIRECT_IO:
+        request.out_open_flags |= FOPEN_PARALLEL_DIRECT_WRITES       # the backing file's own lock orders them
+    if flags & <uint32_t>O_ACCMODE == <uint32_t>O_RDONLY:
+        request.out_open_flags |= FOPEN_NOFLUSH                      # nothing of it can be kept back
 
 
 cdef int finish(vfs_request_t *request) noexcept nogil:
@@ -687,9 +722,8 @@ cdef int finish(vfs_request_t *request) noexcept nogil:
             if opcode == OPEN:
                 remember_name(request, request.file)
             request.out_fh = request.file.fh
-            request.out_open_flags = 0
-            if request.volume.direct_io or request.arguments.flags & <uint32_t>O_DIRECT:
-                request.out_open_flags = FOPEN_DIRECT_IO if opcode != OPENDIR else 0
+            if opcode != OPENDIR:
+                choose_mode(request, backing)
         request.handle = NULL
     elif request.handle is not NULL:
         if opcode == RELEASE or opcode == RELEASEDIR:
@@ -818,6 +852,33 @@ cdef class Volume:
     def cached_descriptors(self):
         """O_PATH descriptors kept for reuse."""
         return (<backing_t *>self.stack.volume.backing).nodes.descriptors
+
+    @property
+    def bypassed_opens(self):
+        """Open files whose reads and writes no filter sees."""
+        return (<backing_t *>self.stack.volume.backing).bypass.bypassed
+
+    def allow_bypass(self, bint allowed, *, bint unless_bypassed=False):
+        """May opens that begin now be bypassed? Returns how many are; with unless_bypassed, and some are, nothing is changed."""
+        cdef bypass_t *bypass = (<backing_t *>self.stack.volume.backing).bypass
+        cdef uint64_t bypassed
+        pthread_mutex_lock(<pthread_mutex_t *>&bypass.mutex)
+        bypassed = bypass.bypassed
+        if not (unless_bypassed and bypassed):
+            store_int(&bypass.allowed, allowed)
+        pthread_mutex_unlock(<pthread_mutex_t *>&bypass.mutex)
+        return bypassed
+
+    def bypass_state(self):
+        """The bypass lane: negotiated, allowed, refused (the errno with which the kernel did), bypassed, granted, vetoed, veto."""
+        cdef bypass_t *bypass = (<backing_t *>self.stack.volume.backing).bypass
+        cdef bypass_t copy
+        pthread_mutex_lock(<pthread_mutex_t *>&bypass.mutex)
+        copy = bypass[0]
+        pthread_mutex_unlock(<pthread_mutex_t *>&bypass.mutex)
+        return {"negotiated": copy.device >= 0, "allowed": bool(copy.allowed), "refused": copy.refused,
+                "bypassed": copy.bypassed, "granted": copy.granted, "vetoed": copy.vetoed,
+                "veto": (<bytes>copy.veto).decode("utf-8", "replace")}
 
     def forget(self, uint64_t nodeid, uint64_t lookups):
         """The kernel gives back that many lookups of a node."""
