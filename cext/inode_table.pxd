@@ -89,6 +89,8 @@ cdef void identify(const statx_t *found, identity_t *what) noexcept nogil
 # An O_PATH descriptor of the node, good until node_close(); or a negative errno (-ESTALE: none of its names leads to it).
 cdef int node_open(inode_table_t *table, node_t *node) noexcept nogil
 cdef void node_close(inode_table_t *table, node_t *node) noexcept nogil
+# Out of descriptors: closes a few that nobody uses. How many.
+cdef int descriptors_shed(inode_table_t *table) noexcept nogil
 
 # Names. A node about to lose its last known name gets its descriptor pinned first: pass what name_pin() returned to
 # name_removed() or name_unpin(). name_moved() is for renames (exchange: both names change places).

@@ -239,7 +239,7 @@ class Mounted:
         finally:
             with trio.CancelScope(shield=True):
                 if self.device is not None:
-                    await trio.to_thread.run_sync(self.device.stop)
+                    await trio.to_thread.run_sync(self._let_go)
                 await self.manager.remove_volume(self.volume)
             log.info("ended", volume=self.config.volume_name, mountpoint=self.config.mountpoint)
 
@@ -335,8 +335,18 @@ class Mounted:
         irp_lane.terminate()
         with trio.move_on_after(HANDLERS_GRACE):
             await self.ended.wait()
-        await trio.to_thread.run_sync(self._unmount_for_good)  # an aborted connection leaves its mount behind
         self.ended.set()
+
+    def _let_go(self) -> None:
+        """The device's threads end, and the mount goes, if it has not: an aborted connection leaves it behind.
+
+        By now somebody else may have mounted the same directory here again. That mount answers.
+        """
+        if not self.device.ended:
+            self._unmount_for_good()
+        self.device.stop()
+        if mounting.mount_at(self.config.mountpoint) is not None and mounting.is_stale(self.config.mountpoint):
+            self._unmount_for_good()
 
     def _unmount_for_good(self) -> None:
         try:

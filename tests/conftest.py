@@ -77,8 +77,10 @@ class Drive:
         return run(FLTMC, *arguments, check=check)
 
     def alive(self) -> bool:
+        """Whether any thread of the daemon is there; one that has ended may still wait for its parent."""
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            return Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+            ended = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+            return not ended or len(os.listdir(f"/proc/{self.pid}/task")) > 1
         return False
 
     def wait_gone(self, seconds: float = 60) -> None:
