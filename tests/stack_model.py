@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from stackfs import api
@@ -20,6 +20,7 @@ NEVER_FAIL = (CLEANUP, CLOSE)
 GOES_ON = (api.FLT_PREOP_SUCCESS_WITH_CALLBACK, api.FLT_PREOP_SUCCESS_NO_CALLBACK, api.FLT_PREOP_SYNCHRONIZE)
 RAISES = "raises"
 EIO = (api.STATUS_IO_DEVICE_ERROR, 0)
+DISALLOWED = (api.STATUS_FLT_DISALLOW_FAST_IO, 0)
 
 Io = tuple[int, int]
 
@@ -86,6 +87,14 @@ class Step:
     major: int
     base: Callable[[Parameters], Io]
     principal: bool = False
+    fast: bool = False  # offered as fast I/O; a QUERY_OPEN is an FS-filter operation
+    attributes: bool = False  # a success without the base has none to give: an error for the program
+
+    def refused_by(self, status: int | str) -> bool:
+        """A6.7: is this pre status a legal refusal to do it the fast way?"""
+        if status == api.FLT_PREOP_DISALLOW_FASTIO:
+            return self.fast
+        return status == api.FLT_PREOP_DISALLOW_FSFILTER_IO and self.major == QUERY_OPEN
 
 
 @dataclass
@@ -109,12 +118,14 @@ class Model:
     def listed(self, major: int) -> list[Layer]:
         return [layer for layer in self.layers if major in layer.registered]
 
-    def walk(self, step: Step, parameters: Parameters, above: Layer | None = None) -> tuple[Io, bool, Layer | None]:
-        """The outcome, whether the base did it, and whose post failed it afterwards."""
+    def walk(
+        self, step: Step, parameters: Parameters, above: Layer | None = None
+    ) -> tuple[Io, bool, Layer | None, bool]:
+        """The outcome, whether the base did it, whose post failed it afterwards, and whether it has to start again."""
         major, never_fails = step.major, step.major in NEVER_FAIL
         owed: list[tuple[Layer, Parameters, int | None]] = []
         io: Io = (0, 0)
-        reaches_base = True
+        reaches_base, refused = True, False
         current = parameters
 
         def nothing_made_up(io: Io, base_done: bool) -> Io:
@@ -141,6 +152,9 @@ class Model:
                 if act.dirty and act.rename is not None:
                     current = current.changed(act.rename, major)
                 continue
+            if step.refused_by(act.status):
+                io, reaches_base, refused = DISALLOWED, False, True
+                break
             if act.status == api.FLT_PREOP_COMPLETE:
                 if never_fails:
                     io = (0, io[1])
@@ -163,7 +177,9 @@ class Model:
             done = layer.next_post()
             self.trace.append((layer.name, "post", major, received, io, context))
             before, io = io, done.io or io
-            if done.status != api.FLT_POSTOP_FINISHED_PROCESSING:
+            if done.status == api.FLT_POSTOP_DISALLOW_FSFILTER_IO and major == QUERY_OPEN:
+                io, refused = DISALLOWED, True
+            elif done.status != api.FLT_POSTOP_FINISHED_PROCESSING:
                 layer.errors += 1
                 io = before if layer.passes else EIO
             if never_fails:
@@ -172,7 +188,7 @@ class Model:
                 failed_by = layer
             else:
                 io = nothing_made_up(io, base_done)
-        return io, base_done, failed_by
+        return io, base_done, failed_by, refused
 
     def request(
         self, steps: list[Step], parameters: Parameters, *, by_path: bool, room: int = 0, makes: bool = False
@@ -181,15 +197,17 @@ class Model:
         failed = length = 0
         opened = False
         failed_by: Layer | None = None
-        closing = [Step(CLEANUP, lambda _: (0, 0)), Step(CLOSE, lambda _: (0, 0))]
-        for step in [*steps, None]:
+        closing = [Step(CLEANUP, nothing), Step(CLOSE, nothing)]
+        left: list[Step | None] = [*steps, None]
+        while left:
+            step = left.pop(0)
             if failed and opened and (failed_by is not None or not by_path):
                 for each in closing:
                     self.walk(each, parameters, failed_by)
                 opened = False
             if step is None:
                 break
-            if step.major in NEVER_FAIL and len(steps) > 2:
+            if step.major in NEVER_FAIL and steps[0].major not in NEVER_FAIL:
                 if not opened or not self.listed(step.major):
                     continue
             elif failed and step.major not in NEVER_FAIL:
@@ -197,13 +215,21 @@ class Model:
             if step.major == CREATE and by_path and not makes and not self.listed(CREATE):
                 opened = True
                 continue
-            io, base_done, by = self.walk(step, parameters)
+            io, base_done, by, refused = self.walk(step, parameters)
+            if refused and step.major == READ:
+                left.insert(0, replace(step, fast=False))
+                continue
+            if refused:  # A6.8: the long way; a LOOKUP's CREATE is what finds the name
+                makes = step.major == QUERY_OPEN
+                inform = Step(QUERY_INFORMATION, nothing, True, attributes=not makes)
+                left = [Step(CREATE, step.base if makes else nothing), inform, *closing, None]
+                continue
             if step.major == CREATE:
                 opened = base_done
                 failed_by = by if not is_success(io[0]) else None
             if not is_success(io[0]):
                 failed = failed or io[0]
-            elif (step.major == NETWORK_QUERY_OPEN and not base_done) or (step.major == READ and io[1] > room):
+            elif (step.attributes and not base_done) or (step.major == READ and io[1] > room):
                 failed = EIO[0]
             elif step.principal:
                 length = io[1]

@@ -151,8 +151,8 @@ CASES: dict[str, Case] = {
     "getattr": ("GETATTR", lambda s: about(nodeid=s.file),
                 [main("NETWORK_QUERY_OPEN", "fast", information_class=FileNetworkOpenInformation)]),
     "statx": ("STATX", lambda s: about(nodeid=s.file, valid=0xFFF), [main("NETWORK_QUERY_OPEN", "fast")]),
-    "fstat": ("GETATTR", lambda s: about(nodeid=s.file, fh=s.fh, flags=FH), [main("QUERY_INFORMATION")]),
-    "fstatx": ("STATX", lambda s: about(nodeid=s.file, fh=s.fh, flags=FH), [main("QUERY_INFORMATION")]),
+    "fstat": ("GETATTR", lambda s: about(nodeid=s.file, fh=s.fh, flags=FH), [main("QUERY_INFORMATION", "fast")]),
+    "fstatx": ("STATX", lambda s: about(nodeid=s.file, fh=s.fh, flags=FH), [main("QUERY_INFORMATION", "fast")]),
     "open r": ("OPEN", lambda s: about(nodeid=s.file, flags=os.O_RDONLY),
                [open_op(FILE_OPEN, FILE_READ_DATA | FILE_READ_ATTRIBUTES, open_flags=os.O_RDONLY)]),
     "open w": ("OPEN", lambda s: about(nodeid=s.file, flags=os.O_WRONLY | os.O_TRUNC),
@@ -226,13 +226,13 @@ CASES: dict[str, Case] = {
     "removexattr": ("REMOVEXATTR", lambda s: about(nodeid=s.file, name=b"user.a"),
                     around(FILE_WRITE_EA, main("SET_EA", ea_name=b"user.a", length=0))),
     "read": ("READ", lambda s: about(fh=s.fh, size=4, offset=2, buffer=bytearray(4), open_flags=OWN, lock_owner=7),
-             [main("READ", irp_flags=0, offset=2, length=4)]),
+             [main("READ", "fast", irp_flags=0, offset=2, length=4)]),
     "page fill": ("READ", lambda s: about(fh=s.fh, size=4, buffer=bytearray(4)),
                   [main("READ", irp_flags=IRP_PAGING_IO | IRP_NOCACHE)]),
     "direct read": ("READ", lambda s: about(fh=s.direct, size=4, buffer=bytearray(4), open_flags=OWN),
                     [main("READ", irp_flags=IRP_NOCACHE)]),
     "write": ("WRITE", lambda s: about(fh=s.fh, size=3, offset=8, buffer=b"abc"),
-              [main("WRITE", irp_flags=0, offset=8, length=3, content=b"abc")]),
+              [main("WRITE", "fast", irp_flags=0, offset=8, length=3, content=b"abc")]),
     "write-back": ("WRITE", lambda s: about(fh=s.fh, size=3, buffer=b"abc", open_flags=WRITE_BACK),
                    [main("WRITE", irp_flags=IRP_PAGING_IO | IRP_NOCACHE)]),
     "direct write": ("WRITE", lambda s: about(fh=s.direct, size=3, buffer=b"abc"),
@@ -350,6 +350,62 @@ def test_what_nobody_registered_is_not_there(scene: Scene, case: str) -> None:
     scene.core.stack.insert(entry_of((getattr(api, f"IRP_MJ_{wanted}"), pre, None)))
     assert ask(scene, case).error in (0, errno.ENODATA)
     assert seen == [each for each in expected if each == wanted]
+
+
+SLOW = ["CREATE", "QUERY_INFORMATION", "CLEANUP", "CLOSE"]
+
+
+@pytest.mark.parametrize(
+    ("case", "where", "answer", "again"),
+    [
+        ("lookup", "pre", api.FLT_PREOP_DISALLOW_FSFILTER_IO, SLOW),
+        ("lookup", "post", api.FLT_POSTOP_DISALLOW_FSFILTER_IO, SLOW),
+        ("access", "pre", api.FLT_PREOP_DISALLOW_FSFILTER_IO, SLOW),
+        ("getattr", "pre", api.FLT_PREOP_DISALLOW_FASTIO, SLOW),
+        ("statx", "pre", api.FLT_PREOP_DISALLOW_FASTIO, SLOW),
+        ("fstat", "pre", api.FLT_PREOP_DISALLOW_FASTIO, ["QUERY_INFORMATION"]),
+        ("read", "pre", api.FLT_PREOP_DISALLOW_FASTIO, ["READ"]),
+        ("write", "pre", api.FLT_PREOP_DISALLOW_FASTIO, ["WRITE"]),
+    ],
+)
+def test_a_refusal_of_the_fast_way(scene: Scene, case: str, where: str, answer: int, again: list[str]) -> None:
+    """A6.7, A6.8: the layers above see STATUS_FLT_DISALLOW_FAST_IO; then it starts again at the top, as IRPs, under the
+    same number. Nobody counts an error, and the answer is what it would have been."""
+    without = ask(scene, case)
+    seen = record(scene.core)
+    refusals: list[int] = []
+
+    def refuse(data: Any, *_: Any) -> int:
+        if data.is_irp:
+            return api.FLT_PREOP_SUCCESS_WITH_CALLBACK
+        refusals.append(data.major)
+        return answer
+
+    def agree(data: Any, *_: Any) -> int:
+        return api.FLT_PREOP_SUCCESS_WITH_CALLBACK
+
+    callbacks = (refuse, None) if where == "pre" else (agree, refuse)
+    entry = entry_of(*[(major, *callbacks) for major in REGISTERED], name="refuses", at="1")
+    scene.core.stack.insert(entry)
+    known = scene.core.known_inodes
+    request = ask(scene, case)
+    assert (request.error, request.nodeid, request.length) == (0, without.nodeid, without.length)
+    assert request.stat[:2] == without.stat[:2]
+    assert [one["major"] for one in seen] == [CASES[case][2][0].major, *again]
+    assert seen[0]["status"] == api.STATUS_FLT_DISALLOW_FAST_IO
+    assert [one["kind"] for one in seen[1:]] == ["irp"] * len(again) and {one["status"] for one in seen[1:]} == {0}
+    assert len({one["number"] for one in seen}) == 1 and len(refusals) == 1 and entry.errors == 0
+    assert [one["major"] for one in seen[1:] if one["principal"]] == [again[0] if len(again) == 1 else again[1]]
+    assert scene.core.known_inodes == known
+
+
+@pytest.mark.parametrize("answer", [api.FLT_PREOP_DISALLOW_FASTIO, api.FLT_PREOP_DISALLOW_FSFILTER_IO])
+@pytest.mark.parametrize("case", ["open r", "page fill", "direct read", "fsync", "statfs", "release", "unlink"])
+def test_what_is_no_fast_io_cannot_be_refused_as_such(scene: Scene, case: str, answer: int) -> None:
+    entry = entry_of((getattr(api, f"IRP_MJ_{CASES[case][2][0].major}"), lambda *_: answer, None))
+    scene.core.stack.insert(entry)
+    assert ask(scene, case).error == (0 if case == "release" else errno.EIO)
+    assert entry.errors == 1
 
 
 def test_a_listing(scene: Scene, place: Path) -> None:

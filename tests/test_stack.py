@@ -145,9 +145,8 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 NAMES = (b"file", b"folder", b"one", b"two", b"\xff")
-ILLEGAL = (
-    api.FLT_PREOP_PENDING, api.FLT_PREOP_DISALLOW_FASTIO, api.FLT_PREOP_DISALLOW_FSFILTER_IO, 7, -1, -0x5AFE, 1 << 30,
-)  # fmt: skip
+REFUSALS = (api.FLT_PREOP_DISALLOW_FASTIO, api.FLT_PREOP_DISALLOW_FSFILTER_IO)  # legal for some operations
+OTHERS = (api.FLT_PREOP_PENDING, *REFUSALS, 7, -1, -0x5AFE, 1 << 30)
 IOS = st.none() | st.tuples(
     st.sampled_from([0, STATUS_ACCESS_DENIED, api.STATUS_PENDING, api.STATUS_FLT_DISALLOW_FAST_IO, api.STATUS_REPARSE]),
     st.sampled_from([0, 3, 1 << 40]),
@@ -157,7 +156,7 @@ WITH_CONTEXT = st.builds(
     st.none() | st.sampled_from(NAMES), st.booleans(), IOS, st.none() | st.integers(1, 99),
 )  # fmt: skip
 WITHOUT = st.builds(
-    Pre, st.sampled_from([FLT_PREOP_SUCCESS_NO_CALLBACK, FLT_PREOP_COMPLETE, *ILLEGAL, RAISES]),
+    Pre, st.sampled_from([FLT_PREOP_SUCCESS_NO_CALLBACK, FLT_PREOP_COMPLETE, *OTHERS, RAISES]),
     st.none() | st.sampled_from(NAMES), st.booleans(), IOS, st.none() | st.integers(1, 99),
 )  # fmt: skip
 PRES = st.lists(WITH_CONTEXT | WITH_CONTEXT | WITHOUT, min_size=1, max_size=4)
@@ -193,7 +192,7 @@ EVENTS = st.one_of(
     st.tuples(st.sampled_from(["lookup", "mkdir", "rmdir", "create"]), st.sampled_from(NAMES)),
     st.tuples(st.just("getattr"), st.none()),
     st.tuples(st.just("open"), st.none()),
-    st.tuples(st.just("read"), st.tuples(st.integers(0, 12), st.integers(0, 12))),
+    st.tuples(st.just("read"), st.tuples(st.integers(0, 12), st.integers(0, 12), st.booleans())),
     st.tuples(st.just("release"), st.integers(0, 5)),
 )
 
@@ -267,15 +266,16 @@ class Both:
             if not done.error:
                 self.handles.append(done.fh)
         elif what == "getattr":
-            self.ask(GETATTR, [Step(model.NETWORK_QUERY_OPEN, model.nothing, True)])
+            self.ask(GETATTR, [Step(model.NETWORK_QUERY_OPEN, model.nothing, True, fast=True, attributes=True)])
         elif what == "open":
             done = self.ask(OPEN, [Step(model.CREATE, model.nothing, True)], Parameters(), self.node, by_path=False)
             if not done.error:
                 self.handles.append(done.fh)
         elif what == "read":
-            offset, size = argument
-            self.ask(READ, [Step(model.READ, self.directory.read, True)], Parameters(b"", offset, size), by_path=False,
-                     fh=self.reader, offset=offset, size=size, buffer=bytearray(size), room=size)  # fmt: skip
+            offset, size, own = argument  # a program's own read is fast I/O, the page cache's is not
+            step = Step(model.READ, self.directory.read, True, fast=own)
+            self.ask(READ, [step], Parameters(b"", offset, size), by_path=False, room=size, fh=self.reader, offset=offset,
+                     size=size, buffer=bytearray(size), open_flags=2 if own else 0)  # fmt: skip
         elif what == "release" and self.handles:
             fh = self.handles.pop(argument % len(self.handles))
             done = self.ask(RELEASE, [Step(model.CLEANUP, model.nothing, True), last[1]], by_path=False, fh=fh)
