@@ -134,6 +134,7 @@ class FileInformationClass(IntEnum):
 class FsControlCode(IntEnum):
     FSCTL_SET_REPARSE_POINT = 0x900A4
     FSCTL_GET_REPARSE_POINT = 0x900A8
+    FSCTL_MANAGE_BYPASS_IO = 0x90448
 
 class SecurityInformation(IntEnum):
     OWNER_SECURITY_INFORMATION = 1

@@ -963,8 +963,6 @@ cdef class Volume:
             request.set_buffer(buffer, not isinstance(buffer, bytes))
         for key, value in arguments.items():
             set_argument(&pointer.arguments, key, value)
-        if (opcode == READ or opcode == WRITE) and pointer.arguments.size > pointer.buffer_length:
-            raise ValueError("the buffer is shorter than the transfer")
         return request
 
 
@@ -1101,6 +1099,8 @@ cdef class Request:
         """True: done. False: the base would have to wait: call wait() in a thread that may, then run() again."""
         cdef int done
         cdef vfs_request_t *pointer = self.pointer
+        if (pointer.opcode == READ or pointer.opcode == WRITE) and pointer.arguments.size > pointer.buffer_length:
+            raise ValueError("the buffer is shorter than the transfer")
         with nogil:
             done = request_run(pointer)
         return done != 0

@@ -274,8 +274,9 @@ class Both:
         elif what == "read":
             offset, size, own = argument  # a program's own read is fast I/O, the page cache's is not
             step = Step(model.READ, self.directory.read, True, fast=own)
-            self.ask(READ, [step], Parameters(b"", offset, size), by_path=False, room=size, fh=self.reader, offset=offset,
-                     size=size, buffer=bytearray(size), open_flags=2 if own else 0)  # fmt: skip
+            given = Parameters(b"", offset, size)
+            self.ask(READ, [step], given, by_path=False, room=size, fh=self.reader, offset=offset, size=size,
+                     buffer=bytearray(size), open_flags=2 if own else 0)  # fmt: skip
         elif what == "release" and self.handles:
             fh = self.handles.pop(argument % len(self.handles))
             done = self.ask(RELEASE, [Step(model.CLEANUP, model.nothing, True), last[1]], by_path=False, fh=fh)
