@@ -73,6 +73,9 @@ class Trail:
     def drain(self) -> None:
         """The volume is letting go: whoever waits for room while the log cannot be written is let pass from now on."""
 
+    def next_trouble(self) -> int | None:
+        """Waits until `error` is another than the one told last, and tells it. None: the trail is closed."""
+
     def close(self) -> bool:
         """Drains, seals and closes the trail, ends the writer, wipes the keys. False: the log could not be written
         for two seconds, and records were given up."""
@@ -98,3 +101,6 @@ class Trail:
     @property
     def error(self) -> int:
         """The errno with which the log cannot be written now; 0: it can."""
+    @property
+    def gone(self) -> bool:
+        """The trail's directory or segment was removed: what it would have to record is refused from now on."""
