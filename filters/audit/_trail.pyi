@@ -18,9 +18,11 @@ class Trail:
         flush_interval: float = 1.0,
         sync: bool = True,
         segment_text: bytes = b"",
+        patience: float = 30.0,
     ) -> None:
         """directory: descriptor of the trail's directory, which must stay open until close(). Sizes in bytes,
-        flush_interval in seconds. ring_size is rounded up to a power of two."""
+        flush_interval in seconds. ring_size is rounded up to a power of two. patience: for so long (seconds) may the log
+        be unwritable before a full ring refuses although full is "wait": a caller must not wait for ever."""
 
     def generate(self, key_file: int) -> None:
         """Makes the first key of a new trail and writes it to the descriptor key_file. OSError when it cannot."""

@@ -159,7 +159,6 @@ cdef enum:
 
 cdef int64_t BATCH = 10_000_000          # ns that the writer lets records gather before it takes them
 cdef int64_t RETRY = 100_000_000         # ns between two tries
-cdef int64_t PATIENCE = 30_000_000_000   # ns of a log that cannot be written after which a full ring refuses instead of waiting
 
 cdef enum step_t:                        # what the writer does on disk, each tried again until it succeeds
     STEP_WRITE
@@ -215,6 +214,7 @@ cdef struct trail_t:
     int running
     int told                             # the `error` that next_trouble() has told
     int error                            # atomic: errno of what cannot be written now; 0: all is well
+    int64_t patience                     # ns of an error after which a full ring refuses instead of waiting
     int64_t failing_since                # while there is an error: when it came (monotonic ns)
     uint64_t flush_wanted, flush_done    # flush(): tickets
     pthread_t thread
@@ -585,7 +585,7 @@ cdef inline uint64_t limit_of(const trail_t *t, bint must_pass) noexcept nogil:
 
 
 cdef bint waits_in_vain_locked(const trail_t *t) noexcept nogil:
-    return t.gone or (t.error and clock_ns(CLOCK_MONOTONIC) - t.failing_since > PATIENCE)
+    return t.gone or (t.error and clock_ns(CLOCK_MONOTONIC) - t.failing_since > t.patience)
 
 
 cdef int reserve_slowly(trail_t *t, uint32_t bound, bint must_pass) noexcept nogil:
@@ -845,7 +845,7 @@ cdef class Trail:
     """See _trail.pyi."""
 
     def __cinit__(self, int directory, *, uint64_t ring_size=1 << 22, str full="wait", uint64_t segment_size=64 << 20,
-                  double flush_interval=1.0, bint sync=True, bytes segment_text=b""):
+                  double flush_interval=1.0, bint sync=True, bytes segment_text=b"", double patience=30.0):
         cdef uint64_t capacity = 32768
         while capacity < ring_size:
             capacity *= 2
@@ -861,6 +861,7 @@ cdef class Trail:
         self.trail.full = {"wait": FULL_WAIT, "refuse": FULL_REFUSE, "count": FULL_COUNT}[full]
         self.trail.segment_size = segment_size
         self.trail.flush_interval = <int64_t>(flush_interval * 1e9)
+        self.trail.patience = <int64_t>(patience * 1e9)
         self.trail.sync = sync
 
     def __dealloc__(self):

@@ -184,10 +184,13 @@ def _is_locked(directory: int) -> bool:
 
 
 def _read_optional(directory: int, name: str) -> bytes | None:
+    """What a file holds; None where there is none, and nothing where it is something else than a file."""
     try:
         return records.read_file(directory, name)
     except FileNotFoundError:
         return None
+    except FormatError:
+        return b""
 
 
 def verify(path: str, key_file: KeyFile, *, copy: bool = False, expected: dict[int, bytes] | None = None) -> Report:
@@ -232,6 +235,8 @@ class _Check:
         if self.head_data is None and self.state_data is None and not records.segments(self.directory):
             raise FormatError("no audit trail in this directory")
         seen = [self.head.trail] if self.head else []
+        with contextlib.suppress(FormatError):
+            seen.append(State.parse(self.state_data or b"").trail)
         for number in records.segments(self.directory)[:1]:
             with contextlib.suppress(FormatError):
                 first = records.parse_record(
@@ -333,7 +338,11 @@ class _Check:
                     walk.segment,
                     0,
                 )
-            self.read_segment(records.read_file(self.directory, records.segment_name(number)), last)
+            try:
+                data = records.read_file(self.directory, records.segment_name(number))
+            except FormatError as error:
+                raise walk.changed(0, f"its segment is {error}") from None
+            self.read_segment(data, last)
 
     def read_segment(self, data: bytes, last: bool) -> None:
         walk = self.walk
