@@ -9,13 +9,13 @@ Any thread may run these callbacks. A watch is read only while its instance is a
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
 
 from stackfs.cext.callback_data cimport (
-    FLT_CALLBACK_DATA, FLT_POSTOP_FINISHED_PROCESSING, FLT_PREOP_COMPLETE, FLT_PREOP_SUCCESS_NO_CALLBACK,
-    FLT_PREOP_SUCCESS_WITH_CALLBACK, FLT_RELATED_OBJECTS, FileLinkInformation, FileRenameInformation,
-    FileRenameInformationEx, IRP_MJ_CLEANUP, IRP_MJ_CREATE, IRP_MJ_DIRECTORY_CONTROL,
+    FLTFL_POST_OPERATION_DRAINING, FLT_CALLBACK_DATA, FLT_POSTOP_FINISHED_PROCESSING, FLT_PREOP_COMPLETE, FLT_PREOP_SUCCESS_NO_CALLBACK,
+    FLT_PREOP_SUCCESS_WITH_CALLBACK, FLT_RELATED_OBJECTS, FileEndOfFileInformation, FileLinkInformation, FileRenameInformation,
+    FileRenameInformationEx, IRP_MJ_CLEANUP, IRP_MJ_CREATE, IRP_MJ_DEVICE_CONTROL, IRP_MJ_DIRECTORY_CONTROL,
     IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_FLUSH_BUFFERS, IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_QUERY_EA,
     IRP_MJ_QUERY_INFORMATION, IRP_MJ_QUERY_OPEN, IRP_MJ_QUERY_SECURITY, IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_READ,
     IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY, IRP_MJ_WRITE, REQUEST_PRINCIPAL)
@@ -25,7 +25,7 @@ from stackfs.cext.process cimport requestor_recently
 from stackfs.cext.requests cimport Volume, request_free, request_new, request_run, vfs_request_t
 from stackfs.cext.stack cimport FLT_VOLUME, NativeOperations, instance_pointer
 from stackfs.filters.audit._trail cimport (
-    BOUND_ONE, BOUND_TWO, RECORD_KERNEL, RECORD_OTHER_PARTIAL, RECORD_PATH_PARTIAL, REQUEST_FIXED, TEXT_ROOM,
+    BOUND_ONE, BOUND_TWO, RECORD_DRAINED, RECORD_KERNEL, RECORD_OTHER_PARTIAL, RECORD_PATH_DELETED, RECORD_PATH_PARTIAL, REQUEST_FIXED, TEXT_ROOM,
     TRAIL_PASSED, TRAIL_REFUSED, Trail, request_record_t, trail_cancel, trail_commit, trail_reserve)
 
 cdef extern from *:
@@ -46,6 +46,7 @@ cdef extern from *:
 cdef enum:
     OPCODE_OPEN = 14
     OPCODE_READ = 15
+    DELETED_LENGTH = 10                  # " (deleted)", behind the last path of a file without a name
     TRUNCATING = 63
 
 
@@ -119,11 +120,16 @@ cdef int post(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, void 
     record.gid = data.Thread.gid
     record.pid = requestor_recently(data.Thread, record.comm, <int64_t>ended)
     record.offset = -1
+    if flags & FLTFL_POST_OPERATION_DRAINING:
+        record.flags |= RECORD_DRAINED
     if record.major == IRP_MJ_READ or record.major == IRP_MJ_WRITE:
         record.offset = data.Iopb.Parameters.Read.ByteOffset
         record.size = data.Iopb.Parameters.Read.Length
     elif record.major == IRP_MJ_CREATE:
         record.argument = data.Iopb.Parameters.Create.OpenFlags
+    elif record.major == IRP_MJ_SET_INFORMATION and \
+            data.Iopb.Parameters.SetFile.FileInformationClass == FileEndOfFileInformation:
+        record.size = <uint64_t>data.Iopb.Parameters.SetFile.EndOfFile
     if not data.RequestorMode:
         record.flags |= RECORD_KERNEL
     length = operation_path(data, objects, text, TEXT_ROOM)
@@ -131,6 +137,10 @@ cdef int post(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, void 
         length = data.Iopb.FileName.Length
         memcpy(text, data.Iopb.FileName.Buffer, length)
         record.flags |= RECORD_PATH_PARTIAL
+    elif data.Iopb.FileName.Length == 0 and length > DELETED_LENGTH and objects.FileObject.Node.deleted and \
+            memcmp(text + length - DELETED_LENGTH, b" (deleted)", DELETED_LENGTH) == 0:
+        length -= DELETED_LENGTH         # a flag says it, so that no name can pretend it
+        record.flags |= RECORD_PATH_DELETED
     record.path_length = <unsigned short>length
     if two:
         record.other_length = <unsigned short>second_path(data, objects.Volume, text + length, record)
@@ -174,7 +184,7 @@ def operations():
     for major in (IRP_MJ_CREATE, IRP_MJ_CLEANUP, IRP_MJ_READ, IRP_MJ_WRITE, IRP_MJ_QUERY_INFORMATION,
                   IRP_MJ_SET_INFORMATION, IRP_MJ_QUERY_EA, IRP_MJ_SET_EA, IRP_MJ_FLUSH_BUFFERS,
                   IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL,
-                  IRP_MJ_QUERY_SECURITY, IRP_MJ_SET_SECURITY, IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_QUERY_OPEN):
+                  IRP_MJ_DEVICE_CONTROL, IRP_MJ_QUERY_SECURITY, IRP_MJ_SET_SECURITY, IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_QUERY_OPEN):
         table.set(major, pre, post, 0)
     return table
 

@@ -223,6 +223,8 @@ def _line(record: Record) -> str:
         return f"{record.sequence:>8}  {when:<26}  {record.kind_name}: {escape(str(fields))}"
     who = f"{escape(_comm(record))}[{fields['pid']}]"
     where = " -> ".join(escape(os.fsdecode(each)) for each in _paths(record))
+    if record.flags & records.PATH_DELETED:
+        where += "  (deleted)"
     if fields["offset"] >= 0:
         where += f"  [{fields['offset']}+{fields['length']}]"
     return (f"{record.sequence:>8}  {when:<26}  {record.operation:<11} {who:<22} {fields['uid']:>6}  "
@@ -234,6 +236,7 @@ def _as_dict(record: Record) -> dict[str, Any]:
     if record.kind == records.REQUEST:
         shown["operation"] = record.operation
         shown["outcome"] = record.status_name or "ok"
+        shown["flags"] = [name for bit, name in records.FLAG_NAMES.items() if record.flags & bit]
     for name, value in record.fields.items():
         if isinstance(value, bytes):
             if name == "comm":

@@ -126,7 +126,6 @@ _DATA = (
     "tmpfile",
     "read",
     "write",
-    "flush",
     "release",
     "fsync",
     "fallocate",
@@ -167,8 +166,9 @@ _NAMES = (
     "readdir",
     "releasedir",
 )
+NO_OPERATION = frozenset({"forget", "flush", "poll", "bmap"})  # no filter sees these (semantics D)
 GROUPS: dict[str, tuple[str, ...]] = {
-    "all": tuple(name for name in NAMES if name not in ("forget", "bmap")),
+    "all": tuple(name for name in NAMES if name not in NO_OPERATION),
     "data": _DATA,
     "changes": _CHANGES,  # and an open that truncates (WATCH_TRUNCATING)
     "names": _NAMES,
@@ -222,8 +222,10 @@ def watch_mask(text: str) -> int:
             continue
         name = word.removeprefix("-")
         if name not in GROUPS and name not in NAMES:
-            known = ", ".join([*GROUPS, *sorted(set(NAMES) - set(SAME_NAME))])
+            known = ", ".join([*GROUPS, *sorted(set(NAMES) - set(SAME_NAME) - NO_OPERATION)])
             raise ValueError(f"operations: {name!r} is neither a group nor a request ({known})")
+        if name in NO_OPERATION:
+            raise ValueError(f"operations: {name!r} is a request that no filter sees, so it cannot be watched")
         bits = 0
         for member in GROUPS.get(name, (name,)):
             bits |= 1 << NAMES[member]

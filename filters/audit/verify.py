@@ -227,6 +227,7 @@ class _Check:
                 self.head_error = f"the head file was changed: {error}"
         self.walk = _Walk(key_file, self.head.sequence if self.head else None)
         self.walk.expected = expected
+        self.behind = False  # the state is that of before the seal which closed the trail
         self.torn = 0  # bytes at the end that are no whole record
 
     def check_key(self) -> None:
@@ -268,6 +269,12 @@ class _Check:
         if self.live:
             report = self.report(
                 LIVE, f"{walk.sequence - 1} records are as they were written; the trail is being written"
+            )
+        elif self.behind:
+            report = self.report(
+                UNCLEAN,
+                f"unclean end: {walk.sequence - 1} records are as they were written and the trail was closed, but the "
+                "state file is older than its last seal: a crash in that moment, or somebody put it back",
             )
         elif head.kind == records.HEAD_CLOSED and not after:
             report = self.report(CLEAN, f"{walk.sequence - 1} records are as they were written; the trail was closed")
@@ -471,6 +478,7 @@ class _Check:
             raise _Tampered("state", "the state file was changed: its key is not the trail's")
         if walk.epoch > state.epoch + 1:
             raise _Tampered("state", "the head and the state file were replaced by older ones")
+        self.behind = head.kind == records.HEAD_CLOSED and state.epoch == head.epoch
         if not state.clean and head.kind == records.HEAD_CLOSED:
             raise _Tampered("state", "the state file was changed: it holds a second key")
 
