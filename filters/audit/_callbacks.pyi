@@ -14,6 +14,6 @@ def operations() -> NativeOperations:
     """The registration table: every operation that a request may consist of."""
 
 def time_reads(volume: Volume, handles: list[int], count: int) -> tuple[float, float]:
-    """READs of no bytes through the whole stack, driven without a mount: `count` of each handle at offsets 0, 1, 2, ...,
+    """READs of no bytes through the whole stack, driven without a mount: `count` of each handle at offsets 0, 1, ...,
     by a thread for each handle, all at the same time. Nanoseconds a request: (elapsed, the threads' CPU time).
     OSError when a read fails."""

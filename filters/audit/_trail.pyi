@@ -21,7 +21,7 @@ class Trail:
         patience: float = 30.0,
     ) -> None:
         """directory: descriptor of the trail's directory, which must stay open until close(). Sizes in bytes,
-        flush_interval in seconds. ring_size is rounded up to a power of two. patience: for so long (seconds) may the log
+        flush_interval in seconds. ring_size is rounded up to a power of two. patience: for so many seconds may the log
         be unwritable before a full ring refuses although full is "wait": a caller must not wait for ever."""
 
     def generate(self, key_file: int) -> None:
