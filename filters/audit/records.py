@@ -63,6 +63,7 @@ HEAD_SEALED, HEAD_CLOSED, HEAD_OPENED = 0, 1, 2
 
 HEADER = struct.Struct("<IBBHQQ")  # length, kind, format, flags, sequence, time
 REQUEST_BODY = struct.Struct("<QqQQQiIIIIIIIHHHH16s")  # after HEADER; paths follow
+REQUEST_FIXED = HEADER.size + REQUEST_BODY.size
 SEGMENT_BODY = struct.Struct("<QQ16s32sHHI")  # number, epoch, trail, MAC before, text length
 SEAL_BODY = struct.Struct("<QQII")  # epoch, records since the last seal, closed
 LOST_BODY = struct.Struct("<QQQ")  # let pass unrecorded, refused, time of the first
