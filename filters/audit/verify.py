@@ -104,7 +104,7 @@ class _Walk:
         self.keys[self.epoch] = self.key
 
     def accept_request(self, data: bytes, at: int) -> bool:
-        """Goes past an authentic request record that comes here; it need not be taken apart. False: look at it closely."""
+        """Goes past a request record that is authentic here; it need not be taken apart. False: look at it closely."""
         if len(data) - at < records.HEADER.size:
             return False
         length, kind, version, _, sequence, _ = records.HEADER.unpack_from(data, at)
