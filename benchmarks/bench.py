@@ -47,6 +47,7 @@ class Settings:
     repeats: int = 4                   # of the metadata loads in a round
     counts: Counts = field(default_factory=Counts)
     expiry: float = jobs.TIMEOUT * 1.1
+    limit: float | None = None         # seconds; metadata loads are repeated less rather than that this is exceeded
     jobs: tuple[str, ...] = ()
     sides: tuple[str, ...] = ()
     directory: Path | None = None
@@ -130,7 +131,8 @@ def run(settings: Settings, tell: Tell = lambda done, of, text: None) -> Results
     done = 0
     for scene in scenes:
         with places(scene, settings, results) as (work, source):
-            done = _Run(scene, settings, results, work, source, tell, done, total).measure()
+            end = None if settings.limit is None else begin + settings.limit
+            done = _Run(scene, settings, results, work, source, tell, done, total, end).measure()
     results.took = time.monotonic() - begin
     return results
 
@@ -188,7 +190,7 @@ class _Run:
 
     def __init__(
         self, scene: Scene, settings: Settings, results: Results, work: Path, source: Path, tell: Tell, done: int,
-        total: int,
+        total: int, end: float | None,
     ) -> None:  # fmt: skip
         self.scene = scene
         self.settings = settings
@@ -198,6 +200,7 @@ class _Run:
         self.tell = tell
         self.done = done
         self.total = total
+        self.end = end
         self.ready: dict[str, Mounted] = {}
         self.workers: dict[str, MetadataWorker] = {}
 
@@ -207,8 +210,10 @@ class _Run:
             for name in self.scene.sides:
                 self.tell(self.done, self.total, f"mounting: {SIDES[name].title}")
                 self._set_up(name, stack)
+            begin = time.monotonic()
             for number in range(self.settings.rounds):
-                self._round(number)
+                share = (number + 1) / self.settings.rounds
+                self._round(number, None if self.end is None else begin + (self.end - begin) * share)
             self.tell(self.done, self.total, "unmounting")
         return self.done
 
@@ -232,11 +237,14 @@ class _Run:
             worker = MetadataWorker(ready.path, name, archive, settings.counts, settings.expiry if ready.pid else 0.0)
             self.workers[name] = stack.enter_context(worker)
 
-    def _round(self, number: int) -> None:
+    def _round(self, number: int, end: float | None) -> None:
         repeats = self.settings.repeats if self.scene.kind == "metadata" else 1
         if self.scene.kind == "data":                  # the page cache below is warm, whatever else needed the memory
             subprocess.run(["cat", self.source / jobs.DATA_FILE], stdout=subprocess.DEVNULL, check=False)
         for repeat in range(repeats):
+            if repeat and end is not None and time.monotonic() > end:
+                self.done += sum(len(names) for _, names in self.scene.cells)
+                continue
             for job, names in self.scene.cells:
                 for name in _turn(names, number * repeats + repeat):
                     if name in self.ready:

@@ -123,6 +123,9 @@ def fio(job: Job, directory: Path, seconds: float, o_direct: bool) -> Outcome:
     except subprocess.TimeoutExpired:
         process.kill()                 # it may not die before the mount is gone: nobody waits for it here
         raise JobFailed(f"{job.title}: fio did not end within {seconds + LIMIT:.0f} s") from None
+    except BaseException:
+        process.kill()
+        raise
     return read_fio(job, process.returncode, said, complaint)
 
 

@@ -14,6 +14,9 @@ import typer
 
 from stackfs.errors import StackfsError, UsageError
 
+LIMIT = 420.0
+"""Seconds that a run as it comes may take; a minute of `make bench` is left for its set-up."""
+
 if TYPE_CHECKING:
     from stackfs.benchmarks.bench import Tell
     from stackfs.benchmarks.report import Results
@@ -72,7 +75,12 @@ def bench(
         settings = (benchmark.Settings.quick if quick else benchmark.Settings)(
             full=full, jobs=tuple(job or ()), sides=tuple(side or ()), directory=directory
         )
-        settings = replace(settings, rounds=rounds or settings.rounds, seconds=seconds or settings.seconds)
+        settings = replace(
+            settings,
+            rounds=rounds or settings.rounds,
+            seconds=seconds or settings.seconds,
+            limit=None if full or rounds or seconds else LIMIT,
+        )
         with _ended_by_sigterm(), _progress() as tell:
             results = benchmark.run(settings, tell)
     if json:
@@ -123,7 +131,7 @@ def _write(results: Results, output: Path | None, record: Path | None) -> Iterat
     from stackfs.benchmarks.report import markdown
 
     charts = chart.available() and bool(results.figures)
-    if (output or record) and not charts:
+    if output and not charts:
         print("stackfs: no chart: pip install 'stackfs[bench]' brings matplotlib", file=sys.stderr)
     try:
         if output is not None:
@@ -137,10 +145,6 @@ def _write(results: Results, output: Path | None, record: Path | None) -> Iterat
                 chart.draw(results, pictures)
                 yield from pictures
         if record is not None:
-            picture = record.with_suffix(".svg")
-            if charts:
-                chart.draw(results, [picture])
-                yield picture
             record.write_text(_kept(record, markdown(results)))
             yield record
     except OSError as error:
