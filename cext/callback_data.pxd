@@ -143,6 +143,7 @@ cpdef enum FileInformationClass:
 cpdef enum FsControlCode:
     FSCTL_SET_REPARSE_POINT = 0x900A4   # symlink
     FSCTL_GET_REPARSE_POINT = 0x900A8   # readlink
+    FSCTL_MANAGE_BYPASS_IO = 0x90448    # may this open be bypassed? Completing it with an error vetoes that
 
 # QuerySecurity/SetSecurity.SecurityInformation
 cpdef enum SecurityInformation:
@@ -181,6 +182,9 @@ cdef enum:
     FO_DIRECTORY = 2
     FO_VOLUME_OPEN = 4                   # the volume itself (SKIP_NON_DASD_IO spares nothing else)
     FO_OPENED = 8                        # the base has it open (fd, or the synthesised open has succeeded)
+    FO_COUNTED = 16                      # its inode counts it among its open files (bypass.pyx, with the two below)
+    FO_ON_BACKING_ID = 32                # the kernel maps the backing file for it, and reads and writes it unless DIRECT_IO
+    FO_BYPASSED = 64                     # no filter sees its reads and writes
 
 ctypedef struct FILE_OBJECT:
     node_t *Node                         # what is open; NULL before a create by name has succeeded
@@ -240,7 +244,7 @@ ctypedef struct SECURITY_PARAMETERS:     # SET_SECURITY of mode and owner
     uint32_t Mode
     uint32_t Uid
     uint32_t Gid
-    uint32_t KillSetId                   # clear set-user-ID, and set-group-ID where the group may execute (Mode is then not given)
+    uint32_t KillSetId                   # clear set-user-ID, and set-group-ID unless a member of the group asks and the group may not execute (Mode is then not given)
 
 ctypedef struct DIRECTORY_PARAMETERS:    # QUERY_DIRECTORY
     uint32_t Length                      # of Buffer

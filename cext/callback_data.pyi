@@ -295,6 +295,12 @@ class CallbackData:
     @property
     def is_dirty(self) -> bool:
         """is_dirty"""
+    def veto_bypass(self, reason: str, status: int = ...) -> int:
+        """FltVetoBypassIo: `return data.veto_bypass("why")` in the pre callback of an FSCTL_MANAGE_BYPASS_IO. The open stands, its
+        reads and writes come to the stack, and `stackfs status` shows the reason. ValueError elsewhere."""
+    @property
+    def control_code(self) -> int:
+        """FILE_SYSTEM_CONTROL and DEVICE_CONTROL: FSCTL_* or an ioctl's number."""
     def complete(self, status: int, information: int = 0) -> int:
         """Set the outcome; `return data.complete(STATUS_ACCESS_DENIED)` ends the operation (FLT_PREOP_COMPLETE)."""
     def set_dirty(self) -> None:

@@ -9,3 +9,4 @@ cdef enum:
 
 cdef uint32_t requestor_pid(const REQUESTOR *who) noexcept nogil                       # 0: the kernel, or gone
 cdef uint32_t requestor_comm(const REQUESTOR *who, char *comm) noexcept nogil          # fills comm[16], "" if gone; the pid
+cdef bint requestor_in_group(const REQUESTOR *who, uint32_t gid) noexcept nogil        # its own group, or a supplementary one

@@ -8,7 +8,7 @@ Any thread may call these functions, without the GIL. One mutex guards the cache
 an entry in use is pinned instead.
 """
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport atoi
 from libc.string cimport memset, strstr
@@ -156,6 +156,52 @@ cdef uint32_t requestor_comm(const REQUESTOR *who, char *comm) noexcept nogil:
 cdef uint32_t requestor_pid(const REQUESTOR *who) noexcept nogil:
     cdef char comm[COMM_LENGTH]
     return requestor_comm(who, comm)
+
+
+cdef bint lists_group(int fd, uint32_t gid) noexcept nogil:
+    """Does the line "Groups:" of a /proc/TID/status hold that number? A line may be long: a thread has up to 65,536 groups."""
+    cdef const char *label = b"\nGroups:"
+    cdef char text[4096]
+    cdef long offset = 0
+    cdef ssize_t length, i
+    cdef int matched = 0
+    cdef uint64_t number = 0
+    cdef bint digits = False
+    while True:
+        length = pread(fd, text, sizeof(text), offset)
+        if length <= 0:
+            return False
+        offset += length
+        for i in range(length):
+            if matched < 8:
+                matched = matched + 1 if text[i] == label[matched] else (1 if text[i] == c'\n' else 0)
+            elif c'0' <= text[i] <= c'9':
+                number = number * 10 + (text[i] - c'0')
+                digits = True
+            else:
+                if digits and number == gid:
+                    return True
+                if text[i] == c'\n':
+                    return False
+                number = 0
+                digits = False
+
+
+cdef bint requestor_in_group(const REQUESTOR *who, uint32_t gid) noexcept nogil:
+    cdef char path[40]
+    cdef int fd
+    cdef bint found
+    if who.gid == gid or who.group == <int64_t>gid:
+        return True
+    if who.tid == 0:
+        return False
+    snprintf(path, sizeof(path), b"/proc/%u/status", who.tid)
+    fd = open(path, O_RDONLY | O_CLOEXEC)
+    if fd < 0:
+        return False
+    found = lists_group(fd, gid)
+    close(fd)
+    return found
 
 
 def describe(uint32_t tid) -> tuple:

@@ -17,15 +17,17 @@ from cpython.object cimport PyObject
 from libc.errno cimport EBADF, EIO, ENOENT, ENOMEM, ENOTDIR, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset, strlen, strncmp
+from libc.string cimport memcpy, memset, strncmp
 
 from stackfs.cext.backing cimport backing_free, backing_new, backing_perform, backing_t
+from stackfs.cext.threads cimport store_int
+from stackfs.cext.bypass cimport bypass_answer_t, bypass_open, bypass_possible, bypass_release, bypass_t
 from stackfs.cext.callback_data cimport (
     DACL_SECURITY_INFORMATION, DELETE, FILE_APPEND_DATA, FILE_CREATE, FILE_DIRECTORY_FILE, FILE_NON_DIRECTORY_FILE,
     FILE_NO_INTERMEDIATE_BUFFERING, FILE_OPEN, FILE_OPEN_IF, FILE_OPEN_REPARSE_POINT, FILE_OVERWRITE,
     FILE_OVERWRITE_IF, FILE_READ_ATTRIBUTES, FILE_READ_DATA, FILE_READ_EA, FILE_WRITE_ATTRIBUTES, FILE_WRITE_DATA,
     FILE_WRITE_EA, FILE_WRITE_THROUGH, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION, FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION,
-    FLT_IO_PARAMETER_BLOCK, FO_DIRECTORY, FO_OPENED, FO_SYNTHESISED, FSCTL_GET_REPARSE_POINT, FSCTL_SET_REPARSE_POINT,
+    FLT_IO_PARAMETER_BLOCK, FSCTL_MANAGE_BYPASS_IO, FO_DIRECTORY, FO_OPENED, FO_SYNTHESISED, FSCTL_GET_REPARSE_POINT, FSCTL_SET_REPARSE_POINT,
     FileAllInformation, FileBasicInformation, FileDispositionInformation, FileEndOfFileInformation,
     FileLinkInformation, FileNetworkOpenInformation, FileRenameInformation, FileRenameInformationEx,
     GROUP_SECURITY_INFORMATION, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_DIRECTORY_CONTROL,
@@ -34,6 +36,7 @@ from stackfs.cext.callback_data cimport (
     IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY, IRP_MJ_WRITE, IRP_NOCACHE, IRP_PAGING_IO,
     LABEL_SECURITY_INFORMATION, OWNER_SECURITY_INFORMATION, READ_CONTROL, REQUEST_FIRST, REQUEST_LAST,
     REQUEST_PRINCIPAL, WRITE_DAC, WRITE_OWNER, statx_timestamp)
+from stackfs.cext.listing cimport listing_run, listing_t
 from stackfs.cext.handles cimport handle_get, handle_new, handle_put
 from stackfs.cext.inode_table cimport (
     ROOT_ID, inode_table_t, name_of, name_t, node_forget, node_generation, node_get, node_hold, node_id, node_put)
@@ -97,6 +100,7 @@ cdef enum:
     REMOVEXATTR = 24
     FLUSH = 25
     OPENDIR = 27
+    READDIR = 28
     RELEASEDIR = 29
     FSYNCDIR = 30
     ACCESS = 34
@@ -122,8 +126,8 @@ cdef enum:
     FATTR_TIMES = 16 | 32 | 128 | 256
     FOPEN_DIRECT_IO = 1
     FOPEN_KEEP_CACHE = 2
-
-    DIRECTORY_BUFFER = 32768
+    FOPEN_NOFLUSH = 32
+    FOPEN_PARALLEL_DIRECT_WRITES = 64
 
 
 # --- plans --------------------------------------------------------------------------------------------------------
@@ -165,9 +169,10 @@ for _opcode, _what in ((UNLINK, FileDispositionInformation), (RMDIR, FileDisposi
     plan(_opcode, [(IRP_MJ_CREATE, 0, 0), (IRP_MJ_SET_INFORMATION, 1, _what), (IRP_MJ_CLEANUP, 0, 0), (IRP_MJ_CLOSE, 0, 0)])
 plan(LINK, [(IRP_MJ_CREATE, 0, 0), (IRP_MJ_SET_INFORMATION, 1, FileLinkInformation),
             (IRP_MJ_QUERY_INFORMATION, 0, FileAllInformation), (IRP_MJ_CLEANUP, 0, 0), (IRP_MJ_CLOSE, 0, 0)])
-plan(OPEN, [(IRP_MJ_CREATE, 1, 0)])
+plan(OPEN, [(IRP_MJ_CREATE, 1, 0), (IRP_MJ_FILE_SYSTEM_CONTROL, 0, FSCTL_MANAGE_BYPASS_IO)])
 plan(OPENDIR, [(IRP_MJ_CREATE, 1, 0)])
-plan(CREATE, [(IRP_MJ_CREATE, 1, 0), (IRP_MJ_QUERY_INFORMATION, 0, FileAllInformation)])
+plan(CREATE, [(IRP_MJ_CREATE, 1, 0), (IRP_MJ_QUERY_INFORMATION, 0, FileAllInformation),
+              (IRP_MJ_FILE_SYSTEM_CONTROL, 0, FSCTL_MANAGE_BYPASS_IO)])
 plan(READ, [(IRP_MJ_READ, 1, 0)])
 plan(WRITE, [(IRP_MJ_WRITE, 1, 0)])
 plan(STATFS, [(IRP_MJ_QUERY_VOLUME_INFORMATION, 1, 0)])
@@ -175,10 +180,20 @@ plan(RELEASE, [(IRP_MJ_CLEANUP, 1, 0), (IRP_MJ_CLOSE, 0, 0)])
 plan(RELEASEDIR, [(IRP_MJ_CLEANUP, 1, 0), (IRP_MJ_CLOSE, 0, 0)])
 plan(FSYNC, [(IRP_MJ_FLUSH_BUFFERS, 1, 0)])
 plan(FSYNCDIR, [(IRP_MJ_FLUSH_BUFFERS, 1, 0)])
+plan(READDIR, [(IRP_MJ_DIRECTORY_CONTROL, 1, 0)])
 plan(READDIRPLUS, [(IRP_MJ_DIRECTORY_CONTROL, 1, 0)])
 for _opcode, _major in ((GETXATTR, IRP_MJ_QUERY_EA), (LISTXATTR, IRP_MJ_QUERY_EA),
                         (SETXATTR, IRP_MJ_SET_EA), (REMOVEXATTR, IRP_MJ_SET_EA)):
     plan(_opcode, [(IRP_MJ_CREATE, 0, 0), (_major, 1, 0), (IRP_MJ_CLEANUP, 0, 0), (IRP_MJ_CLOSE, 0, 0)])
+
+
+# What LOOKUP, ACCESS, GETATTR and STATX become when their query-open is refused as fast I/O.
+cdef step_t SLOW_QUERY[5]
+SLOW_QUERY[0] = step_t(IRP_MJ_CREATE, 0, 0)
+SLOW_QUERY[1] = step_t(IRP_MJ_QUERY_INFORMATION, 1, FileNetworkOpenInformation)
+SLOW_QUERY[2] = step_t(IRP_MJ_CLEANUP, 0, 0)
+SLOW_QUERY[3] = step_t(IRP_MJ_CLOSE, 0, 0)
+SLOW_QUERY[4] = step_t(0, 0, STEP_END)
 
 
 # --- requests and their pool --------------------------------------------------------------------------------------
@@ -205,6 +220,11 @@ cdef vfs_request_t *request_new(FLT_VOLUME *volume) noexcept nogil:
         request = <vfs_request_t *>malloc(sizeof(vfs_request_t))
         if request is NULL:
             return NULL
+    request_reset(request, volume)
+    return request
+
+
+cdef void request_reset(vfs_request_t *request, FLT_VOLUME *volume) noexcept nogil:
     memset(request, 0, sizeof(vfs_request_t) - sizeof(request.operation))
     request.operation.state = OPERATION_GOING_DOWN
     request.operation.list = NULL
@@ -212,7 +232,6 @@ cdef vfs_request_t *request_new(FLT_VOLUME *volume) noexcept nogil:
     request.operation.buffer_owner = NULL
     request.volume = volume
     request.who.group = -1
-    return request
 
 
 cdef void request_free(vfs_request_t *request) noexcept nogil:
@@ -298,7 +317,7 @@ cdef int prepare(vfs_request_t *request) noexcept nogil:
     if opcode == LOOKUP or opcode == UNLINK or opcode == RMDIR or opcode == SYMLINK or opcode == MKNOD or opcode == MKDIR:
         return by_name(request)
     if opcode == READ or opcode == WRITE or opcode == FSYNC or opcode == FSYNCDIR or opcode == RELEASE or \
-            opcode == RELEASEDIR or opcode == READDIRPLUS:
+            opcode == RELEASEDIR or opcode == READDIR or opcode == READDIRPLUS:
         return by_handle(request)
     if opcode == RENAME or opcode == RENAME2 or opcode == LINK:
         if opcode == LINK:               # nodeid: the new directory; nodeid2: the inode that gets one more name
@@ -433,16 +452,25 @@ cdef bint applies(vfs_request_t *request, const step_t *which) noexcept nogil:
             return valid & (FATTR_SIZE if which.detail == FileEndOfFileInformation else FATTR_TIMES)
     if request.opcode == RELEASE or request.opcode == RELEASEDIR:
         return True
+    if which.detail == FSCTL_MANAGE_BYPASS_IO and which.major == IRP_MJ_FILE_SYSTEM_CONTROL:
+        return request.volume.lists[which.major] is not NULL and may_be_bypassed(request)
     if which.major == IRP_MJ_CREATE:
         if not by_path(request):
             return request.opcode == OPEN or request.opcode == OPENDIR or request.opcode == CREATE
         # Nothing for the base to do, and nobody else wants to know: as if it had been done.
-        if request.volume.lists[<int>IRP_MJ_CREATE] is NULL and request.opcode != MKDIR and request.opcode != MKNOD:
+        if request.volume.lists[<int>IRP_MJ_CREATE] is NULL and request.opcode != MKDIR and request.opcode != MKNOD and \
+                request.opcode != LOOKUP:
             request.opened = 1
             return False
     if which.major == IRP_MJ_CLEANUP or which.major == IRP_MJ_CLOSE:
         return request.opened and by_path(request) and request.volume.lists[which.major] is not NULL
     return True
+
+
+cdef bint may_be_bypassed(const vfs_request_t *request) noexcept nogil:
+    """An open that only a filter's veto can still keep from being bypassed."""
+    return request.on_device and request.file.Node is not NULL and request.file.Node.type == S_IFREG and \
+        bypass_possible(backing_of(request).bypass)
 
 
 cdef bint principal(const vfs_request_t *request, const step_t *which) noexcept nogil:
@@ -487,7 +515,8 @@ cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
         op.data.RequestFlags |= REQUEST_LAST
     if major == IRP_MJ_QUERY_OPEN:
         op.data.Flags = FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION
-    elif major == IRP_MJ_NETWORK_QUERY_OPEN:
+    elif major == IRP_MJ_NETWORK_QUERY_OPEN or (major == IRP_MJ_QUERY_INFORMATION and not request.fast_io_refused
+                                                and (request.opcode == GETATTR or request.opcode == STATX)):
         op.data.Flags = FLTFL_CALLBACK_DATA_FAST_IO_OPERATION
     p.TargetFileObject = request.file
     if request.directory is not NULL:
@@ -506,6 +535,8 @@ cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
             p.IrpFlags = IRP_PAGING_IO | IRP_NOCACHE
         elif request.file.OpenFlags & <uint32_t>O_DIRECT:
             p.IrpFlags = IRP_NOCACHE
+        elif not request.fast_io_refused:
+            op.data.Flags = FLTFL_CALLBACK_DATA_FAST_IO_OPERATION
     elif major == IRP_MJ_QUERY_OPEN or major == IRP_MJ_NETWORK_QUERY_OPEN or major == IRP_MJ_QUERY_INFORMATION:
         p.Parameters.QueryFile.Info = &request.info
         p.Parameters.QueryFile.Length = sizeof(statx_t)
@@ -573,6 +604,10 @@ cdef void settle(vfs_request_t *request, const step_t *which) noexcept nogil:
     cdef bint opens = which.major == IRP_MJ_CREATE
     if opens and op.base_done:
         request.opened = 1               # even when a post failed it afterwards: it is closed below
+    if which.detail == FSCTL_MANAGE_BYPASS_IO and which.major == IRP_MJ_FILE_SYSTEM_CONTROL:
+        request.bypass_vetoed = not NT_SUCCESS(status)           # the open itself stands
+        operation_end(op)
+        return
     if not NT_SUCCESS(status):
         if request.failed == 0:
             request.failed = status
@@ -587,6 +622,22 @@ cdef void settle(vfs_request_t *request, const step_t *which) noexcept nogil:
         if opens or which.major == IRP_MJ_QUERY_OPEN:
             request.failed = STATUS_IO_DEVICE_ERROR
     operation_end(op)
+
+
+cdef bint restart_as_irp(vfs_request_t *request) noexcept nogil:
+    """A filter refused a step as fast I/O: it starts again as an IRP. True: on another lane (DESIGN of lanes: docs/device.md)."""
+    cdef operation_t *op = &request.operation
+    cdef uint8_t major = op.current.MajorFunction
+    operation_end(op)
+    request.fast_io_refused = 1
+    if request.found is not NULL:            # the refusal came after the base had looked: it will look again
+        node_forget(backing_of(request).nodes, node_id(request.found), 1)
+        request.found = NULL
+    request.info_known = 0
+    if major == IRP_MJ_QUERY_OPEN or major == IRP_MJ_NETWORK_QUERY_OPEN:
+        request.plan = SLOW_QUERY
+        request.step = 0
+    return request.on_device and major != IRP_MJ_QUERY_OPEN
 
 
 cdef void close_below(vfs_request_t *request) noexcept nogil:
@@ -614,6 +665,8 @@ cdef void drop_handle(vfs_request_t *request) noexcept nogil:
     if handle.file.fd >= 0:
         close(handle.file.fd)
         handle.file.fd = -1
+    if node is not NULL:
+        bypass_release(backing_of(request).bypass, &handle.file)
     handle.file.Node = NULL
     handle.file.NameDirectory = NULL
     if node is not NULL and handle.file.Flags & FO_OPENED:
@@ -621,6 +674,22 @@ cdef void drop_handle(vfs_request_t *request) noexcept nogil:
     if name_directory is not NULL:
         node_put(nodes, name_directory)
     handle_put(backing_of(request).handles, handle)
+
+
+cdef void choose_mode(vfs_request_t *request, backing_t *backing) noexcept nogil:
+    """How the kernel shall treat an open file: bypassed, past the page cache, or through it."""
+    cdef bypass_answer_t mode
+    cdef uint32_t flags = request.arguments.flags
+    if request.file.Node.type == S_IFREG:
+        bypass_open(backing.bypass, request.file, request.on_device and not request.bypass_vetoed, &mode)
+        request.out_open_flags = mode.open_flags
+        request.out_backing_id = mode.backing_id
+    if not request.out_open_flags and (request.volume.direct_io or flags & <uint32_t>O_DIRECT):
+        request.out_open_flags = FOPEN_DIRECT_IO
+    if request.out_open_flags & FOPEN_DIRECT_IO:
+        request.out_open_flags |= FOPEN_PARALLEL_DIRECT_WRITES       # the backing file's own lock orders them
+    if flags & <uint32_t>O_ACCMODE == <uint32_t>O_RDONLY:
+        request.out_open_flags |= FOPEN_NOFLUSH                      # nothing of it can be kept back
 
 
 cdef int finish(vfs_request_t *request) noexcept nogil:
@@ -653,9 +722,8 @@ cdef int finish(vfs_request_t *request) noexcept nogil:
             if opcode == OPEN:
                 remember_name(request, request.file)
             request.out_fh = request.file.fh
-            request.out_open_flags = 0
-            if request.volume.direct_io or request.arguments.flags & <uint32_t>O_DIRECT:
-                request.out_open_flags = FOPEN_DIRECT_IO if opcode != OPENDIR else 0
+            if opcode != OPENDIR:
+                choose_mode(request, backing)
         request.handle = NULL
     elif request.handle is not NULL:
         if opcode == RELEASE or opcode == RELEASEDIR:
@@ -704,12 +772,29 @@ cdef int request_run(vfs_request_t *request) noexcept nogil:
         if operation_run(&request.operation) == 0:
             return 0
         request.resumable = 0
+        if request.operation.refused_as_fast:
+            if restart_as_irp(request):
+                return REQUEST_TO_IRP_LANE
+            continue
         settle(request, which)
         request.step += 1
 
 
 cdef void request_wait(vfs_request_t *request) noexcept nogil:
     operation_base(&request.operation)
+
+
+cdef void request_flush(vfs_request_t *request) noexcept nogil:
+    """FLUSH: lets the backing filesystem report what it kept back (network filesystems do). Sets request.error."""
+    cdef handle_t *handle = handle_get(backing_of(request).handles, request.arguments.fh)
+    cdef int copy
+    if handle is NULL:
+        request.error = EBADF
+        return
+    copy = dup(handle.file.fd)
+    if copy >= 0 and close(copy) != 0:
+        request.error = errno
+    handle_put(backing_of(request).handles, handle)
 
 
 # --- the Python faces ---------------------------------------------------------------------------------------------
@@ -767,6 +852,33 @@ cdef class Volume:
     def cached_descriptors(self):
         """O_PATH descriptors kept for reuse."""
         return (<backing_t *>self.stack.volume.backing).nodes.descriptors
+
+    @property
+    def bypassed_opens(self):
+        """Open files whose reads and writes no filter sees."""
+        return (<backing_t *>self.stack.volume.backing).bypass.bypassed
+
+    def allow_bypass(self, bint allowed, *, bint unless_bypassed=False):
+        """May opens that begin now be bypassed? Returns how many are; with unless_bypassed, and some are, nothing is changed."""
+        cdef bypass_t *bypass = (<backing_t *>self.stack.volume.backing).bypass
+        cdef uint64_t bypassed
+        pthread_mutex_lock(<pthread_mutex_t *>&bypass.mutex)
+        bypassed = bypass.bypassed
+        if not (unless_bypassed and bypassed):
+            store_int(&bypass.allowed, allowed)
+        pthread_mutex_unlock(<pthread_mutex_t *>&bypass.mutex)
+        return bypassed
+
+    def bypass_state(self):
+        """The bypass lane: negotiated, allowed, refused (the errno with which the kernel did), bypassed, granted, vetoed, veto."""
+        cdef bypass_t *bypass = (<backing_t *>self.stack.volume.backing).bypass
+        cdef bypass_t copy
+        pthread_mutex_lock(<pthread_mutex_t *>&bypass.mutex)
+        copy = bypass[0]
+        pthread_mutex_unlock(<pthread_mutex_t *>&bypass.mutex)
+        return {"negotiated": copy.device >= 0, "allowed": bool(copy.allowed), "refused": copy.refused,
+                "bypassed": copy.bypassed, "granted": copy.granted, "vetoed": copy.vetoed,
+                "veto": (<bytes>copy.veto).decode("utf-8", "replace")}
 
     def forget(self, uint64_t nodeid, uint64_t lookups):
         """The kernel gives back that many lookups of a node."""
@@ -1038,124 +1150,26 @@ cdef class Request:
     def list_directory(self, emit, make_entry):
         """READDIRPLUS: calls emit(name, entry, next offset) until it says False or the directory ends.
 
-        Entries come through the stack: the names by DIRECTORY_CONTROL, the attributes by QUERY_OPEN. Names are read
-        ahead and kept with the handle, so that a small reply does not read the directory again. make_entry() gives an
-        EntryAttributes to fill.
+        make_entry() gives an EntryAttributes to fill.
         """
+        cdef python_listing_t listing
         cdef vfs_request_t *request = self.pointer
-        cdef handle_t *handle = handle_get(backing_of(request).handles, request.arguments.fh)
-        if handle is NULL:
-            request.error = EBADF
-            return
-        try:
-            self.list_handle(handle, emit, make_entry)
-        finally:
-            with nogil:
-                handle_put(backing_of(request).handles, handle)
-
-    cdef int list_handle(self, handle_t *handle, emit, make_entry) except -1:
-        cdef vfs_request_t *request = self.pointer
-        cdef int64_t offset = <int64_t>request.arguments.offset
-        cdef int64_t following
-        cdef uint64_t inode
-        cdef uint16_t record
-        cdef char *name
-        cdef size_t length
-        if handle.entries is NULL:
-            handle.entries = <char *>malloc(DIRECTORY_BUFFER)
-            if handle.entries is NULL:
-                request.error = ENOMEM
-                return 0
-            handle.entries_length = handle.entries_at = 0
-        if offset == 0 or handle.entries_offset != offset:
-            handle.entries_length = handle.entries_at = 0
-        while True:
-            if handle.entries_at >= handle.entries_length:
-                request.arguments.offset = <uint64_t>offset
-                request.buffer = handle.entries
-                request.buffer_length = DIRECTORY_BUFFER
-                request.plan = NULL
-                request.step = request.started = 0
-                with nogil:
-                    request_run(request)
-                request.within_listing = 1           # reading on is part of the same request
-                if request.error or request.length == 0:
-                    handle.entries_length = handle.entries_at = 0
-                    return 0
-                handle.entries_length = <uint32_t>request.length
-                handle.entries_at = 0
-            while handle.entries_at + 19 < handle.entries_length:
-                memcpy(&inode, handle.entries + handle.entries_at, 8)
-                memcpy(&following, handle.entries + handle.entries_at + 8, 8)
-                memcpy(&record, handle.entries + handle.entries_at + 16, 2)
-                if record < 20 or handle.entries_at + record > handle.entries_length:
-                    request.error = EIO
-                    return 0
-                name = handle.entries + handle.entries_at + 19
-                length = strlen(name)
-                handle.entries_offset = offset
-                if not self.emit_entry(handle, name, length, inode, following, emit, make_entry):
-                    return 0
-                handle.entries_at += record
-                offset = following
-                handle.entries_offset = offset
-            if handle.entries_at < handle.entries_length:
-                handle.entries_at = handle.entries_length
-
-    cdef bint emit_entry(self, handle_t *handle, char *name, size_t length, uint64_t inode, int64_t following,
-                         emit, make_entry) except -1:
-        """One name. True: go on. A name that is gone by now, or refused, is left out."""
-        cdef vfs_request_t *request = self.pointer
-        cdef vfs_request_t *lookup
-        cdef uint64_t found
-        cdef bytes as_bytes = PyBytes_FromStringAndSize(name, <Py_ssize_t>length)
-        entry = make_entry()
-        if as_bytes == b"." or as_bytes == b"..":
-            entry.st_ino = inode         # shown only: the kernel counts no lookup of these two
-            entry.st_mode = S_IFDIR
-            return emit(as_bytes, entry, following)
-        lookup = request_new(request.volume)
-        if lookup is NULL:
-            request.error = ENOMEM
-            return False
-        lookup.opcode = LOOKUP
-        lookup.within_listing = 1
-        lookup.unique = request.unique
-        lookup.nodeid = node_id(handle.file.Node)
-        lookup.who = request.who
-        lookup.name = name
-        lookup.name_length = <uint16_t>length
+        cdef list raised = []
+        listing.listing.has_room = python_has_room
+        listing.listing.add = python_add
+        listing.listing.plus = True
+        listing.emit = <PyObject *>emit
+        listing.make_entry = <PyObject *>make_entry
+        listing.raised = <PyObject *>raised
         with nogil:
-            request_run(lookup)
-        if lookup.error:
-            request_free(lookup)
-            return True
-        found = lookup.out_nodeid
-        fill(&lookup.info, lookup.attr_timeout, entry)
-        entry.st_ino = found
-        entry.generation = lookup.out_generation
-        entry.entry_timeout = lookup.entry_timeout
-        request_free(lookup)
-        if emit(as_bytes, entry, following):
-            return True
-        with nogil:
-            node_forget(backing_of(request).nodes, found, 1)
-        return False
+            listing_run(request, &listing.listing)
+        if raised:
+            raise raised[0]
 
     def flush(self):
-        """FLUSH, at each close(2): lets the backing filesystem report what it kept back (network filesystems do)."""
-        cdef vfs_request_t *request = self.pointer
-        cdef handle_t *handle
-        cdef int copy
+        """FLUSH, at each close(2)."""
         with nogil:
-            handle = handle_get(backing_of(request).handles, request.arguments.fh)
-            if handle is NULL:
-                request.error = EBADF
-            else:
-                copy = dup(handle.file.fd)
-                if copy >= 0 and close(copy) != 0:
-                    request.error = errno
-                handle_put(backing_of(request).handles, handle)
+            request_flush(self.pointer)
 
     def statistics(self):
         """STATFS: bsize, frsize, blocks, bfree, bavail, files, ffree, favail, namemax."""
@@ -1185,6 +1199,41 @@ cdef class Done:
 
     def __next__(self):
         raise StopIteration(self.value)
+
+
+cdef struct python_listing_t:
+    listing_t listing                    # first: the listing is the Python one
+    PyObject *emit
+    PyObject *make_entry
+    PyObject *raised                     # a list: what emit or make_entry raised
+
+
+cdef bint python_has_room(listing_t *listing, size_t name_length) noexcept nogil:
+    return True
+
+
+cdef bint python_add(listing_t *listing, const char *name, size_t length, uint64_t inode, uint8_t type, int64_t following,
+                     const vfs_request_t *found) noexcept nogil:
+    with gil:
+        return emit_entry(<python_listing_t *>listing, name, length, inode, following, found)
+
+
+cdef bint emit_entry(python_listing_t *listing, const char *name, size_t length, uint64_t inode, int64_t following,
+                     const vfs_request_t *found) noexcept:
+    try:
+        entry = (<object>listing.make_entry)()
+        if found is NULL:
+            entry.st_ino = inode             # shown only: the kernel counts no lookup of "." and ".."
+            entry.st_mode = S_IFDIR
+        else:
+            fill(&found.info, found.attr_timeout, entry)
+            entry.st_ino = found.out_nodeid
+            entry.generation = found.out_generation
+            entry.entry_timeout = found.entry_timeout
+        return (<object>listing.emit)(PyBytes_FromStringAndSize(name, <Py_ssize_t>length), entry, following)
+    except BaseException as error:
+        (<list>listing.raised).append(error)
+        return False
 
 
 cdef inline object nanoseconds(const statx_timestamp *when):

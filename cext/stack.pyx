@@ -23,9 +23,11 @@ from stackfs.cext.callback_data cimport (
     CallbackData, FLTFL_CALLBACK_DATA_DIRTY, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION, FLTFL_CALLBACK_DATA_IRP_OPERATION,
     FLTFL_CALLBACK_DATA_POST_OPERATION, FLTFL_OPERATION_REGISTRATION_SKIP_CACHED_IO,
     FLTFL_OPERATION_REGISTRATION_SKIP_NON_CACHED_NON_PAGING_IO, FLTFL_OPERATION_REGISTRATION_SKIP_NON_DASD_IO,
-    FLTFL_OPERATION_REGISTRATION_SKIP_PAGING_IO, FLT_POSTOP_FINISHED_PROCESSING, FLT_PREOP_COMPLETE,
+    FLTFL_OPERATION_REGISTRATION_SKIP_PAGING_IO, FLT_POSTOP_DISALLOW_FSFILTER_IO,
+    FLT_POSTOP_FINISHED_PROCESSING, FLT_PREOP_COMPLETE, FLT_PREOP_DISALLOW_FASTIO, FLT_PREOP_DISALLOW_FSFILTER_IO,
     FLT_PREOP_SUCCESS_NO_CALLBACK, FLT_PREOP_SUCCESS_WITH_CALLBACK, FLT_PREOP_SYNCHRONIZE, FLT_RELATED_OBJECTS,
-    FO_VOLUME_OPEN, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_DEVICE_CHANGE, IRP_MJ_POWER, IRP_MJ_READ, IRP_MJ_WRITE,
+    FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION, FO_VOLUME_OPEN, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_DEVICE_CHANGE,
+    IRP_MJ_POWER, IRP_MJ_QUERY_OPEN, IRP_MJ_READ, IRP_MJ_WRITE,
     IRP_NOCACHE, IRP_PAGING_IO, callback_data_new)
 from stackfs.cext.ntstatus cimport (
     NTSTATUS, NT_SUCCESS, STATUS_FLT_DISALLOW_FAST_IO, STATUS_FLT_INTERNAL_ERROR, STATUS_IO_DEVICE_ERROR,
@@ -165,6 +167,21 @@ cdef void misused(const callback_t *callback, operation_t *op, int status) noexc
     op.data.IoStatus.Information = 0
 
 
+cdef bint refuses_fast_io(const operation_t *op, int pre_status) noexcept nogil:
+    """Is this status of a pre callback a legal refusal of the operation as fast I/O (A6.4, A6.7)?"""
+    if pre_status == FLT_PREOP_DISALLOW_FASTIO:
+        return op.data.Flags & FLTFL_CALLBACK_DATA_FAST_IO_OPERATION != 0
+    return pre_status == FLT_PREOP_DISALLOW_FSFILTER_IO and op.current.MajorFunction == IRP_MJ_QUERY_OPEN and (
+        op.data.Flags & FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION != 0)
+
+
+cdef void refuse_fast_io(operation_t *op) noexcept nogil:
+    """What the post callbacks above see; whoever runs the operation starts it again as an IRP, whatever they say."""
+    op.refused_as_fast = 1
+    op.data.IoStatus.Status = STATUS_FLT_DISALLOW_FAST_IO
+    op.data.IoStatus.Information = 0
+
+
 cdef bint walk_down(operation_t *op) noexcept nogil:
     """Calls pre callbacks. True: go on to the base. False: completed by layer `bottom`."""
     cdef const callback_t *callback
@@ -200,7 +217,9 @@ cdef bint walk_down(operation_t *op) noexcept nogil:
         op.shown.TargetInstance = instance
         op.data.Flags &= ~<uint32_t>FLTFL_CALLBACK_DATA_DIRTY
         status = callback.pre(&op.data, &related, &layer.context)
-        if op.data.Flags & <uint32_t>FLTFL_CALLBACK_DATA_DIRTY and status != FLT_PREOP_COMPLETE:
+        if op.data.Flags & <uint32_t>FLTFL_CALLBACK_DATA_DIRTY and (
+                status == FLT_PREOP_SUCCESS_WITH_CALLBACK or status == FLT_PREOP_SUCCESS_NO_CALLBACK
+                or status == FLT_PREOP_SYNCHRONIZE):
             if not save_parameters(layer, &op.current):
                 op.data.IoStatus.Status = STATUS_FLT_INTERNAL_ERROR
                 op.bottom = op.index            # its own post still has its context to free
@@ -221,6 +240,10 @@ cdef bint walk_down(operation_t *op) noexcept nogil:
             if op.data.IoStatus.Status != STATUS_PENDING and op.data.IoStatus.Status != STATUS_FLT_DISALLOW_FAST_IO:
                 op.bottom = op.index - 1
                 return False
+        elif refuses_fast_io(op, status):
+            refuse_fast_io(op)
+            op.bottom = op.index - 1
+            return False
         misused(callback, op, status)
         if instance.PassOnError or always_goes_on(op):
             op.data.IoStatus.Status = STATUS_SUCCESS
@@ -237,6 +260,7 @@ cdef void walk_up(operation_t *op) noexcept nogil:
     cdef layer_t *layer
     cdef FLT_RELATED_OBJECTS related
     cdef bint succeeded
+    cdef int status
     op.data.Flags = (op.data.Flags | FLTFL_CALLBACK_DATA_POST_OPERATION) & ~<uint32_t>FLTFL_CALLBACK_DATA_DIRTY
     while op.bottom > 0:
         op.bottom -= 1
@@ -253,7 +277,10 @@ cdef void walk_up(operation_t *op) noexcept nogil:
         op.shown = op.current
         op.shown.TargetInstance = callback.instance
         succeeded = NT_SUCCESS(op.data.IoStatus.Status)
-        if callback.post(&op.data, &related, layer.context, 0) != FLT_POSTOP_FINISHED_PROCESSING:
+        status = callback.post(&op.data, &related, layer.context, 0)
+        if status == FLT_POSTOP_DISALLOW_FSFILTER_IO and refuses_fast_io(op, FLT_PREOP_DISALLOW_FSFILTER_IO):
+            refuse_fast_io(op)
+        elif status != FLT_POSTOP_FINISHED_PROCESSING:
             with gil:
                 report_misuse(callback, op, -1)
         if always_goes_on(op):

@@ -38,6 +38,9 @@ TOUCHES_CACHES = frozenset(
 )
 """An instance that registers one of these may make what the kernel has cached wrong by coming or going."""
 
+SUPPORTED_FS_FEATURES_BYPASS_IO = 0x8
+"""In the column SprtFtrs of `fltmc instances`."""
+
 DRAIN_POLL = 0.0005
 """Seconds between two looks at whether a replaced callback list is still in use."""
 
@@ -76,6 +79,15 @@ class Instance:
     @property
     def failed(self) -> bool:
         return self.entry.failed
+
+    @property
+    def sees_data(self) -> bool:
+        return not {api.IRP_MJ_READ, api.IRP_MJ_WRITE}.isdisjoint(self.entry.registered)
+
+    @property
+    def blocks_bypass(self) -> bool:
+        """It wants to see reads or writes, and does not say that it can do without those of bypassed opens."""
+        return self.sees_data and self.filter.manifest.bypass != "supported"
 
     # Asked by the stack, on whatever thread the callback ran.
 
@@ -143,6 +155,10 @@ class Volume:
         """Highest altitude first."""
         self.invalidate: Callable[[], Awaitable[None]] | None = None
         """Makes the kernel forget what it cached; set by whoever mounted the volume."""
+
+    def settle_bypass(self) -> None:
+        """Opens may be bypassed while no instance stands in the way."""
+        self.core.allow_bypass(not any(instance.blocks_bypass for instance in self.instances))
 
     def settle_timeouts(self) -> None:
         """Zero while an instance sees lookups and its answers may change by themselves (DESIGN: Caches)."""
@@ -346,6 +362,17 @@ class FilterManager:
             raise FltError(
                 status, f"filter {loaded.name!r} does not attach to volume {volume.name!r} ({api.status_name(status)})"
             )
+        if instance.blocks_bypass:  # before it is published: what is decided from here on is not bypassed
+            refuses = loaded.manifest.attach_with_bypassed == "refuse"
+            bypassed = volume.core.allow_bypass(False, unless_bypassed=refuses)
+            if bypassed and refuses:
+                self._ask(f"{loaded.name}: instance_teardown_complete", loaded.object.instance_teardown_complete, instance,
+                          api.FLTFL_INSTANCE_TEARDOWN_INTERNAL_ERROR)  # fmt: skip
+                raise FltError(
+                    api.STATUS_FLT_DO_NOT_ATTACH,
+                    f"filter {loaded.name!r} does not attach to volume {volume.name!r}: {bypassed} open files are bypassed, "
+                    "and it would not see their reads and writes; close them, or mount with bypass=off",
+                )
         volume.core.stack.insert(instance.entry)
         volume.instances.append(instance)
         volume.instances.sort(key=lambda each: sort_key(each.altitude), reverse=True)
@@ -384,6 +411,7 @@ class FilterManager:
             volume.core.stack.remove(instance.entry)
             volume.instances.remove(instance)
             volume.settle_timeouts()
+            volume.settle_bypass()
             self._ask(f"{instance.filter.name}: instance_teardown_start", filter_object.instance_teardown_start,
                       instance, reason)  # fmt: skip
             await self._drain(volume)
@@ -448,7 +476,8 @@ class FilterManager:
                 "altitude": instance.altitude,
                 "name": instance.name,
                 "frame": 0,
-                "features": 0,
+                "features": SUPPORTED_FS_FEATURES_BYPASS_IO if not instance.blocks_bypass else 0,
+                "bypassed": volume.core.bypassed_opens if instance.sees_data else 0,
                 "status": "Failed" if instance.failed else "",
             }
             for volume in self.volumes
