@@ -394,8 +394,8 @@ class FilterManager:
                            instance, api.FLTFL_INSTANCE_TEARDOWN_INTERNAL_ERROR)  # fmt: skip
                 raise FltError(
                     api.STATUS_FLT_DO_NOT_ATTACH,
-                    f"filter {loaded.name!r} does not attach to volume {volume.name!r}: {bypassed} open files are bypassed, "
-                    "and it would not see their reads and writes; close them, or mount with bypass=off",
+                    f"filter {loaded.name!r} does not attach to volume {volume.name!r}: {bypassed} open files are "
+                    "bypassed, and it would not see their reads and writes; close them, or mount with bypass=off",
                 )
         volume.core.stack.insert(instance.entry)
         volume.instances.append(instance)
