@@ -319,7 +319,8 @@ cdef int create_under(backing_t *backing, vfs_request_t *request, operation_t *o
         # Never an existing file: its permissions were not checked. ESTALE makes the kernel look it up and open it.
         while True:
             fd = openat(directory_fd, name,
-                        (flags_for_base(op, <int>p.Parameters.Create.OpenFlags) & ~(O_DIRECT | O_TRUNC | O_APPEND)) | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC | O_NOCTTY, p.Parameters.Create.Mode & 0o7777)
+                        (flags_for_base(op, <int>p.Parameters.Create.OpenFlags) & ~(O_DIRECT | O_TRUNC | O_APPEND))
+                        | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC | O_NOCTTY, p.Parameters.Create.Mode & 0o7777)
             if fd >= 0 or errno != EMFILE or descriptors_shed(backing.nodes) == 0:
                 break
         result = 0 if fd >= 0 else -1
