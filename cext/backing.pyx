@@ -262,7 +262,6 @@ cdef inline int flags_for_base(const operation_t *op, int flags) noexcept nogil:
     return flags
 
 
-
 cdef int open_node(backing_t *backing, node_t *node, int flags) noexcept nogil:
     """Opens the very inode, never by a name that may have changed hands. A descriptor or a negative errno.
 
