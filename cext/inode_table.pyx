@@ -15,13 +15,14 @@ call. Functions take and release it themselves; those named *_locked expect it h
 """
 
 cimport cython
-from libc.errno cimport ENAMETOOLONG, ESTALE, errno
+from libc.errno cimport EACCES, ENAMETOOLONG, ESTALE, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from stackfs.cext.stack cimport FLT_VOLUME  # no-cython-lint: completes the struct
 from libc.string cimport memcmp, memcpy, memmove, memset
 
 from stackfs.cext.callback_data cimport FILE_OBJECT, FLT_CALLBACK_DATA, FLT_RELATED_OBJECTS, statx_t
+from stackfs.cext.impersonation cimport step_aside, step_back
 
 
 cdef extern from "<pthread.h>" nogil:
@@ -433,6 +434,10 @@ cdef int node_open(inode_table_t *table, node_t *node) noexcept nogil:
             continue
         fd = openat(parent_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
         error = -errno
+        if fd < 0 and error == -EACCES and step_aside():     # our own need, not the caller's: it grants nothing
+            fd = openat(parent_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+            error = -errno
+            step_back()
         node_close(table, parent)
         node_put(table, parent)
         if fd < 0:

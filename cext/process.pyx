@@ -14,6 +14,7 @@ from libc.stdlib cimport atoi
 from libc.string cimport memset, strstr
 
 from stackfs.cext.callback_data cimport REQUESTOR
+from stackfs.cext.impersonation cimport step_aside, step_back
 
 
 cdef extern from "<pthread.h>" nogil:
@@ -50,6 +51,15 @@ for _i in range(ENTRIES):
     cache[_i].fd = -1
 
 
+cdef int open_proc(const char *path) noexcept nogil:
+    """/proc may hide others' processes from the caller whose rights this thread has."""
+    cdef int fd = open(path, O_RDONLY | O_CLOEXEC)
+    if fd < 0 and step_aside():
+        fd = open(path, O_RDONLY | O_CLOEXEC)
+        step_back()
+    return fd
+
+
 cdef uint32_t read_pid(uint32_t tid) noexcept nogil:
     """Tgid of /proc/TID/status."""
     cdef char path[40]
@@ -58,7 +68,7 @@ cdef uint32_t read_pid(uint32_t tid) noexcept nogil:
     cdef char *line
     cdef int fd
     snprintf(path, sizeof(path), b"/proc/%u/status", tid)
-    fd = open(path, O_RDONLY | O_CLOEXEC)
+    fd = open_proc(path)
     if fd < 0:
         return 0
     length = pread(fd, text, sizeof(text) - 1, 0)
@@ -107,7 +117,7 @@ cdef entry_t *enter(uint32_t tid) noexcept nogil:
     cdef entry_t *place = NULL
     cdef entry_t *candidate
     snprintf(path, sizeof(path), b"/proc/%u/comm", tid)
-    fd = open(path, O_RDONLY | O_CLOEXEC)
+    fd = open_proc(path)
     if fd < 0:
         return NULL
     pid = read_pid(tid)

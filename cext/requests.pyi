@@ -21,6 +21,7 @@ class Volume:
 
     root_fd: an O_PATH descriptor of the backing directory, owned from here on. Time-outs are seconds, and count while
     every instance's answers are cacheable (Stack.names_or_data_filtered). direct_io: no page cache above the stack.
+    check_permissions (as root): the base acts with each caller's rights; time-outs have to be 0 then.
     """
 
     @property
@@ -33,6 +34,7 @@ class Volume:
         attr_timeout: float = 1.0,
         direct_io: bool = False,
         descriptor_limit: int = 4096,
+        check_permissions: bool = False,
     ) -> None: ...
     def close(self) -> None:
         """Close every descriptor. No operation may be under way, and none may begin."""

@@ -29,6 +29,7 @@ from stackfs.cext.callback_data cimport (
     FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION, FO_VOLUME_OPEN, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_DEVICE_CHANGE,
     IRP_MJ_POWER, IRP_MJ_QUERY_OPEN, IRP_MJ_READ, IRP_MJ_WRITE,
     IRP_NOCACHE, IRP_PAGING_IO, callback_data_new)
+from stackfs.cext.impersonation cimport revert_to_self
 from stackfs.cext.ntstatus cimport (
     NTSTATUS, NT_SUCCESS, STATUS_FLT_DISALLOW_FAST_IO, STATUS_FLT_INTERNAL_ERROR, STATUS_IO_DEVICE_ERROR,
     STATUS_PENDING, STATUS_SUCCESS)
@@ -161,6 +162,7 @@ cdef bint save_parameters(layer_t *layer, const FLT_IO_PARAMETER_BLOCK *current)
 
 cdef void misused(const callback_t *callback, operation_t *op, int status) noexcept nogil:
     """A pre callback returned what is not legal here: its instance is told, the operation goes by on_error."""
+    revert_to_self()
     with gil:
         report_misuse(callback, op, status)
     op.data.IoStatus.Status = STATUS_FLT_INTERNAL_ERROR
@@ -216,6 +218,8 @@ cdef bint walk_down(operation_t *op) noexcept nogil:
         op.shown = op.current
         op.shown.TargetInstance = instance
         op.data.Flags &= ~<uint32_t>FLTFL_CALLBACK_DATA_DIRTY
+        if not callback.flags & <uint32_t>CALLBACK_AS_ANYBODY:
+            revert_to_self()
         status = callback.pre(&op.data, &related, &layer.context)
         if op.data.Flags & <uint32_t>FLTFL_CALLBACK_DATA_DIRTY and (
                 status == FLT_PREOP_SUCCESS_WITH_CALLBACK or status == FLT_PREOP_SUCCESS_NO_CALLBACK
@@ -277,6 +281,8 @@ cdef void walk_up(operation_t *op) noexcept nogil:
         op.shown = op.current
         op.shown.TargetInstance = callback.instance
         succeeded = NT_SUCCESS(op.data.IoStatus.Status)
+        if not callback.flags & <uint32_t>CALLBACK_AS_ANYBODY:
+            revert_to_self()
         status = callback.post(&op.data, &related, layer.context, 0)
         if status == FLT_POSTOP_DISALLOW_FSFILTER_IO and refuses_fast_io(op, FLT_PREOP_DISALLOW_FSFILTER_IO):
             refuse_fast_io(op)

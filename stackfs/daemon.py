@@ -197,6 +197,7 @@ class Mounted:
     """One mounted volume, from its first descriptor to its last."""
 
     def __init__(self, config: MountConfig, ready: Callable[[], None], descriptors: int) -> None:
+        from stackfs.cext import impersonation
         from stackfs.cext.requests import Volume as CoreVolume
         from stackfs.manager import FilterManager
 
@@ -207,11 +208,16 @@ class Mounted:
         self.operations: Any = None
         self.lane_started = False
         self.ended = trio.Event()
+        self._stack_checks = config.options.permissions == "stack"
+        reason = impersonation.unavailable() if self._stack_checks else ""
+        if reason:
+            raise StackfsError(f"option permissions=stack: {reason}", ExitCode.PERMISSION)
         self._root = os.open(config.source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.core = CoreVolume(
             self._root,
-            entry_timeout=CACHE_SECONDS,
-            attr_timeout=CACHE_SECONDS,
+            entry_timeout=0.0 if self._stack_checks else CACHE_SECONDS,
+            attr_timeout=0.0 if self._stack_checks else CACHE_SECONDS,
+            check_permissions=self._stack_checks,
             direct_io=config.options.cache == "strict",
             descriptor_limit=max(64, min(65536, (descriptors - RESERVED_DESCRIPTORS) // 2)),
         )
@@ -267,11 +273,13 @@ class Mounted:
             flags=options,
             subtype=options.subtype,
             allow_other=options.allow_other,
+            default_permissions=not self._stack_checks,
         )
         fd = await trio.to_thread.run_sync(mounting.mount, self.config.mountpoint, settings)
         try:
             self.device = Device(fd, self.core, lanes=options.lanes, max_write=options.max_write or 0,
-                                 cache_symlinks=options.cache == "normal")  # fmt: skip
+                                 cache_symlinks=options.cache == "normal" and not self._stack_checks,
+                                 stack_checks=self._stack_checks)  # fmt: skip
             self.operations = irp_lane.start(self.device, self.core)
             self.lane_started = True
             self.device.start()
@@ -444,6 +452,7 @@ class Mounted:
             "uptime_seconds": round(time.time() - self.started_at, 1),
             "log": "stderr" if self.config.foreground else log_path(self.config),
             "cache": options.cache,
+            "permissions": options.permissions,
             "lanes": {
                 "mode": options.lanes,
                 "bypass": "off",

@@ -195,7 +195,7 @@ def test_nothing_is_forwarded_before_init(wire: Wire) -> None:
 
 def test_max_write_follows_the_policy(tmp_path: Path) -> None:
     kernel, ours = pair()
-    device = Device(ours.detach(), volume(tmp_path), max_write=100_000, posix_acl=False)
+    device = Device(ours.detach(), volume(tmp_path), max_write=100_000, stack_checks=True)
     assert device.max_write == 98_304
     device.close()
     kernel.close()

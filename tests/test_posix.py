@@ -66,6 +66,17 @@ def test_answers_are_those_of_the_plain_directory(drive: Callable[..., Drive], u
     assert not wrong, json.dumps(wrong, indent=1)
 
 
+@pytest.mark.parametrize("user", USERS)
+def test_answers_are_the_same_when_the_stack_checks(drive: Callable[..., Drive], lanes: str, user: str) -> None:
+    made = drive("filter=passthrough", "allow_other", "suid", "permissions=stack")
+    prepare(made.src / "mounted", *USERS[user][:2])
+    prepare(made.src / "plain", *USERS[user][:2])
+    expected = answers(made.src / "plain", USERS[user])
+    found = answers(made.mnt / "mounted", USERS[user])
+    wrong = {name: (found.get(name), expected[name]) for name in expected if found.get(name) != expected[name]}
+    assert not wrong, json.dumps(wrong, indent=1)
+
+
 def test_a_directory_of_100_000_names_is_listed_once_each(drive: Callable[..., Drive]) -> None:
     made = drive()
     (made.src / "many").mkdir()
