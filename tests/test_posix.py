@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -46,6 +47,34 @@ def prepare(top: Path, uid: int, gid: int) -> None:
     (others / "acl").write_text("theirs")
     os.chmod(others / "acl", 0o600)
     run("setfacl", "-m", "u:1000:r,g:1000:rw,m::rw", others / "acl")
+
+
+    prepare_closed(top / "closed")
+
+
+def prepare_closed(closed: Path) -> None:
+    """Directories that may be listed but not searched, and so on; programs that may be executed but not read."""
+    closed.mkdir()
+    for name, mode, owner in (
+        ("list", 0o744, (0, 0)), ("search", 0o711, (0, 0)), ("none", 0o700, (0, 0)), ("write", 0o733, (0, 0)),
+        ("groups", 0o750, (0, 3000)), ("hole", 0o707, (0, 1000)), ("acl", 0o700, (0, 0)),
+    ):  # fmt: skip
+        directory = closed / name
+        directory.mkdir()
+        (directory / "f").write_text("theirs")
+        os.chmod(directory / "f", 0o666)
+        (directory / "d").mkdir()
+        (directory / "l").symlink_to("f")
+        os.setxattr(directory, "user.secret", b"1")
+        os.chown(directory, *owner)
+        os.chmod(directory, mode)
+    run("setfacl", "-m", "u:1000:r,g:3000:rx,u:4000:wx", closed / "acl")
+    for name, mode, owner in (("run", 0o711, (0, 0)), ("readable", 0o644, (0, 0)), ("run_group", 0o710, (0, 1000)),
+                              ("run_owner", 0o700, (2000, 0)), ("run_acl", 0o700, (0, 0))):  # fmt: skip
+        shutil.copy("/bin/true", closed / name)
+        os.chown(closed / name, *owner)
+        os.chmod(closed / name, mode)
+    run("setfacl", "-m", "u:4000:x,g:3000:x", closed / "run_acl")
 
 
 def answers(directory: Path, who: tuple[int, ...]) -> dict[str, object]:
