@@ -5,7 +5,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from stackfs.cext.callback_data cimport FILE_OBJECT, FLT_INSTANCE, FLT_VOLUME, REQUESTOR, node_t, statx_t
 from stackfs.cext.handles cimport handle_t
-from stackfs.cext.stack cimport Stack, operation_t
+from stackfs.cext.stack cimport Stack, callback_list_t, operation_t
 
 ctypedef struct fuse_in_t:               # the request's fixed part, decoded from the wire (only the fields its opcode has)
     uint64_t fh
@@ -55,6 +55,7 @@ cdef struct vfs_request_t:
     uint64_t out_generation
     uint64_t out_fh
     uint32_t out_open_flags              # FOPEN_*
+    int32_t out_backing_id               # with FOPEN_PASSTHROUGH
     statx_t info                         # entry and attributes
     double entry_timeout, attr_timeout   # seconds
     # what the base found
@@ -66,6 +67,7 @@ cdef struct vfs_request_t:
     int started                          # operations begun so far
     int resumable                        # the current step's operation has begun and stopped
     int opened                           # the plan's CREATE has succeeded: CLEANUP and CLOSE are owed
+    int bypass_vetoed                    # a filter does not want this open bypassed
     int failed                           # NTSTATUS of the step that failed
     FILE_OBJECT *file
     FILE_OBJECT synthesised
@@ -73,7 +75,8 @@ cdef struct vfs_request_t:
     node_t *node                         # the node it goes by, with a reference
     node_t *directory
     node_t *directory2
-    const FLT_INSTANCE *failed_by
+    const FLT_INSTANCE *failed_by        # the instance whose post failed the CREATE that the base had carried out
+    callback_list_t *failed_list         # the CREATE's, kept so that failed_by lives until the file is closed below it
     operation_t operation
 
 cdef vfs_request_t *request_new(FLT_VOLUME *volume) noexcept nogil        # from a pool, zeroed; NULL: no memory
