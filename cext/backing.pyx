@@ -786,10 +786,13 @@ cdef int64_t perform_control(backing_t *backing, vfs_request_t *request, operati
 cdef int64_t query(backing_t *backing, vfs_request_t *request, FLT_IO_PARAMETER_BLOCK *p, FILE_OBJECT *file) noexcept nogil:
     """Attributes: of a name (LOOKUP: the inode becomes the request's entry), of a node, of an open file."""
     cdef statx_t *info = p.Parameters.QueryFile.Info
+    cdef int result
     if p.FileName.Length and file.Directory is not NULL and p.MajorFunction == IRP_MJ_QUERY_OPEN:
         return look_up(backing, request, p, file)
     if request.opcode == FUSE_ACCESS:
-        return may_access(backing, file.Node, <int>request.arguments.mode)
+        result = may_access(backing, file.Node, <int>request.arguments.mode)
+        if result < 0:
+            return result
     if request.info_known and info == &request.info:
         return 0
     return stat_file(backing, file, info)
