@@ -144,6 +144,7 @@ cdef void operation_end(operation_t *op) noexcept nogil:
         stackfs_add(&op.list.references, -1)
         op.list = NULL
     if op.keep is not NULL:
+        revert_to_self()                 # whatever is freed may run Python
         with gil:
             Py_XDECREF(op.keep)
         op.keep = NULL

@@ -157,12 +157,12 @@ def test_the_defaults_are_safe() -> None:
 
 
 def test_only_one_checks_permissions() -> None:
-    """default_permissions is permissions=kernel, said twice or beside it; the stack and the kernel exclude each other."""
+    """default_permissions is permissions=kernel in other words, and excludes the other."""
     assert parse_options(["default_permissions,permissions=kernel"]).permissions == "kernel"
     for line in ("permissions=stack,default_permissions", "default_permissions,permissions=stack"):
-        with pytest.raises(UsageError, match="^options 'permissions=stack' and 'default_permissions' exclude each other"):
+        with pytest.raises(UsageError, match=r"^options 'permissions=stack' and 'default_permissions' exclude each"):
             parse_options([line])
-    with pytest.raises(UsageError, match="^options 'permissions=stack' and 'dev' exclude each other"):
+    with pytest.raises(UsageError, match=r"^options 'permissions=stack' and 'dev' exclude each other"):
         parse_options(["dev", "permissions=stack"])
     assert parse_options(["permissions=stack,default_permissions,permissions=kernel"]).permissions == "kernel"
 

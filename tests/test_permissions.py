@@ -197,7 +197,7 @@ def test_users_at_the_same_time_are_not_mixed_up(drive: Callable[..., Drive], la
         (made.src / f"open{uid}").write_text("x")
         os.chown(made.src / str(uid), uid, uid)
         os.chown(made.src / f"open{uid}", uid, uid)
-    became = "import os, sys; me = int(sys.argv[2]); os.setgroups([]); os.setresgid(me, me, me); os.setresuid(me, me, me)"
+    became = "import os, sys; me = int(sys.argv[2]); os.setgroups([]); os.setresgid(*[me] * 3); os.setresuid(*[me] * 3)"
     running = [
         subprocess.Popen(["timeout", "-s", "KILL", "60", "/usr/bin/python3", "-c", f"{became}\n{MIXED}", str(made.mnt),
                           str(uid)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/")
