@@ -42,7 +42,8 @@ class Device:
         max_write: bytes, 0 for the largest that the socket pair and the kernel carry (1 MiB at most); a smaller
         number is rounded down to whole pages. The flags are what is asked for at INIT; what the kernel does not
         offer is done without (negotiated tells). stack_checks: permissions=stack, so nothing that makes the kernel
-        check by itself, or look up what nobody asked for. Raises OSError, also when net.core.wmem_max is too small to mount.
+        check by itself, or look up what nobody asked for. Raises OSError, also when net.core.wmem_max is too small
+        to mount.
         """
 
     # The lane

@@ -110,7 +110,8 @@ def _read_toml(source: str) -> volume_toml.VolumeToml:
     except UsageError as error:
         if source.endswith(".toml"):
             raise
-        raise UsageError(f"source {source} is a file and no directory, so it is read as a volume TOML: {error}") from None
+        words = f"source {source} is a file and no directory, so it is read as a volume TOML: {error}"
+        raise UsageError(words) from None
 
 
 def _places(
