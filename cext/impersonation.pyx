@@ -22,10 +22,10 @@ of them is guarded by one mutex, which is not held across a system call.
 
 cimport cython
 from libc.errno cimport EIO, ENOMEM
-from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc, strtoul, strtoull
-from libc.string cimport memcmp, memcpy, strstr
+from libc.string cimport memcmp, strstr
 from posix.time cimport clock_gettime, timespec
 
 from stackfs.cext.callback_data cimport REQUESTOR
