@@ -13,8 +13,9 @@ cdef struct backing_t:
     bypass_t *bypass
     uint32_t device                      # the root's: inode numbers of other devices are told apart
     int sync_all                         # -o sync
+    int checks                           # permissions=stack: system calls are made with the caller's rights
 
-cdef backing_t *backing_new(int root_fd, uint32_t descriptor_limit) noexcept nogil      # owns root_fd; NULL with errno set
+cdef backing_t *backing_new(int root_fd, uint32_t descriptor_limit, int checks) noexcept nogil     # owns root_fd; NULL with errno set
 cdef void backing_free(backing_t *backing) noexcept nogil
 # Carries an operation out (FLT_VOLUME.base): fills data.IoStatus and the request's results. With op.would_block == 1 it
 # does not wait: it then sets op.would_block = 2 and has done nothing.

@@ -2,15 +2,18 @@
 
 Every name is one component, looked up under a directory's descriptor with no link followed, so no name leads outside.
 What goes by inode uses an O_PATH descriptor from the inode table, through /proc/self/fd where the system call takes
-none. Permissions were checked by the kernel (default_permissions); what is created for a caller is created with that
-caller's credentials (credentials.pyx).
+none. With permissions=kernel the kernel has checked permissions above (default_permissions), and only what is created
+for a caller is created with that caller's credentials (credentials.pyx). With permissions=stack (backing.checks) nobody
+has: backing_perform() takes the caller's rights first (impersonation.pyx), and every system call that can refuse
+something is refused as it would be to the caller himself. What the daemon needs for itself it does by its own.
 
 backing_perform() runs without the GIL on any thread, takes no lock of its own and holds none across a system call.
 Where it would have to wait for the disk and the operation may not (op.would_block == 1), it does nothing and says so.
 """
 
 cimport cython
-from libc.errno cimport EACCES, EAGAIN, EBADF, EEXIST, EINTR, EINVAL, EMFILE, ENAMETOOLONG, ENOENT, ENOMEM, EPERM, errno
+from libc.errno cimport (
+    EACCES, EAGAIN, EBADF, EEXIST, EINTR, EINVAL, EMFILE, ENAMETOOLONG, ENOENT, ENOMEM, ENOSYS, EPERM, errno)
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
@@ -29,6 +32,8 @@ from stackfs.cext.callback_data cimport (
     SECURITY_PARAMETERS, SET_FILE_PARAMETERS, node_t, statx_t)
 from stackfs.cext.credentials cimport add_group, assume, credentials_t, drop_fsetid, restore
 from stackfs.cext.handles cimport handle_t, handles_free, handles_new
+from stackfs.cext.impersonation cimport (
+    finish_impersonating, impersonate, revert_to_self, step_aside, step_back)
 from stackfs.cext.inode_table cimport (
     descriptors_shed, identify, identity_t, make_id, name_moved, name_of, name_pin, name_removed, name_unpin,
     node_close, node_found, node_is, node_open, node_put, table_free, table_new)
@@ -52,6 +57,13 @@ cdef extern from *:
     #include <sys/xattr.h>
     #include <unistd.h>
     #include <errno.h>
+    /* faccessat2(2), of Linux 5.8: access(2) and faccessat(2) ask for the real user, who is the daemon's. */
+    #ifndef SYS_faccessat2
+    #define SYS_faccessat2 439
+    #endif
+    static inline int stackfs_access(int fd, int mode) {
+        return (int)syscall(SYS_faccessat2, fd, "", mode, AT_EMPTY_PATH | AT_EACCESS);
+    }
     static inline long stackfs_getdents(int fd, void *buffer, size_t size) {
         return syscall(SYS_getdents64, fd, buffer, size);
     }
@@ -106,6 +118,7 @@ cdef extern from *:
     ssize_t listxattr(const char *path, char *list, size_t size) nogil
     int setxattr(const char *path, const char *name, const void *value, size_t size, int flags) nogil
     int removexattr(const char *path, const char *name) nogil
+    int stackfs_access(int fd, int mode) nogil
     long stackfs_getdents(int fd, void *buffer, size_t size) nogil
     ssize_t stackfs_read_cached(int fd, void *buffer, size_t size, int64_t offset) nogil
     ssize_t stackfs_append(int fd, const void *buffer, size_t size) nogil
@@ -114,6 +127,8 @@ cdef extern from *:
 
 cdef enum:
     FUSE_LOOKUP = 1
+    FUSE_ACCESS = 34
+    FMODE_EXEC = 0x20                    # the kernel's mark on the open of an execve(2); open(2) lets nobody else set it
     FUSE_WRITE_CACHE = 1
     FUSE_WRITE_KILL_SUIDGID = 4
     FUSE_SETXATTR_ACL_KILL_SGID = 1
@@ -122,10 +137,11 @@ cdef enum:
     FATTR_MTIME = 1 << 5
     FATTR_ATIME_NOW = 1 << 7
     FATTR_MTIME_NOW = 1 << 8
+    MAY_EXECUTE = 1                      # X_OK
     PROC_PATH = 32                       # "/proc/self/fd/2147483647"
 
 
-cdef backing_t *backing_new(int root_fd, uint32_t descriptor_limit) noexcept nogil:
+cdef backing_t *backing_new(int root_fd, uint32_t descriptor_limit, int checks) noexcept nogil:
     cdef backing_t *backing = <backing_t *>calloc(1, cython.sizeof(backing_t))
     cdef statx_t found
     cdef identity_t what
@@ -136,6 +152,7 @@ cdef backing_t *backing_new(int root_fd, uint32_t descriptor_limit) noexcept nog
         return NULL
     identify(&found, &what)
     backing.device = what.device
+    backing.checks = checks
     backing.bypass = bypass_new()
     backing.nodes = table_new(root_fd, &what, descriptor_limit)
     backing.handles = handles_new()
@@ -201,6 +218,18 @@ cdef int stat_file(backing_t *backing, const FILE_OBJECT *file, statx_t *info) n
     if file.Node is NULL:
         return -EBADF
     return stat_node(backing, file.Node, info)
+
+
+cdef int may_access(backing_t *backing, node_t *node, int mode) noexcept nogil:
+    """R_OK, W_OK, X_OK: for whom this thread is."""
+    cdef int fd = node_open(backing.nodes, node)
+    cdef int result = 0
+    if fd < 0:
+        return fd
+    if stackfs_access(fd, mode & 7) != 0:
+        result = -errno if errno != ENOSYS else -EACCES
+    node_close(backing.nodes, node)
+    return result
 
 
 cdef int found_below(backing_t *backing, vfs_request_t *request, int directory_fd, node_t *directory, const FILE_NAME *name,
@@ -288,6 +317,19 @@ cdef int open_node(backing_t *backing, node_t *node, int flags) noexcept nogil:
     return opened
 
 
+cdef int open_to_execute(backing_t *backing, node_t *node, int flags) noexcept nogil:
+    """execve(2): the caller needs the right to execute, not to read. It is the kernel that reads."""
+    cdef int result = may_access(backing, node, MAY_EXECUTE)
+    cdef bint aside
+    if result < 0:
+        return result
+    aside = step_aside()
+    result = open_node(backing, node, flags)
+    if aside:
+        step_back()
+    return result
+
+
 cdef int create_under(backing_t *backing, vfs_request_t *request, operation_t *op, const FLT_IO_PARAMETER_BLOCK *p,
                       FILE_OBJECT *file) noexcept nogil:
     """mkdir, mknod and create: by name under a directory, as the caller."""
@@ -358,7 +400,9 @@ cdef int perform_create(backing_t *backing, vfs_request_t *request, operation_t 
     flags = <int>p.Parameters.Create.OpenFlags
     if file.Flags & FO_DIRECTORY:
         flags = O_RDONLY | O_DIRECTORY
-    if request.arguments.open_flags & 1 and flags & O_TRUNC:       # FUSE_OPEN_KILL_SUIDGID
+    if backing.checks and flags & FMODE_EXEC and flags & O_ACCMODE == O_RDONLY and not file.Flags & FO_DIRECTORY:
+        fd = open_to_execute(backing, file.Node, flags)
+    elif request.arguments.open_flags & 1 and flags & O_TRUNC:     # FUSE_OPEN_KILL_SUIDGID
         fd = node_open(backing.nodes, file.Node)
         if fd < 0:
             return fd
@@ -755,14 +799,54 @@ cdef int64_t perform_control(backing_t *backing, vfs_request_t *request, operati
 cdef int64_t query(backing_t *backing, vfs_request_t *request, FLT_IO_PARAMETER_BLOCK *p, FILE_OBJECT *file) noexcept nogil:
     """Attributes: of a name (LOOKUP: the inode becomes the request's entry), of a node, of an open file."""
     cdef statx_t *info = p.Parameters.QueryFile.Info
+    cdef int result
     if p.FileName.Length and file.Directory is not NULL and p.MajorFunction == IRP_MJ_QUERY_OPEN:
         return look_up(backing, request, p, file)
+    if request.opcode == FUSE_ACCESS:
+        result = may_access(backing, file.Node, <int>request.arguments.mode)
+        if result < 0:
+            return result
     if request.info_known and info == &request.info:
         return 0
     return stat_file(backing, file, info)
 
 
+cdef int take_rights(vfs_request_t *request, const operation_t *op) noexcept nogil:
+    """Whose rights this operation needs: the caller's, unless it is known to need others, or none. A negative errno, or 0."""
+    cdef const FLT_IO_PARAMETER_BLOCK *p = &op.current
+    cdef uint8_t major = p.MajorFunction
+    if major == IRP_MJ_READ or major == IRP_MJ_FLUSH_BUFFERS or major == IRP_MJ_CLEANUP or major == IRP_MJ_CLOSE or \
+            major == IRP_MJ_DIRECTORY_CONTROL or major == IRP_MJ_QUERY_VOLUME_INFORMATION:
+        return 0                         # nothing is asked of whoever has the file open
+    if major == IRP_MJ_FILE_SYSTEM_CONTROL and p.Parameters.Control.ControlCode != FSCTL_SET_REPARSE_POINT:
+        return 0                         # nor of whoever has reached a symbolic link, or has opened a file
+    if (major == IRP_MJ_NETWORK_QUERY_OPEN or major == IRP_MJ_QUERY_INFORMATION) and request.opcode != FUSE_ACCESS:
+        return 0                         # nor of whoever has reached it
+    if request.within_listing:
+        revert_to_self()                 # the kernel's own reading ahead: it believes the answer for no time at all
+        return 0
+    if major == IRP_MJ_SET_SECURITY and p.Parameters.Security.SecurityInformation == DACL_SECURITY_INFORMATION and \
+            p.Parameters.Security.KillSetId:
+        revert_to_self()                 # the kernel takes set-id bits off what somebody may write who may not chmod it
+        return 0
+    return impersonate(op.data.Thread)
+
+
 cdef void backing_perform(operation_t *op) noexcept nogil:
+    cdef int result
+    if not (<backing_t *>op.volume.backing).checks:
+        perform(op)
+        return
+    result = take_rights(<vfs_request_t *>op.request, op)
+    if result == 0:
+        perform(op)
+    else:
+        op.data.IoStatus.Status = errno_to_nt(-result)
+        op.data.IoStatus.Information = 0
+    finish_impersonating()
+
+
+cdef void perform(operation_t *op) noexcept nogil:
     cdef backing_t *backing = <backing_t *>op.volume.backing
     cdef vfs_request_t *request = <vfs_request_t *>op.request
     cdef FLT_IO_PARAMETER_BLOCK *p = &op.current

@@ -32,6 +32,7 @@ from stackfs.cext.backing cimport backing_t
 from stackfs.cext.callback_data cimport FLT_RELATED_OBJECTS, FO_BYPASSED, FO_COUNTED, FO_ON_BACKING_ID, node_t
 from stackfs.cext.includes.fuse_wire cimport (
     FOPEN_DIRECT_IO, FOPEN_PASSTHROUGH, FUSE_DEV_IOC_BACKING_CLOSE, FUSE_DEV_IOC_BACKING_OPEN, fuse_backing_map)
+from stackfs.cext.impersonation cimport revert_to_self
 from stackfs.cext.inode_table cimport node_t
 from stackfs.cext.includes.pthread cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock)
@@ -64,6 +65,7 @@ cdef int32_t backing_open(bypass_t *bypass, int device, int fd) noexcept nogil:
     """A backing id, or 0: the kernel refuses, and nothing is tried from then on."""
     cdef fuse_backing_map map
     cdef int id
+    revert_to_self()                     # the kernel keeps the rights of the one that asks, for all who share the id
     memset(&map, 0, sizeof(map))
     map.fd = fd
     id = ioctl(device, FUSE_DEV_IOC_BACKING_OPEN, &map)

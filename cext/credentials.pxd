@@ -12,7 +12,8 @@ ctypedef struct credentials_t:
 
 # Become the caller for one creating system call: fsuid, fsgid, the supplementary group the kernel named, umask.
 # Permissions were checked above (default_permissions), so the right to override them is kept; the right to keep
-# set-id bits (CAP_FSETID) is not, unless the caller is root.
+# set-id bits (CAP_FSETID) is not, unless the caller is root. A thread that has the caller's rights already
+# (impersonation.pxd) only takes the umask.
 cdef void assume(credentials_t *saved, const REQUESTOR *who, uint32_t umask) noexcept nogil
 cdef void restore(credentials_t *saved) noexcept nogil
 # Give up CAP_FSETID around one write, truncate or chown, so that the backing filesystem clears set-id bits as for the caller.

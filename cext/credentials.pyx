@@ -10,6 +10,7 @@ Without root nothing is changed but the umask: everything belongs to the user wh
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from stackfs.cext.callback_data cimport REQUESTOR
+from stackfs.cext.impersonation cimport impersonating
 
 
 cdef extern from *:
@@ -98,7 +99,7 @@ cdef void assume(credentials_t *saved, const REQUESTOR *who, uint32_t mask) noex
     saved.umask = umask(mask)
     saved.without_fsetid = 0
     saved.assumed = 1
-    if not is_root or (who.uid == 0 and who.gid == 0):
+    if not is_root or (who.uid == 0 and who.gid == 0) or impersonating():
         return
     saved.assumed = 2
     if who.group >= 0:
@@ -113,8 +114,8 @@ cdef void assume(credentials_t *saved, const REQUESTOR *who, uint32_t mask) noex
 cdef void drop_fsetid(credentials_t *saved, int64_t group) noexcept nogil:
     saved.assumed = 0
     saved.changed_groups = 0
-    saved.without_fsetid = is_root
-    if not is_root:
+    saved.without_fsetid = is_root and not impersonating()     # whoever has to lose it has it no more
+    if not saved.without_fsetid:
         return
     stackfs_capset(effective_set & ~STACKFS_FSETID, permitted_set, inheritable_set)
     if group > 0:

@@ -30,7 +30,7 @@ class Device:
         *,
         lanes: str = "auto",
         max_write: int = 0,
-        posix_acl: bool = True,
+        stack_checks: bool = False,
         cache_symlinks: bool = True,
         direct_io_allow_mmap: bool = True,
         passthrough: bool = False,
@@ -42,7 +42,9 @@ class Device:
         fast I/O; "irp": every request that pyfuse3 has a handler for is forwarded to it.
         max_write: bytes, 0 for the largest that the socket pair and the kernel carry (1 MiB at most); a smaller
         number is rounded down to whole pages. The flags are what is asked for at INIT; what the kernel does not
-        offer is done without (negotiated tells). Raises OSError, also when net.core.wmem_max is too small to mount.
+        offer is done without (negotiated tells). stack_checks: permissions=stack, so nothing that makes the kernel
+        check by itself, or look up what nobody asked for. Raises OSError, also when net.core.wmem_max is too small
+        to mount.
         """
 
     # The lane

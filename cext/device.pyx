@@ -116,7 +116,7 @@ cdef object raise_errno(int error, str what):
 cdef class Device:
     """One FUSE connection. Owns the fd from the constructor on (see device.pyi for start and end)."""
 
-    def __cinit__(self, int fd, Volume volume not None, *, str lanes="auto", uint32_t max_write=0, bint posix_acl=True,
+    def __cinit__(self, int fd, Volume volume not None, *, str lanes="auto", uint32_t max_write=0, bint stack_checks=False,
                   bint cache_symlinks=True, bint direct_io_allow_mmap=True, bint passthrough=False, bint writeback=False):
         cdef device_t *device = device_new()
         cdef readers_t *readers
@@ -147,11 +147,15 @@ cdef class Device:
         readers.settings.page_size = page
         readers.buffer_size = device.link.answer_max = readers.settings.max_write + page
         wanted = (FUSE_ASYNC_READ | FUSE_ATOMIC_O_TRUNC | FUSE_BIG_WRITES | FUSE_DONT_MASK | FUSE_AUTO_INVAL_DATA
-                  | FUSE_DO_READDIRPLUS | FUSE_ASYNC_DIO | FUSE_PARALLEL_DIROPS | FUSE_MAX_PAGES
+                  | FUSE_ASYNC_DIO | FUSE_PARALLEL_DIROPS | FUSE_MAX_PAGES
                   | FUSE_HANDLE_KILLPRIV_V2 | FUSE_SETXATTR_EXT | FUSE_INIT_EXT | FUSE_CREATE_SUPP_GROUP
                   | FUSE_NO_EXPORT_SUPPORT)
-        if posix_acl:
-            wanted |= FUSE_POSIX_ACL
+        if not stack_checks:
+            # POSIX_ACL brings the kernel's own permission checks along. READDIRPLUS looks up every name for the
+            # kernel's caches, which believe nothing while the stack checks.
+            wanted |= FUSE_POSIX_ACL | FUSE_DO_READDIRPLUS
+            if readers.serve_all:
+                wanted |= FUSE_READDIRPLUS_AUTO         # pyfuse3 has no handler for the plain READDIR that it brings
         if cache_symlinks:
             wanted |= FUSE_CACHE_SYMLINKS
         if direct_io_allow_mmap:
@@ -160,8 +164,6 @@ cdef class Device:
             wanted |= FUSE_WRITEBACK_CACHE
         elif passthrough and readers.serve_all:           # pyfuse3 cannot give an open a backing id
             wanted |= FUSE_PASSTHROUGH
-        if readers.serve_all:
-            wanted |= FUSE_READDIRPLUS_AUTO             # pyfuse3 has no handler for the plain READDIR that it brings
         readers.settings.wanted = wanted
         readers.ready_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         readers.deadlock_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)

@@ -15,13 +15,14 @@ call. Functions take and release it themselves; those named *_locked expect it h
 """
 
 cimport cython
-from libc.errno cimport EMFILE, ENAMETOOLONG, ENOENT, ENOMEM, ESTALE, errno
+from libc.errno cimport EACCES, EMFILE, ENAMETOOLONG, ENOENT, ENOMEM, ESTALE, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from stackfs.cext.stack cimport FLT_VOLUME  # no-cython-lint: completes the struct
 from libc.string cimport memcmp, memcpy, memmove, memset
 
 from stackfs.cext.callback_data cimport FILE_OBJECT, FLT_CALLBACK_DATA, FLT_RELATED_OBJECTS, statx_t
+from stackfs.cext.impersonation cimport step_aside, step_back
 
 
 cdef extern from "<pthread.h>" nogil:
@@ -514,6 +515,17 @@ cdef int by_other_name(inode_table_t *table, node_t *node, const node_t *tried, 
     return error
 
 
+cdef int open_path(inode_table_t *table, int parent_fd, const char *name) noexcept nogil:
+    """A descriptor or a negative errno."""
+    cdef int fd
+    while True:
+        fd = openat(parent_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+        if fd >= 0:
+            return fd
+        if errno != EMFILE or descriptors_shed(table) == 0:
+            return -errno
+
+
 cdef int open_below(inode_table_t *table, node_t *node, const node_t *parent, int parent_fd) noexcept nogil:
     """Opens a node by its names in a directory, if one of them still leads to it. In use from then on."""
     cdef char text[256]
@@ -538,11 +550,12 @@ cdef int open_below(inode_table_t *table, node_t *node, const node_t *parent, in
         if name is NULL:
             return error
         at += 1
-        fd = openat(parent_fd, text, O_PATH | O_NOFOLLOW | O_CLOEXEC)
-        while fd < 0 and errno == EMFILE and descriptors_shed(table):
-            fd = openat(parent_fd, text, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+        fd = open_path(table, parent_fd, text)
+        if fd == -EACCES and step_aside():           # our own need, not the caller's: it grants nothing
+            fd = open_path(table, parent_fd, text)
+            step_back()
         if fd < 0:
-            error = -ESTALE if errno == ENOENT else -errno       # ENOENT: taken away beside the mount
+            error = -ESTALE if fd == -ENOENT else fd     # ENOENT: taken away beside the mount
             continue
         if statx(fd, b"", AT_EMPTY_PATH, STATX_INO | STATX_TYPE | STATX_BTIME, &found) == 0:
             identify(&found, &what)

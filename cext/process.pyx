@@ -19,6 +19,7 @@ from libc.string cimport memcpy, memset, strstr
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from stackfs.cext.callback_data cimport REQUESTOR
+from stackfs.cext.impersonation cimport step_aside, step_back
 
 
 cdef extern from "<pthread.h>" nogil:
@@ -67,6 +68,15 @@ cdef inline int64_t monotonic() noexcept nogil:
     return <int64_t>time.tv_sec * <int64_t>1_000_000_000 + time.tv_nsec
 
 
+cdef int open_proc(const char *path) noexcept nogil:
+    """/proc may hide others' processes from the caller whose rights this thread has."""
+    cdef int fd = open(path, O_RDONLY | O_CLOEXEC)
+    if fd < 0 and step_aside():
+        fd = open(path, O_RDONLY | O_CLOEXEC)
+        step_back()
+    return fd
+
+
 cdef uint32_t read_pid(uint32_t tid) noexcept nogil:
     """Tgid of /proc/TID/status."""
     cdef char path[40]
@@ -75,7 +85,7 @@ cdef uint32_t read_pid(uint32_t tid) noexcept nogil:
     cdef char *line
     cdef int fd
     snprintf(path, sizeof(path), b"/proc/%u/status", tid)
-    fd = open(path, O_RDONLY | O_CLOEXEC)
+    fd = open_proc(path)
     if fd < 0:
         return 0
     length = pread(fd, text, sizeof(text) - 1, 0)
@@ -129,7 +139,7 @@ cdef entry_t *enter(set_t *group, uint32_t tid, int64_t now) noexcept nogil:
     cdef entry_t *place = NULL
     cdef entry_t *candidate
     snprintf(path, sizeof(path), b"/proc/%u/comm", tid)
-    fd = open(path, O_RDONLY | O_CLOEXEC)
+    fd = open_proc(path)
     if fd < 0:
         return NULL
     pid = read_pid(tid)
@@ -244,7 +254,7 @@ cdef bint requestor_in_group(const REQUESTOR *who, uint32_t gid) noexcept nogil:
     if who.tid == 0:
         return False
     snprintf(path, sizeof(path), b"/proc/%u/status", who.tid)
-    fd = open(path, O_RDONLY | O_CLOEXEC)
+    fd = open_proc(path)
     if fd < 0:
         return False
     found = lists_group(fd, gid)

@@ -26,6 +26,7 @@ from stackfs.cext.answers cimport ANSWER_SCRATCH, answer_encode, answer_listing,
 from stackfs.cext.backing cimport backing_t
 from stackfs.cext.connection cimport admit, answer_error, connection_end, take_open, write_answer, write_error
 from stackfs.cext.includes.fuse_wire cimport *
+from stackfs.cext.impersonation cimport keep_impersonating, revert_to_self
 from stackfs.cext.inode_table cimport inode_table_t, node_forget
 from stackfs.cext.irp_link cimport LANE_INIT_UNIQUE, link_forward
 from stackfs.cext.requests cimport (
@@ -131,6 +132,7 @@ cdef int start_reader(readers_t *readers) noexcept nogil:
     """One more. 0, or an errno: those there are go on without it."""
     cdef reader_t *reader
     cdef int error = EAGAIN
+    revert_to_self()                     # a new thread has the rights of the one that starts it
     pthread_mutex_lock(&readers.start_lock)
     if readers.count < READERS and not load_int(&readers.stopping):
         reader = &readers.threads[readers.count]
@@ -187,6 +189,7 @@ cdef void *reader_main(void *argument) noexcept nogil:
     cdef ssize_t length
     pthread_setname_np(pthread_self(), "stackfs-read")
     readers_admit_signal()
+    keep_impersonating()
     while True:
         length = read_message(readers, reader.buffer)
         if add_int(&readers.reading, -1) == 0 and length > 0 and not load_int(&readers.connection.ended):
@@ -195,6 +198,7 @@ cdef void *reader_main(void *argument) noexcept nogil:
             break
         handle(reader, <size_t>length, &message)
         add_int(&readers.reading, 1)
+    revert_to_self()
     python_detach()
     store_int(&reader.ended, 1)
     return NULL

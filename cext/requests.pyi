@@ -23,6 +23,7 @@ class Volume:
     every instance's answers are cacheable (Stack.names_or_data_filtered). direct_io: no page cache above the stack.
     keep_cache: nothing else changes the backing directory, so an open leaves the page cache as it is. writeback: writes
     stay in it until it writes them back.
+    check_permissions (as root): the base acts with each caller's rights; time-outs have to be 0 then.
     """
 
     @property
@@ -37,6 +38,7 @@ class Volume:
         keep_cache: bool = False,
         writeback: bool = False,
         descriptor_limit: int = 4096,
+        check_permissions: bool = False,
     ) -> None: ...
     def close(self) -> None:
         """Close every descriptor. No operation may be under way, and none may begin."""

@@ -846,15 +846,16 @@ cdef class Volume:
     every instance's answers are cacheable (Stack.names_or_data_filtered). direct_io: no page cache above the stack.
     keep_cache: nothing else changes the backing directory, so an open leaves the page cache as it is. writeback: writes
     stay in it until it writes them back.
+    check_permissions (as root): the base acts with each caller's rights; time-outs have to be 0 then.
     """
 
     def __init__(self, int root_fd, *, double entry_timeout=1.0, double attr_timeout=1.0, bint direct_io=False,
-                 bint keep_cache=False, bint writeback=False,
-                 unsigned descriptor_limit=4096):
+                 bint keep_cache=False, bint writeback=False, unsigned descriptor_limit=4096,
+                 bint check_permissions=False):
         cdef backing_t *backing
         self.stack = Stack()
         with nogil:
-            backing = backing_new(root_fd, descriptor_limit)
+            backing = backing_new(root_fd, descriptor_limit, check_permissions)
         if backing is NULL:
             raise OSError(errno, "cannot use the backing directory")
         self.stack.volume.backing = backing

@@ -15,6 +15,9 @@ from stackfs.cext.ntstatus cimport NTSTATUS
 cdef enum:
     MAJOR_FUNCTIONS = 256
     INLINE_LAYERS = 12
+    # A native callback that makes no system call for which it matters who the thread is: it may then run with the
+    # rights of the caller (impersonation.pxd), which spares two changes an operation. All others run as the daemon.
+    CALLBACK_AS_ANYBODY = 0x80000000
 
 cdef struct FLT_FILTER:
     const char *Name                     # UTF-8, NUL-terminated
@@ -36,7 +39,7 @@ ctypedef struct callback_t:
     PFLT_PRE_OPERATION_CALLBACK pre      # NULL: none
     PFLT_POST_OPERATION_CALLBACK post
     FLT_INSTANCE *instance
-    uint32_t flags                       # FLTFL_OPERATION_REGISTRATION_*
+    uint32_t flags                       # FLTFL_OPERATION_REGISTRATION_*, CALLBACK_AS_ANYBODY
 
 ctypedef struct callback_list_t:
     long references                      # atomic: 1 for being published, 1 for each operation

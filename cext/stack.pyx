@@ -29,6 +29,7 @@ from stackfs.cext.callback_data cimport (
     FLT_PREOP_SYNCHRONIZE, FLT_RELATED_OBJECTS, FO_VOLUME_OPEN, IO_STATUS_BLOCK, IRP_MJ_CLEANUP, IRP_MJ_CLOSE,
     IRP_MJ_CREATE, IRP_MJ_DEVICE_CHANGE, IRP_MJ_POWER, IRP_MJ_QUERY_OPEN, IRP_MJ_READ, IRP_MJ_WRITE, IRP_NOCACHE,
     IRP_PAGING_IO, callback_data_new)
+from stackfs.cext.impersonation cimport revert_to_self
 from stackfs.cext.inode_table cimport operation_path
 from stackfs.cext.ntstatus cimport (
     NT_SUCCESS, STATUS_FLT_DISALLOW_FAST_IO, STATUS_FLT_INTERNAL_ERROR, STATUS_IO_DEVICE_ERROR, STATUS_PENDING,
@@ -143,6 +144,7 @@ cdef void operation_end(operation_t *op) noexcept nogil:
         stackfs_add(&op.list.references, -1)
         op.list = NULL
     if op.keep is not NULL:
+        revert_to_self()                 # whatever is freed may run Python
         with gil:
             Py_XDECREF(op.keep)
         op.keep = NULL
@@ -150,7 +152,7 @@ cdef void operation_end(operation_t *op) noexcept nogil:
 
 cdef inline bint skipped(const operation_t *op, const callback_t *callback) noexcept nogil:
     """The SKIP_* flags of the registration (semantics A2)."""
-    cdef uint32_t flags = callback.flags
+    cdef uint32_t flags = callback.flags & ~<uint32_t>CALLBACK_AS_ANYBODY
     cdef bint transfer = op.current.MajorFunction == IRP_MJ_READ or op.current.MajorFunction == IRP_MJ_WRITE
     if flags == 0:
         return False
@@ -243,6 +245,8 @@ cdef bint walk_down(operation_t *op) noexcept nogil:
         op.shown = op.current
         op.shown.TargetInstance = instance
         op.data.Flags &= ~<uint32_t>FLTFL_CALLBACK_DATA_DIRTY
+        if not callback.flags & <uint32_t>CALLBACK_AS_ANYBODY:
+            revert_to_self()
         before = op.data.IoStatus
         status = callback.pre(&op.data, &related, &layer.context)
         if status == FLT_PREOP_SUCCESS_WITH_CALLBACK or status == FLT_PREOP_SUCCESS_NO_CALLBACK or \
@@ -271,6 +275,7 @@ cdef bint walk_down(operation_t *op) noexcept nogil:
             op.bottom = op.index - 1
             return False
         if status != RAISED or callback.pre is not python_pre:
+            revert_to_self()
             with gil:
                 report_misuse(callback, op, "pre", status)
         if instance.PassOnError or always_goes_on(op):
@@ -305,6 +310,8 @@ cdef void walk_up(operation_t *op) noexcept nogil:
         related.FileObject = op.current.TargetFileObject
         op.shown = op.current
         op.shown.TargetInstance = callback.instance
+        if not callback.flags & <uint32_t>CALLBACK_AS_ANYBODY:
+            revert_to_self()
         op.data.Flags &= ~<uint32_t>FLTFL_CALLBACK_DATA_DIRTY
         before = op.data.IoStatus
         status = callback.post(&op.data, &related, layer.context, 0)
@@ -312,6 +319,7 @@ cdef void walk_up(operation_t *op) noexcept nogil:
             refuse_fast_io(op)
         elif status != FLT_POSTOP_FINISHED_PROCESSING:
             if status != RAISED or callback.post is not python_post:
+                revert_to_self()
                 with gil:
                     report_misuse(callback, op, "post", status)
             if callback.instance.PassOnError:

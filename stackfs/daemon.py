@@ -199,6 +199,7 @@ class Mounted:
     """One mounted volume, from its first descriptor to its last."""
 
     def __init__(self, config: MountConfig, ready: Callable[[], None], descriptors: int) -> None:
+        from stackfs.cext import impersonation
         from stackfs.cext.requests import Volume as CoreVolume
         from stackfs.manager import FilterManager
 
@@ -209,11 +210,19 @@ class Mounted:
         self.operations: Any = None
         self.lane_started = False
         self.ended = trio.Event()
+        self._stack_checks = config.options.permissions == "stack"
+        reason = impersonation.unavailable() if self._stack_checks else ""
+        if reason:
+            raise StackfsError(f"option permissions=stack: {reason}", ExitCode.PERMISSION)
+        seconds = EXCLUSIVE_SECONDS if config.options.exclusive else CACHE_SECONDS
+        if self._stack_checks:
+            seconds = 0.0  # who may search a directory is asked at every lookup
         self._root = os.open(config.source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.core = CoreVolume(
             self._root,
-            entry_timeout=EXCLUSIVE_SECONDS if config.options.exclusive else CACHE_SECONDS,
-            attr_timeout=EXCLUSIVE_SECONDS if config.options.exclusive else CACHE_SECONDS,
+            entry_timeout=seconds,
+            attr_timeout=seconds,
+            check_permissions=self._stack_checks,
             direct_io=config.options.cache == "strict",
             keep_cache=config.options.exclusive,
             writeback=config.options.writeback,
@@ -271,6 +280,7 @@ class Mounted:
             flags=options,
             subtype=options.subtype,
             allow_other=options.allow_other,
+            default_permissions=not self._stack_checks,
         )
         fd = await trio.to_thread.run_sync(mounting.mount, self.config.mountpoint, settings)
         try:
@@ -279,7 +289,8 @@ class Mounted:
                 self.core,
                 lanes=options.lanes,
                 max_write=options.max_write or 0,
-                cache_symlinks=options.cache == "normal",
+                cache_symlinks=options.cache == "normal" and not self._stack_checks,
+                stack_checks=self._stack_checks,
                 passthrough=options.bypass == "auto" and os.geteuid() == 0,
                 writeback=options.writeback,
             )
@@ -489,6 +500,7 @@ class Mounted:
             "uptime_seconds": round(time.time() - self.started_at, 1),
             "log": "stderr" if self.config.foreground else log_path(self.config),
             "cache": options.cache,
+            "permissions": options.permissions,
             "lanes": {
                 "mode": options.lanes,
                 "bypass": self._bypass(),

@@ -55,6 +55,7 @@ class MountSettings:
     subtype: str = SUBTYPE
     allow_other: bool = False
     default_permissions: bool = True
+    """The kernel checks mode bits and ACLs. Without it nobody does, unless the daemon does."""
     max_read: int = 0
     """Bytes in one READ; 0: as many as INIT settles."""
 
@@ -353,6 +354,11 @@ def mount_unprivileged(mountpoint: str, settings: MountSettings) -> int:
     if settings.allow_other and not allow_other_permitted():
         raise StackfsError(
             f"option allow_other is not allowed for users; as root: echo user_allow_other >> {FUSE_CONF}",
+            ExitCode.PERMISSION,
+        )
+    if settings.allow_other and not settings.default_permissions:
+        raise StackfsError(
+            "option permissions=stack goes with allow_other only as root: other users would get your own rights",
             ExitCode.PERMISSION,
         )
     options = [f"fsname={_fusermount_value(settings.source)}", f"subtype={_fusermount_value(settings.subtype)}"]

@@ -35,13 +35,13 @@ CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "cache": ("normal", "strict"),
     "bypass": ("auto", "off"),
     "lanes": ("auto", "irp"),
-    "permissions": ("kernel",),
+    "permissions": ("kernel", "stack"),
     "locks": ("kernel",),
     "coherence": ("none",),
 }
 """Options of few values: those this release has, the default first. bypass: both are off today."""
 
-LATER: Final = frozenset(("verifier", "permissions=stack", "locks=stack", "coherence=lease"))
+LATER: Final = frozenset(("verifier", "locks=stack", "coherence=lease"))
 """What a later release will have: refused until then."""
 
 _HINTS: Final = {
@@ -78,8 +78,8 @@ class MountOptions(MountFlags):
     """Nothing but this mount changes the backing directory: the kernel may trust what it knows for long."""
     writeback: bool = False
     """Writes stay in the page cache until it writes them back."""
-    default_permissions: bool = True
-    """Always on in this release."""
+    default_permissions: bool = False
+    """Said in so many words; it means permissions=kernel."""
     fsname: str | None = None
     """What mount(8) shows as the source; None: the backing directory."""
     subtype: str = "stackfs"
@@ -89,6 +89,7 @@ class MountOptions(MountFlags):
     bypass: str = "auto"
     lanes: str = "auto"
     permissions: str = "kernel"
+    """Who checks them: the kernel, before the stack, or the base of the stack, as the caller."""
     locks: str = "kernel"
     coherence: str = "none"
     filters: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -143,6 +144,7 @@ def add_options(options: MountOptions, string: str, base: str | None = None, whe
     try:
         for option in split(string):
             _add_option(options, option, Origin(base or os.getcwd(), where))
+        _check_permissions(options)
     except UsageError as error:
         raise UsageError(f"{where}: {error}" if where else error.message) from None
 
@@ -178,6 +180,18 @@ def _add_option(options: MountOptions, option: str, origin: Origin) -> None:
         options.filter_values.setdefault(name, {})[setting] = FilterValue("yes" if value is None else value, origin)
     else:
         raise UsageError(f"option {option!r} is not known{_hint(key)}")
+
+
+def _check_permissions(options: MountOptions) -> None:
+    if options.permissions != "stack":
+        return
+    if options.default_permissions:
+        raise UsageError("options 'permissions=stack' and 'default_permissions' exclude each other: leave one out")
+    if options.dev:
+        raise UsageError(
+            "options 'permissions=stack' and 'dev' exclude each other: the kernel opens device files without asking "
+            "anybody: leave one out"
+        )
 
 
 def _no_value(key: str, value: str | None) -> None:

@@ -15,6 +15,7 @@ import mmap
 import os
 import stat
 import struct
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -449,6 +450,51 @@ def what_others_left() -> Any:
                      attempt(os.utime, path, (1, 1)), attempt(os.setxattr, path, "user.t", b"1"),
                      attempt(os.access, path, os.R_OK), attempt(os.access, path, os.W_OK),
                      attempt(os.access, path, os.X_OK)])  # fmt: skip
+    return seen
+
+
+def execute(path: str) -> Any:
+    """The exit code, or the errno's name."""
+    return attempt(lambda: subprocess.run([path], check=False, stdin=subprocess.DEVNULL).returncode)
+
+
+def visit(path: str) -> Any:
+    """chdir(2) and back."""
+
+    def there_and_back() -> str:
+        before = os.open(".", os.O_PATH)
+        os.chdir(path)
+        os.fchdir(before)
+        os.close(before)
+        return "done"
+
+    return attempt(there_and_back)
+
+
+@row
+def what_others_closed() -> Any:
+    """Directories and programs that root prepared: what may be listed, searched, changed, entered and executed."""
+    seen: list[Any] = []
+    for name in ("list", "search", "none", "write", "groups", "hole", "acl"):
+        path = f"closed/{name}"
+        inside = f"{path}/f"
+        seen.append([name, look(path), attempt(lambda path=path: sorted(os.listdir(path))), visit(path),
+                     [attempt(os.access, path, mode) for mode in range(8)],
+                     [attempt(os.access, path, mode, effective_ids=True) for mode in range(8)],
+                     look(inside), attempt(os.access, inside, os.R_OK), take(inside), visit(f"{path}/d"),
+                     attempt(os.readlink, f"{path}/l"), attempt(os.stat, f"{path}/l") == "EACCES",
+                     attempt(put, inside, b"over"), attempt(os.truncate, inside, 2), attempt(os.chmod, inside, 0o600),
+                     attempt(os.utime, inside), attempt(os.link, inside, f"linked_{name}"),
+                     attempt(os.rename, inside, f"moved_{name}"), attempt(put, f"{path}/new"),
+                     attempt(os.mkdir, f"{path}/nd"), attempt(os.symlink, "x", f"{path}/nl"),
+                     attempt(os.rmdir, f"{path}/d"), attempt(os.unlink, f"{path}/l"),
+                     attempt(os.chmod, path, 0o777), attempt(os.utime, path, (1, 1)),
+                     attempt(os.getxattr, path, "user.secret") not in ("EACCES", "EPERM"),
+                     attempt(os.setxattr, path, "user.mine", b"1"), attempt(os.removexattr, path, "user.secret"),
+                     attempt(os.listxattr, path) in ("EACCES", "EPERM"), look(path)])  # fmt: skip
+    for name in ("run", "readable", "run_group", "run_owner", "run_acl"):
+        path = f"closed/{name}"
+        seen.append([name, execute(path), take(path) == "EACCES", attempt(os.access, path, os.X_OK), look(path)])
     return seen
 
 

@@ -106,6 +106,62 @@ def test_reads_and_writes_of_a_bypassed_file_do_not_come_to_us(bypassing: Drive)
     assert status(bypassing)["bypassed_opens"] == 0, "closed"
 
 
+def test_a_bypassed_open_is_checked_as_its_caller(drive: Callable[..., Drive]) -> None:
+    """One backing id serves all opens of an inode, whoever made it: nothing but the open itself can refuse."""
+    made = drive("permissions=stack", "allow_other")
+    if lane(made)["bypass"] != "on":
+        pytest.skip(f"bypass is {lane(made)['bypass']}")
+    (made.src / "f").write_bytes(b"x" * 4096)
+    os.chmod(made.src / "f", 0o644)
+    code = """
+import os, sys
+os.setgroups([]); os.setresgid(4000, 4000, 4000); os.setresuid(4000, 4000, 4000)
+for flags in (os.O_RDONLY, os.O_WRONLY, os.O_RDWR):
+    try:
+        fd = os.open(sys.argv[1], flags)
+        print(len(os.pread(fd, 8192, 0)))
+    except OSError as error:
+        print(os.strerror(error.errno))
+"""
+    def stranger() -> list[str]:
+        return run("/usr/bin/python3", "-c", code, made.mnt / "f").stdout.splitlines()
+
+    assert stranger() == ["4096", "Permission denied", "Permission denied"]
+    with open(made.mnt / "f", "r+b", buffering=0) as file:         # root's own, bypassed for writing meanwhile
+        file.write(b"new")
+        assert stranger() == ["4096", "Permission denied", "Permission denied"]
+        os.chmod(made.src / "f", 0o600)
+        assert stranger() == ["Permission denied"] * 3
+        assert file.write(b"still") == 5
+    os.chmod(made.src / "f", 0o646)
+    assert stranger() == ["4096", "Bad file descriptor", "4096"]
+    assert served(made, "READ") == served(made, "WRITE") == 0
+
+
+def test_a_stranger_who_opens_first_leaves_the_backing_id_to_all(drive: Callable[..., Drive]) -> None:
+    """The kernel keeps the rights of the thread that asked for an id: they are the daemon's, not the first caller's."""
+    made = drive("permissions=stack", "allow_other")
+    if lane(made)["bypass"] != "on":
+        pytest.skip(f"bypass is {lane(made)['bypass']}")
+    (made.src / "f").write_bytes(b"x" * 4096)
+    os.chmod(made.src / "f", 0o644)
+    code = """
+import os, sys
+os.setgroups([]); os.setresgid(4000, 4000, 4000); os.setresuid(4000, 4000, 4000)
+fd = os.open(sys.argv[1], os.O_RDONLY)
+print("open", flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen(["timeout", "-s", "KILL", "30", "/usr/bin/python3", "-c", code, made.mnt / "f"], cwd="/",
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:  # fmt: skip
+        assert first.stdout is not None and first.stdout.readline() == "open\n"
+        with open(made.mnt / "f", "r+b", buffering=0) as file:
+            assert file.write(b"new") == 3
+        assert (made.src / "f").read_bytes()[:4] == b"newx"
+        first.communicate()
+    assert served(made, "WRITE") == 0
+
+
 def test_size_times_and_mappings_are_right(bypassing: Drive) -> None:
     path, below = bypassing.mnt / "f", bypassing.src / "f"
     path.write_bytes(b"")

@@ -193,9 +193,32 @@ def test_nothing_is_forwarded_before_init(wire: Wire) -> None:
     assert not readable(wire.lane, 0)
 
 
+@pytest.mark.parametrize("lanes", ["auto", "irp"])
+def test_where_the_stack_checks_the_kernel_is_asked_for_nothing_that_checks(tmp_path: Path, lanes: str) -> None:
+    """POSIX_ACL would switch the kernel's own checks on; READDIRPLUS would look names up that nobody asked for."""
+    posix_acl, readdirplus, readdirplus_auto, cache_symlinks = 1 << 20, 1 << 13, 1 << 14, 1 << 23
+    checked = posix_acl | readdirplus | readdirplus_auto
+    flags = []
+    for number, stack_checks in enumerate((False, True)):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        kernel, ours = pair()
+        device = Device(ours.detach(), volume(directory), lanes=lanes, stack_checks=stack_checks, cache_symlinks=True)
+        lane = socket.socket(fileno=device.detach_lane_fd())
+        device.start()
+        Wire(device, kernel, lane).handshake()
+        flags.append(device.negotiated)
+        device.stop()
+        lane.close()
+        device.close()
+        kernel.close()
+    assert flags[0] & posix_acl and flags[0] & readdirplus and flags[0] & cache_symlinks
+    assert not flags[1] & checked and flags[1] | checked == flags[0] | checked
+
+
 def test_max_write_follows_the_policy(tmp_path: Path) -> None:
     kernel, ours = pair()
-    device = Device(ours.detach(), volume(tmp_path), max_write=100_000, posix_acl=False)
+    device = Device(ours.detach(), volume(tmp_path), max_write=100_000, stack_checks=True)
     assert device.max_write == 98_304
     device.close()
     kernel.close()

@@ -149,6 +149,23 @@ def test_mount_and_unmount(mountpoint: str) -> None:
 
 
 @needs_root
+def test_the_kernel_checks_nothing_where_the_stack_does(mountpoint: str) -> None:
+    device = mounting.mount(mountpoint, mounting.MountSettings("x", allow_other=True, default_permissions=False))
+    mount = mounting.find_mount(mountpoint)
+    assert mount is not None and "allow_other" in mount.super_options
+    assert "default_permissions" not in mount.super_options
+    os.close(device)
+
+
+def test_a_user_lends_nobody_his_rights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    conf = tmp_path / "fuse.conf"
+    conf.write_text("user_allow_other\n")
+    monkeypatch.setattr(mounting, "FUSE_CONF", str(conf))
+    settings = mounting.MountSettings("x", allow_other=True, default_permissions=False)
+    assert "your own rights" in refused(lambda: mounting.mount_unprivileged("/nowhere", settings), ExitCode.PERMISSION)
+
+
+@needs_root
 def test_suid_and_dev_only_when_asked(mountpoint: str) -> None:
     device = mounting.mount(mountpoint, mounting.MountSettings("x", MountFlags(suid=True, dev=True), max_read=65536))
     mount = mounting.find_mount(mountpoint)

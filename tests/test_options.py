@@ -78,6 +78,7 @@ def test_what_is_escaped_comes_back(values: list[str]) -> None:
         ("lanes=auto", "lanes", "auto"),
         ("lanes=irp", "lanes", "irp"),
         ("permissions=kernel", "permissions", "kernel"),
+        ("permissions=stack", "permissions", "stack"),
         ("locks=kernel", "locks", "kernel"),
         ("coherence=none", "coherence", "none"),
         ("filter=raw", "raw", True),
@@ -111,7 +112,7 @@ def test_what_comes_later_is_refused_by_name(option: str) -> None:
         ("cache", "cache is normal or strict"),
         ("bypass=on", "bypass is auto or off"),
         ("lanes=device", "lanes is auto or irp"),
-        ("permissions=none", "permissions is kernel in this release"),
+        ("permissions=none", "permissions is kernel or stack"),
         ("exclusive=1", "takes no value"),
         ("ro=1", "'ro' takes no value: write 'ro' alone"),
         ("allow_other=yes", "'allow_other' takes no value"),
@@ -151,8 +152,19 @@ def test_the_defaults_are_safe() -> None:
     options = parse_options([])
     assert options == MountOptions()
     assert options.names() == ["nosuid", "nodev"]
-    assert options.default_permissions
+    assert options.permissions == "kernel"
     assert not options.allow_other
+
+
+def test_only_one_checks_permissions() -> None:
+    """default_permissions is permissions=kernel in other words, and excludes the other."""
+    assert parse_options(["default_permissions,permissions=kernel"]).permissions == "kernel"
+    for line in ("permissions=stack,default_permissions", "default_permissions,permissions=stack"):
+        with pytest.raises(UsageError, match=r"^options 'permissions=stack' and 'default_permissions' exclude each"):
+            parse_options([line])
+    with pytest.raises(UsageError, match=r"^options 'permissions=stack' and 'dev' exclude each other"):
+        parse_options(["dev", "permissions=stack"])
+    assert parse_options(["permissions=stack,default_permissions,permissions=kernel"]).permissions == "kernel"
 
 
 def test_the_last_one_holds() -> None:

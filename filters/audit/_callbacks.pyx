@@ -24,7 +24,7 @@ from stackfs.cext.inode_table cimport inode_table_t, node_path, operation_path
 from stackfs.cext.ntstatus cimport NT_SUCCESS, STATUS_DISK_FULL, STATUS_FLT_DISALLOW_FAST_IO, nt_to_errno
 from stackfs.cext.process cimport requestor_recently
 from stackfs.cext.requests cimport Volume, request_free, request_new, request_run, vfs_request_t
-from stackfs.cext.stack cimport FLT_VOLUME, NativeOperations, instance_pointer
+from stackfs.cext.stack cimport CALLBACK_AS_ANYBODY, FLT_VOLUME, NativeOperations, instance_pointer
 from stackfs.filters.audit._trail cimport (
     BOUND_ONE, BOUND_TWO, RECORD_DRAINED, RECORD_KERNEL, RECORD_OTHER_PARTIAL, RECORD_PATH_DELETED, RECORD_PATH_PARTIAL,
     REQUEST_FIXED, TEXT_ROOM, TRAIL_PASSED, TRAIL_REFUSED, Trail, request_record_t, trail_cancel, trail_commit, trail_reserve)
@@ -187,7 +187,7 @@ def operations():
                   IRP_MJ_SET_INFORMATION, IRP_MJ_QUERY_EA, IRP_MJ_SET_EA, IRP_MJ_FLUSH_BUFFERS,
                   IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL,
                   IRP_MJ_DEVICE_CONTROL, IRP_MJ_QUERY_SECURITY, IRP_MJ_SET_SECURITY, IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_QUERY_OPEN):
-        table.set(major, pre, post, 0)
+        table.set(major, pre, post, <uint32_t>CALLBACK_AS_ANYBODY)
     return table
 
 
