@@ -85,7 +85,7 @@ cdef extern from *:
     int F_GETFL
     int AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, AT_SYMLINK_FOLLOW, AT_FDCWD, AT_REMOVEDIR, UTIME_OMIT, UTIME_NOW
     unsigned STATX_BASIC_STATS, STATX_BTIME
-    unsigned S_IFMT, S_IFLNK, S_IFDIR, S_IFREG, S_ISUID, S_ISGID, S_IXGRP
+    unsigned S_IFMT, S_IFLNK, S_IFIFO, S_IFSOCK, S_IFDIR, S_IFREG, S_ISUID, S_ISGID, S_IXGRP
     int RENAME_EXCHANGE, RENAME_WHITEOUT, SEEK_SET, EOPNOTSUPP, ESTALE, ENODATA
     struct timespec:
         int64_t tv_sec
@@ -137,7 +137,9 @@ cdef enum:
     FATTR_MTIME = 1 << 5
     FATTR_ATIME_NOW = 1 << 7
     FATTR_MTIME_NOW = 1 << 8
-    MAY_EXECUTE = 1                      # X_OK
+    MAY_EXECUTE = 1                      # X_OK, W_OK, R_OK
+    MAY_WRITE = 2
+    MAY_READ = 4
     PROC_PATH = 32                       # "/proc/self/fd/2147483647"
 
 
@@ -267,6 +269,15 @@ cdef int terminate(const FILE_NAME *name, char *buffer) noexcept nogil:
     return 0
 
 
+cdef int may_connect(backing_t *backing, vfs_request_t *request) noexcept nogil:
+    """The kernel opens a FIFO, and connects to a socket, without a request that could be refused: only who may do
+    anything to one may so much as find it. Its owner could give himself the right."""
+    cdef unsigned type = request.info.stx_mode & S_IFMT
+    if (type != S_IFIFO and type != S_IFSOCK) or request.info.stx_uid == request.who.uid or request.within_listing:
+        return 0
+    return may_access(backing, request.found, MAY_WRITE if type == S_IFSOCK else MAY_READ | MAY_WRITE)
+
+
 cdef int look_up(backing_t *backing, vfs_request_t *request, const FLT_IO_PARAMETER_BLOCK *p, FILE_OBJECT *file) noexcept nogil:
     """The inode under FileName in Directory becomes the request's entry."""
     cdef char name[256]
@@ -279,6 +290,8 @@ cdef int look_up(backing_t *backing, vfs_request_t *request, const FLT_IO_PARAME
         return fd
     result = found_below(backing, request, fd, file.Directory, &p.FileName, name, -1)
     node_close(backing.nodes, file.Directory)
+    if result == 0 and backing.checks:
+        result = may_connect(backing, request)
     return result
 
 

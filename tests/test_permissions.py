@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -220,6 +221,30 @@ print([[attempt(lambda: subprocess.run([sys.argv[1] + name], check=True)), attem
        for name in ("/run", "/read")])
 """
     assert as_user(4000, code, made.mnt) == str([["ok", "Permission denied"], ["Permission denied", "ok"]])
+
+
+def test_pipes_and_sockets_are_not_open_to_everybody(drive: Callable[..., Drive], lanes: str) -> None:
+    """The kernel asks nobody when it opens a FIFO or connects to a socket: who may not do both cannot look it up."""
+    made = drive("allow_other", "permissions=stack")
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(f"{made.mnt}/s")
+    server.listen(8)
+    os.mkfifo(made.src / "p")
+    code = TRY + """
+import socket
+def connect(path):
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+top = sys.argv[1]
+print([attempt(connect, f"{top}/s"), attempt(os.open, f"{top}/p", os.O_RDONLY | os.O_NONBLOCK),
+       attempt(os.stat, f"{top}/s"), sorted(os.listdir(top))])
+"""
+    for mode, uid, outcome in ((0o600, 4000, "Permission denied"), (0o666, 4000, "ok"), (0o600, 1000, "ok")):
+        for name in ("s", "p"):
+            os.chown(made.src / name, 1000, 1000)
+            os.chmod(made.src / name, mode)
+        assert as_user(uid, code, made.mnt) == str([outcome] * 3 + [["p", "s"]]), oct(mode)
+    server.close()
 
 
 # --- the base alone -------------------------------------------------------------------------------------------------
