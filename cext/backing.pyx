@@ -650,12 +650,14 @@ cdef int64_t read_directory(const DIRECTORY_PARAMETERS *p, handle_t *handle) noe
     if handle.position != p.Offset:
         if lseek(handle.file.fd, p.Offset, SEEK_SET) < 0:
             return -errno
+        handle.position = p.Offset
     got = stackfs_getdents(handle.file.fd, p.Buffer, p.Length)
     if got < 0:
         handle.position = -1
         return -errno
     if got > 0:                          # the last record's d_off is where the descriptor stands now
         handle.position = last_offset(<const char *>p.Buffer, got)
+    handle.listed = got
     return got
 
 

@@ -21,6 +21,7 @@ cdef struct handle_t:
     uint32_t entries_at                  # next record to give out
     int64_t entries_offset               # d_off at which that record is to be had
     int64_t position                     # where the descriptor stands
+    int64_t listed                       # bytes of entries that the base gave last
 
 cdef struct handle_table_t:
     pthread_mutex_t mutex

@@ -5,7 +5,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from stackfs.cext.callback_data cimport FILE_OBJECT, FLT_INSTANCE, FLT_VOLUME, REQUESTOR, node_t, statx_t
 from stackfs.cext.handles cimport handle_t
-from stackfs.cext.stack cimport Stack, operation_t
+from stackfs.cext.stack cimport Stack, callback_list_t, operation_t
 
 ctypedef struct fuse_in_t:               # the request's fixed part, decoded from the wire (only the fields its opcode has)
     uint64_t fh
@@ -71,7 +71,8 @@ ctypedef struct vfs_request_t:
     node_t *node                         # the node it goes by, with a reference
     node_t *directory
     node_t *directory2
-    const FLT_INSTANCE *failed_by
+    const FLT_INSTANCE *failed_by        # the instance whose post failed the CREATE that the base had carried out
+    callback_list_t *failed_list         # the CREATE's, kept so that failed_by lives until the file is closed below it
     operation_t operation
 
 cdef vfs_request_t *request_new(FLT_VOLUME *volume) noexcept nogil        # from a pool, zeroed; NULL: no memory

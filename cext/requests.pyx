@@ -32,14 +32,15 @@ from stackfs.cext.callback_data cimport (
     IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_FLUSH_BUFFERS, IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_QUERY_EA,
     IRP_MJ_QUERY_INFORMATION, IRP_MJ_QUERY_OPEN, IRP_MJ_QUERY_SECURITY, IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_READ,
     IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY, IRP_MJ_WRITE, IRP_NOCACHE, IRP_PAGING_IO,
-    LABEL_SECURITY_INFORMATION, OWNER_SECURITY_INFORMATION, READ_CONTROL, REQUEST_FIRST, REQUEST_LAST,
-    REQUEST_PRINCIPAL, WRITE_DAC, WRITE_OWNER, statx_timestamp)
+    LABEL_SECURITY_INFORMATION, OWNER_SECURITY_INFORMATION, READ_CONTROL, REQUEST_FIRST, REQUEST_PRINCIPAL,
+    WRITE_DAC, WRITE_OWNER, statx_timestamp)
 from stackfs.cext.handles cimport handle_get, handle_new, handle_put
 from stackfs.cext.inode_table cimport (
     ROOT_ID, inode_table_t, name_of, name_t, node_forget, node_generation, node_get, node_hold, node_id, node_put)
 from stackfs.cext.ntstatus cimport NTSTATUS, NT_SUCCESS, STATUS_IO_DEVICE_ERROR, nt_to_errno
 from stackfs.cext.stack cimport (
-    OPERATION_GOING_DOWN, Stack, operation_base, operation_begin, operation_end, operation_run, operation_run_below)
+    OPERATION_GOING_DOWN, Stack, list_release, operation_base, operation_begin, operation_end, operation_run,
+    operation_run_below)
 
 
 cdef extern from *:
@@ -483,8 +484,6 @@ cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
     op.data.RequestFlags = REQUEST_PRINCIPAL if principal(request, which) and not request.within_listing else 0
     if request.started == 1:
         op.data.RequestFlags |= REQUEST_FIRST
-    if which[1].detail == STEP_END:
-        op.data.RequestFlags |= REQUEST_LAST
     if major == IRP_MJ_QUERY_OPEN:
         op.data.Flags = FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION
     elif major == IRP_MJ_NETWORK_QUERY_OPEN:
@@ -580,28 +579,50 @@ cdef void settle(vfs_request_t *request, const step_t *which) noexcept nogil:
                 request.failed_by = op.failed_by
                 if not op.base_done:
                     request.opened = 0
+    elif not believable(request, which.major):
+        request.failed = STATUS_IO_DEVICE_ERROR
     elif principal(request, which):
         request.length = op.data.IoStatus.Information
-    if NT_SUCCESS(status) and not op.base_done and which.major != IRP_MJ_CLEANUP and which.major != IRP_MJ_CLOSE:
-        # A filter completed it in the base's place. It can give data or refuse; it cannot make up an inode or an open file.
-        if opens or which.major == IRP_MJ_QUERY_OPEN:
-            request.failed = STATUS_IO_DEVICE_ERROR
+    if request.failed_by is not NULL and request.failed_list is NULL:
+        request.failed_list = op.list
+        op.list = NULL
     operation_end(op)
+
+
+cdef bint believable(const vfs_request_t *request, uint8_t major) noexcept nogil:
+    """A success that a filter made or changed: more bytes than there is room for would be read from elsewhere, and
+    an inode that changed its type the kernel would give up for good."""
+    cdef uint64_t information = request.operation.data.IoStatus.Information
+    cdef const node_t *node = request.found if request.found is not NULL else request.file.Node
+    if major == IRP_MJ_QUERY_OPEN or major == IRP_MJ_NETWORK_QUERY_OPEN or major == IRP_MJ_QUERY_INFORMATION:
+        return node is NULL or (request.info.stx_mode & S_IFMT) == node.type
+    if major == IRP_MJ_WRITE:
+        return information <= request.arguments.size
+    if major == IRP_MJ_READ or major == IRP_MJ_DIRECTORY_CONTROL or request.opcode == READLINK:
+        return information <= request.buffer_length
+    if major == IRP_MJ_QUERY_EA or major == IRP_MJ_QUERY_SECURITY:
+        return request.buffer_length == 0 or information <= request.buffer_length      # 0: how long is it?
+    return True
 
 
 cdef void close_below(vfs_request_t *request) noexcept nogil:
-    """A CREATE that a post callback failed: the instances below it, and the base, see CLEANUP and CLOSE."""
+    """An open that has failed though its CREATE reached the base: CLEANUP and CLOSE follow, for the instances below
+    the one whose post failed the CREATE, or, if something later failed, for all."""
     cdef operation_t *op = &request.operation
-    cdef step_t closing[2]
-    closing[1] = step_t(0, 0, STEP_END)
+    cdef step_t closing[3]
+    cdef int i
     closing[0] = step_t(IRP_MJ_CLEANUP, 0, 0)
-    begin(request, closing)
-    operation_run_below(op, request.failed_by)
-    operation_end(op)
-    closing[0] = step_t(IRP_MJ_CLOSE, 0, 0)
-    begin(request, closing)
-    operation_run_below(op, request.failed_by)
-    operation_end(op)
+    closing[1] = step_t(IRP_MJ_CLOSE, 0, 0)
+    closing[2] = step_t(0, 0, STEP_END)
+    for i in range(2):
+        request.started += 1
+        begin(request, &closing[i])
+        operation_run_below(op, request.failed_by)
+        operation_end(op)
+    if request.failed_list is not NULL:
+        list_release(request.failed_list)
+        request.failed_list = NULL
+    request.failed_by = NULL
     request.opened = 0
 
 
@@ -690,10 +711,10 @@ cdef int request_run(vfs_request_t *request) noexcept nogil:
     while True:
         which = &request.plan[request.step]
         if not request.resumable:
+            if request.failed and request.opened and (request.failed_by is not NULL or not by_path(request)):
+                close_below(request)
             if which.detail == STEP_END:
                 return finish(request)
-            if request.failed and request.failed_by is not NULL and request.opened:
-                close_below(request)
             if (request.failed and which.major != IRP_MJ_CLEANUP and which.major != IRP_MJ_CLOSE) or \
                     not applies(request, which):
                 request.step += 1
@@ -818,6 +839,8 @@ cdef class Volume:
             request.set_buffer(buffer, not isinstance(buffer, bytes))
         for key, value in arguments.items():
             set_argument(&pointer.arguments, key, value)
+        if (opcode == READ or opcode == WRITE) and pointer.arguments.size > pointer.buffer_length:
+            raise ValueError("the buffer is shorter than the transfer")
         return request
 
 
@@ -1076,9 +1099,13 @@ cdef class Request:
                 request.buffer_length = DIRECTORY_BUFFER
                 request.plan = NULL
                 request.step = request.started = 0
+                handle.listed = 0
                 with nogil:
                     request_run(request)
                 request.within_listing = 1           # reading on is part of the same request
+                if request.length == 0 and handle.listed and not request.error:
+                    offset = handle.position         # filters hid all of these: the directory goes on behind them
+                    continue
                 if request.error or request.length == 0:
                     handle.entries_length = handle.entries_at = 0
                     return 0

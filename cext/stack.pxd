@@ -67,11 +67,11 @@ ctypedef struct operation_t:
     int base_done                        # the base carried the operation out successfully
     const FLT_INSTANCE *failed_by        # the instance whose post failed an operation that the base had carried out
     void *request                        # the vfs_request_t it is part of (requests.pxd), or NULL
-    layer_t *layers
-    layer_t inline_layers[12]
     PyObject *buffer_owner               # the Python object behind the request's buffer (borrowed), or NULL
     int buffer_read_only
     PyObject *keep                       # a list that keeps alive what Python callbacks put into the parameters, or NULL
+    layer_t *layers
+    layer_t inline_layers[12]            # last: operation_begin() zeroes what stands before it
 
 ctypedef void (*base_function)(operation_t *op) noexcept nogil
 
@@ -94,7 +94,8 @@ cdef int operation_run(operation_t *op) noexcept nogil
 cdef void operation_base(operation_t *op) noexcept nogil
 cdef void operation_run_below(operation_t *op, const FLT_INSTANCE *above) noexcept nogil       # only instances lower than `above`
 cdef void operation_end(operation_t *op) noexcept nogil                                        # drops the list reference
-cdef int compare_altitudes(const char *a, const char *b) noexcept nogil                        # <0, 0, >0; canonical strings
+cdef void list_release(callback_list_t *callbacks) noexcept nogil                              # drops a reference taken over from op.list
+cdef int compare_altitudes(const char *a, const char *b) noexcept nogil                        # <0, 0, >0
 
 cdef class Stack:
     """The stack of one volume: publishes callback lists (see stack.pyi)."""
@@ -103,7 +104,7 @@ cdef class Stack:
     cdef list retired                    # replaced lists, until unreferenced
     cdef list held                       # what FLT_VOLUME points to, kept alive
     cdef publish_for(self, InstanceEntry entry)
-    cdef void publish(self, int major, InstanceEntry changed)
+    cdef int publish(self, int major, InstanceEntry changed) except -1
 
 cdef class InstanceEntry:
     """Owns one FLT_INSTANCE and keeps alive what it points to."""
