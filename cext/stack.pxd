@@ -93,6 +93,8 @@ cdef void operation_begin(operation_t *op, FLT_VOLUME *volume, uint8_t major) no
 cdef int operation_run(operation_t *op) noexcept nogil
 cdef void operation_base(operation_t *op) noexcept nogil
 cdef void operation_run_below(operation_t *op, const FLT_INSTANCE *above) noexcept nogil       # only instances lower than `above`
+# True: an instance that registers `major` does not see this operation go down (it did not register it, or only its post).
+cdef bint operation_hidden_from(operation_t *op, uint8_t major) noexcept nogil
 cdef void operation_end(operation_t *op) noexcept nogil                                        # drops the list reference
 cdef void list_release(callback_list_t *callbacks) noexcept nogil                              # drops a reference taken over from op.list
 cdef int compare_altitudes(const char *a, const char *b) noexcept nogil                        # <0, 0, >0
