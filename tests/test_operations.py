@@ -718,7 +718,7 @@ def test_a_deadlock_is_found(files: Files) -> None:
     waiter = Waiter(files, **arguments_of(two, 1, WRITE_LOCK))
     waiter.until_parked()
     end = time.monotonic() + 5
-    while lock(files, one, 2, WRITE_LOCK, wait=True) != "EDEADLK":
+    while lock(files, one, 2, WRITE_LOCK, wait=True) != errno.errorcode[errno.EDEADLK]:
         assert time.monotonic() < end
     assert lock(files, two, 2, UNLOCK) == "done"
     assert waiter.ended() == "done"
