@@ -120,6 +120,7 @@ cdef extern from *:
 
 cdef enum:
     FUSE_WRITE_CACHE = 1
+    FUSE_LOOKUP = 1
     FUSE_WRITE_KILL_SUIDGID = 4
     FUSE_SETXATTR_ACL_KILL_SGID = 1
     FATTR_KILL_SUIDGID = 1 << 11
@@ -243,6 +244,21 @@ cdef int terminate(const FILE_NAME *name, char *buffer) noexcept nogil:
     memcpy(buffer, name.Buffer, name.Length)
     buffer[name.Length] = 0
     return 0
+
+
+cdef int look_up(backing_t *backing, vfs_request_t *request, const FLT_IO_PARAMETER_BLOCK *p, FILE_OBJECT *file) noexcept nogil:
+    """The inode under FileName in Directory becomes the request's entry."""
+    cdef char name[256]
+    cdef int result = terminate(&p.FileName, name)
+    cdef int fd
+    if result < 0:
+        return result
+    fd = node_open(backing.nodes, file.Directory)
+    if fd < 0:
+        return fd
+    result = found_below(backing, request, fd, file.Directory, &p.FileName, name, -1)
+    node_close(backing.nodes, file.Directory)
+    return result
 
 
 # --- create -------------------------------------------------------------------------------------------------------
@@ -374,6 +390,11 @@ cdef int perform_create(backing_t *backing, vfs_request_t *request, operation_t 
         return create_unnamed(backing, request, op, p, file)
     if file.Directory is not NULL and file.Node is NULL and options >> 24 != FILE_OPEN and not options & FILE_OPEN_REPARSE_POINT:
         return create_under(backing, request, op, p, file)
+    if file.Flags & FO_SYNTHESISED and request.opcode == FUSE_LOOKUP:
+        fd = look_up(backing, request, p, file)
+        if fd == 0:
+            file.Node = request.found
+        return fd
     if file.Flags & FO_SYNTHESISED:
         return 0                         # the open around a by-path request: no system call of its own
     flags = <int>p.Parameters.Create.OpenFlags
@@ -893,21 +914,11 @@ cdef int64_t perform_control(backing_t *backing, vfs_request_t *request, operati
 
 cdef int64_t query(backing_t *backing, vfs_request_t *request, FLT_IO_PARAMETER_BLOCK *p, FILE_OBJECT *file) noexcept nogil:
     """Attributes: of a name (LOOKUP: the inode becomes the request's entry), of a node, of an open file."""
-    cdef char name[256]
-    cdef int fd, result
     cdef statx_t *info = p.Parameters.QueryFile.Info
     if p.Parameters.QueryFile.FileInformationClass == FilePositionInformation:
         return -EBADF if file.fd < 0 else extent_seek(file.fd, p.Parameters.QueryFile.Offset, p.Parameters.QueryFile.Whence)
     if p.FileName.Length and file.Directory is not NULL and p.MajorFunction == IRP_MJ_QUERY_OPEN:
-        result = terminate(&p.FileName, name)
-        if result < 0:
-            return result
-        fd = node_open(backing.nodes, file.Directory)
-        if fd < 0:
-            return fd
-        result = found_below(backing, request, fd, file.Directory, &p.FileName, name, -1)
-        node_close(backing.nodes, file.Directory)
-        return result
+        return look_up(backing, request, p, file)
     if request.info_known and info == &request.info:
         return 0
     return stat_file(backing, file, info)

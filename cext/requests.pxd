@@ -36,7 +36,7 @@ ctypedef struct step_t:                  # one operation of a request
     uint8_t principal                    # it is what the request asked for
     uint32_t detail                      # information class, control code, ...: told apart by (opcode, major, detail)
 
-ctypedef struct vfs_request_t:
+cdef struct vfs_request_t:
     FLT_VOLUME *volume
     vfs_request_t *next                  # header queue
     # in
@@ -45,6 +45,8 @@ ctypedef struct vfs_request_t:
     uint32_t opcode
     int within_listing                   # the lookup of one name of a listing: part of the READDIRPLUS
     int nowait                           # stop instead of blocking (the IRP lane's loop)
+    int on_device                        # run by a device thread: what a filter refuses as fast I/O goes on elsewhere
+    int fast_io_refused                  # some filter has: offered as an IRP from then on
     REQUESTOR who
     fuse_in_t arguments
     const char *name                     # valid until the request is done
@@ -89,9 +91,14 @@ ctypedef struct vfs_request_t:
 
 cdef vfs_request_t *request_new(FLT_VOLUME *volume) noexcept nogil        # from a pool, zeroed; NULL: no memory
 cdef void request_free(vfs_request_t *request) noexcept nogil
+cdef void request_reset(vfs_request_t *request, FLT_VOLUME *volume) noexcept nogil    # as new, for one that was done
+cdef enum:
+    REQUEST_TO_IRP_LANE = -1
 # 1: answered (error and the out fields are set). 0: stopped because the base would block (nowait): call request_wait()
-# in a thread that may block, without the GIL, then request_run() again where it was first called.
+# in a thread that may block, without the GIL, then request_run() again where it was first called. REQUEST_TO_IRP_LANE
+# (on_device): a filter refused fast I/O: clear on_device and call request_run() again on the IRP lane.
 cdef int request_run(vfs_request_t *request) noexcept nogil
+cdef void request_flush(vfs_request_t *request) noexcept nogil            # FLUSH, which is no operation of the stack
 cdef void request_wait(vfs_request_t *request) noexcept nogil
 cdef void request_flush(vfs_request_t *request) noexcept nogil            # FLUSH: request_run(), which never stops for it
 # A SETLKW whose lock somebody else has stops too (request.waiting.wanted), on every lane, and needs no thread to wait:
@@ -121,8 +128,5 @@ cdef class Request:
     cdef int set_name2(self, bytes name) except -1
     cdef int set_buffer(self, object buffer, bint writable) except -1
     cdef bytes allocate(self, Py_ssize_t size)
-    cdef int list_handle(self, handle_t *handle, emit, make_entry) except -1
-    cdef bint emit_entry(self, handle_t *handle, char *name, size_t length, uint64_t inode, int64_t following,
-                         emit, make_entry) except -1
 
 cdef Request request_adopt(vfs_request_t *pointer, Volume volume)         # owns the request from now on

@@ -18,7 +18,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EBADF, EINVAL, EIO, ENOENT, ENOMEM, ENOTDIR, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset, strlen, strncmp
+from libc.string cimport memcpy, memset, strncmp
 
 from stackfs.cext.backing cimport backing_free, backing_new, backing_perform, backing_t
 from stackfs.cext.callback_data cimport (
@@ -40,6 +40,7 @@ from stackfs.cext.callback_data cimport (
     WRITE_DAC, WRITE_OWNER, statx_timestamp)
 from stackfs.cext.extents cimport extent_mode_known, extent_mode_zeroes
 from stackfs.cext.file_flags cimport is_file_control
+from stackfs.cext.listing cimport listing_run, listing_t
 from stackfs.cext.handles cimport handle_get, handle_new, handle_put
 from stackfs.cext.inode_table cimport (
     ROOT_ID, inode_table_t, name_of, name_t, node_forget, node_generation, node_get, node_hold, node_id, node_put)
@@ -107,6 +108,7 @@ cdef enum:
     REMOVEXATTR = 24
     FLUSH = 25
     OPENDIR = 27
+    READDIR = 28
     RELEASEDIR = 29
     FSYNCDIR = 30
     GETLK = 31
@@ -143,8 +145,6 @@ cdef enum:
     FATTR_TIMES = 16 | 32 | 128 | 256
     FOPEN_DIRECT_IO = 1
     FOPEN_KEEP_CACHE = 2
-
-    DIRECTORY_BUFFER = 32768
 
 
 # --- plans --------------------------------------------------------------------------------------------------------
@@ -207,10 +207,20 @@ plan(SETLKW, [(IRP_MJ_LOCK_CONTROL, 1, IRP_MN_LOCK)])
 plan(RELEASEDIR, [(IRP_MJ_CLEANUP, 1, 0), (IRP_MJ_CLOSE, 0, 0)])
 plan(FSYNC, [(IRP_MJ_FLUSH_BUFFERS, 1, 0)])
 plan(FSYNCDIR, [(IRP_MJ_FLUSH_BUFFERS, 1, 0)])
+plan(READDIR, [(IRP_MJ_DIRECTORY_CONTROL, 1, 0)])
 plan(READDIRPLUS, [(IRP_MJ_DIRECTORY_CONTROL, 1, 0)])
 for _opcode, _major in ((GETXATTR, IRP_MJ_QUERY_EA), (LISTXATTR, IRP_MJ_QUERY_EA),
                         (SETXATTR, IRP_MJ_SET_EA), (REMOVEXATTR, IRP_MJ_SET_EA)):
     plan(_opcode, [(IRP_MJ_CREATE, 0, 0), (_major, 1, 0), (IRP_MJ_CLEANUP, 0, 0), (IRP_MJ_CLOSE, 0, 0)])
+
+
+# What LOOKUP, ACCESS, GETATTR and STATX become when their query-open is refused as fast I/O.
+cdef step_t SLOW_QUERY[5]
+SLOW_QUERY[0] = step_t(IRP_MJ_CREATE, 0, 0)
+SLOW_QUERY[1] = step_t(IRP_MJ_QUERY_INFORMATION, 1, FileNetworkOpenInformation)
+SLOW_QUERY[2] = step_t(IRP_MJ_CLEANUP, 0, 0)
+SLOW_QUERY[3] = step_t(IRP_MJ_CLOSE, 0, 0)
+SLOW_QUERY[4] = step_t(0, 0, STEP_END)
 
 
 # --- requests and their pool --------------------------------------------------------------------------------------
@@ -237,6 +247,11 @@ cdef vfs_request_t *request_new(FLT_VOLUME *volume) noexcept nogil:
         request = <vfs_request_t *>malloc(sizeof(vfs_request_t))
         if request is NULL:
             return NULL
+    request_reset(request, volume)
+    return request
+
+
+cdef void request_reset(vfs_request_t *request, FLT_VOLUME *volume) noexcept nogil:
     memset(request, 0, sizeof(vfs_request_t) - sizeof(request.operation))
     request.operation.state = OPERATION_GOING_DOWN
     request.operation.list = NULL
@@ -244,7 +259,6 @@ cdef vfs_request_t *request_new(FLT_VOLUME *volume) noexcept nogil:
     request.operation.buffer_owner = NULL
     request.volume = volume
     request.who.group = -1
-    return request
 
 
 cdef void request_free(vfs_request_t *request) noexcept nogil:
@@ -330,8 +344,8 @@ cdef int prepare(vfs_request_t *request) noexcept nogil:
     if opcode == LOOKUP or opcode == UNLINK or opcode == RMDIR or opcode == SYMLINK or opcode == MKNOD or opcode == MKDIR:
         return by_name(request)
     if opcode == READ or opcode == WRITE or opcode == FSYNC or opcode == FSYNCDIR or opcode == RELEASE or \
-            opcode == RELEASEDIR or opcode == READDIRPLUS or opcode == FLUSH or opcode == LSEEK or opcode == FALLOCATE or \
-            opcode == IOCTL or opcode == GETLK or opcode == SETLK or opcode == SETLKW:
+            opcode == RELEASEDIR or opcode == READDIR or opcode == READDIRPLUS or opcode == FLUSH or opcode == LSEEK or \
+            opcode == FALLOCATE or opcode == IOCTL or opcode == GETLK or opcode == SETLK or opcode == SETLKW:
         return by_handle(request) if opcode != FALLOCATE or extent_mode_known(request.arguments.mode) else EOPNOTSUPP
     if opcode == COPY_FILE_RANGE or opcode == COPY_FILE_RANGE_64:
         request.source = handle_get(backing_of(request).handles, request.arguments.fh)
@@ -489,7 +503,8 @@ cdef bint applies(vfs_request_t *request, const step_t *which) noexcept nogil:
             return (request.opcode == OPEN or request.opcode == OPENDIR or request.opcode == CREATE
                     or request.opcode == TMPFILE)
         # Nothing for the base to do, and nobody else wants to know: as if it had been done.
-        if request.volume.lists[<int>IRP_MJ_CREATE] is NULL and request.opcode != MKDIR and request.opcode != MKNOD:
+        if request.volume.lists[<int>IRP_MJ_CREATE] is NULL and request.opcode != MKDIR and request.opcode != MKNOD and \
+                request.opcode != LOOKUP:
             request.opened = 1
             return False
     if which.major == IRP_MJ_CLEANUP or which.major == IRP_MJ_CLOSE:
@@ -508,6 +523,13 @@ cdef bint principal(const vfs_request_t *request, const step_t *which) noexcept 
     if valid & (FATTR_MODE | FATTR_UID | FATTR_GID | FATTR_KILL_SUIDGID):
         return which.major == IRP_MJ_SET_SECURITY
     return which.major == IRP_MJ_QUERY_INFORMATION
+
+
+cdef bint offered_as_fast(const vfs_request_t *request, uint8_t major) noexcept nogil:
+    """READ and WRITE aside: what may have to wait (SETLKW), and what Windows has no fast entry for (LSEEK), is an IRP."""
+    if major == IRP_MJ_QUERY_INFORMATION:
+        return request.opcode == GETATTR or request.opcode == STATX
+    return major == IRP_MJ_DEVICE_CONTROL or (major == IRP_MJ_LOCK_CONTROL and request.opcode != SETLKW)
 
 
 cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
@@ -537,8 +559,7 @@ cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
         op.data.RequestFlags |= REQUEST_FIRST
     if major == IRP_MJ_QUERY_OPEN:
         op.data.Flags = FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION
-    elif major == IRP_MJ_NETWORK_QUERY_OPEN or major == IRP_MJ_DEVICE_CONTROL or (
-            major == IRP_MJ_LOCK_CONTROL and request.opcode != SETLKW):      # what may have to wait is an IRP
+    elif major == IRP_MJ_NETWORK_QUERY_OPEN or (not request.fast_io_refused and offered_as_fast(request, major)):
         op.data.Flags = FLTFL_CALLBACK_DATA_FAST_IO_OPERATION
     p.TargetFileObject = request.file
     if request.directory is not NULL and request.opcode != TMPFILE:
@@ -557,6 +578,8 @@ cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
             p.IrpFlags = IRP_PAGING_IO | IRP_NOCACHE
         elif request.file.OpenFlags & <uint32_t>O_DIRECT:
             p.IrpFlags = IRP_NOCACHE
+        elif not request.fast_io_refused:
+            op.data.Flags = FLTFL_CALLBACK_DATA_FAST_IO_OPERATION
     elif major == IRP_MJ_QUERY_OPEN or major == IRP_MJ_NETWORK_QUERY_OPEN or major == IRP_MJ_QUERY_INFORMATION:
         p.Parameters.QueryFile.Info = &request.info
         p.Parameters.QueryFile.Length = sizeof(statx_t)
@@ -715,6 +738,22 @@ cdef bint believable(const vfs_request_t *request, const step_t *which) noexcept
     return True
 
 
+cdef bint restart_as_irp(vfs_request_t *request) noexcept nogil:
+    """A filter refused a step as fast I/O: it starts again as an IRP. True: on another lane (DESIGN of lanes: docs/device.md)."""
+    cdef operation_t *op = &request.operation
+    cdef uint8_t major = op.current.MajorFunction
+    operation_end(op)
+    request.fast_io_refused = 1
+    if request.found is not NULL:            # the refusal came after the base had looked: it will look again
+        node_forget(backing_of(request).nodes, node_id(request.found), 1)
+        request.found = NULL
+    request.info_known = 0
+    if major == IRP_MJ_QUERY_OPEN or major == IRP_MJ_NETWORK_QUERY_OPEN:
+        request.plan = SLOW_QUERY
+        request.step = 0
+    return request.on_device and major != IRP_MJ_QUERY_OPEN
+
+
 cdef void close_below(vfs_request_t *request) noexcept nogil:
     """An open that has failed though its CREATE reached the base: CLEANUP and CLOSE follow, for the instances below
     the one whose post failed the CREATE, or, if something later failed, for all."""
@@ -848,6 +887,10 @@ cdef int request_run(vfs_request_t *request) noexcept nogil:
         if operation_run(&request.operation) == 0:
             return 0
         request.resumable = 0
+        if request.operation.refused_as_fast:
+            if restart_as_irp(request):
+                return REQUEST_TO_IRP_LANE
+            continue
         settle(request, which)
         request.step += 1
 
@@ -1267,119 +1310,26 @@ cdef class Request:
     def list_directory(self, emit, make_entry):
         """READDIRPLUS: calls emit(name, entry, next offset) until it says False or the directory ends.
 
-        Entries come through the stack: the names by DIRECTORY_CONTROL, the attributes by QUERY_OPEN. Names are read
-        ahead and kept with the handle, so that a small reply does not read the directory again. make_entry() gives an
-        EntryAttributes to fill.
+        make_entry() gives an EntryAttributes to fill.
         """
+        cdef python_listing_t listing
         cdef vfs_request_t *request = self.pointer
-        cdef handle_t *handle = handle_get(backing_of(request).handles, request.arguments.fh)
-        if handle is NULL:
-            request.error = EBADF
-            return
-        try:
-            self.list_handle(handle, emit, make_entry)
-        finally:
-            with nogil:
-                handle_put(backing_of(request).handles, handle)
-
-    cdef int list_handle(self, handle_t *handle, emit, make_entry) except -1:
-        cdef vfs_request_t *request = self.pointer
-        cdef int64_t offset = <int64_t>request.arguments.offset
-        cdef int64_t following
-        cdef uint64_t inode
-        cdef uint16_t record
-        cdef char *name
-        cdef size_t length
-        if handle.entries is NULL:
-            handle.entries = <char *>malloc(DIRECTORY_BUFFER)
-            if handle.entries is NULL:
-                request.error = ENOMEM
-                return 0
-            handle.entries_length = handle.entries_at = 0
-        if offset == 0 or handle.entries_offset != offset:
-            handle.entries_length = handle.entries_at = 0
-        while True:
-            if handle.entries_at >= handle.entries_length:
-                request.arguments.offset = <uint64_t>offset
-                request.buffer = handle.entries
-                request.buffer_length = DIRECTORY_BUFFER
-                request.plan = NULL
-                request.step = request.started = 0
-                handle.listed = 0
-                with nogil:
-                    request_run(request)
-                request.within_listing = 1           # reading on is part of the same request
-                if request.length == 0 and handle.listed and not request.error:
-                    offset = handle.position         # filters hid all of these: the directory goes on behind them
-                    continue
-                if request.error or request.length == 0:
-                    handle.entries_length = handle.entries_at = 0
-                    return 0
-                handle.entries_length = <uint32_t>request.length
-                handle.entries_at = 0
-            while handle.entries_at + 19 < handle.entries_length:
-                memcpy(&inode, handle.entries + handle.entries_at, 8)
-                memcpy(&following, handle.entries + handle.entries_at + 8, 8)
-                memcpy(&record, handle.entries + handle.entries_at + 16, 2)
-                if record < 20 or handle.entries_at + record > handle.entries_length:
-                    request.error = EIO
-                    return 0
-                name = handle.entries + handle.entries_at + 19
-                length = strlen(name)
-                handle.entries_offset = offset
-                if not self.emit_entry(handle, name, length, inode, following, emit, make_entry):
-                    return 0
-                handle.entries_at += record
-                offset = following
-                handle.entries_offset = offset
-            if handle.entries_at < handle.entries_length:
-                handle.entries_at = handle.entries_length
-
-    cdef bint emit_entry(self, handle_t *handle, char *name, size_t length, uint64_t inode, int64_t following,
-                         emit, make_entry) except -1:
-        """One name. True: go on. A name that is gone by now, or refused, is left out."""
-        cdef vfs_request_t *request = self.pointer
-        cdef vfs_request_t *lookup
-        cdef uint64_t found
-        cdef bytes as_bytes = PyBytes_FromStringAndSize(name, <Py_ssize_t>length)
-        entry = make_entry()
-        if as_bytes == b"." or as_bytes == b"..":
-            entry.st_ino = inode         # shown only: the kernel counts no lookup of these two
-            entry.st_mode = S_IFDIR
-            return emit(as_bytes, entry, following)
-        lookup = request_new(request.volume)
-        if lookup is NULL:
-            request.error = ENOMEM
-            return False
-        lookup.opcode = LOOKUP
-        lookup.within_listing = 1
-        lookup.unique = request.unique
-        lookup.nodeid = node_id(handle.file.Node)
-        lookup.who = request.who
-        lookup.name = name
-        lookup.name_length = <uint16_t>length
+        cdef list raised = []
+        listing.listing.has_room = python_has_room
+        listing.listing.add = python_add
+        listing.listing.plus = True
+        listing.emit = <PyObject *>emit
+        listing.make_entry = <PyObject *>make_entry
+        listing.raised = <PyObject *>raised
         with nogil:
-            request_run(lookup)
-        if lookup.error:
-            request_free(lookup)
-            return True
-        found = lookup.out_nodeid
-        fill(&lookup.info, lookup.attr_timeout, entry)
-        entry.st_ino = found
-        entry.generation = lookup.out_generation
-        entry.entry_timeout = lookup.entry_timeout
-        request_free(lookup)
-        if emit(as_bytes, entry, following):
-            return True
-        with nogil:
-            node_forget(backing_of(request).nodes, found, 1)
-        return False
+            listing_run(request, &listing.listing)
+        if raised:
+            raise raised[0]
 
     def flush(self):
         """FLUSH, at each close(2)."""
-        cdef vfs_request_t *request = self.pointer
         with nogil:
-            request_flush(request)
+            request_flush(self.pointer)
 
     def statistics(self):
         """STATFS: bsize, frsize, blocks, bfree, bavail, files, ffree, favail, namemax."""
@@ -1425,6 +1375,41 @@ cdef class Done:
 
     def __next__(self):
         raise StopIteration(self.value)
+
+
+cdef struct python_listing_t:
+    listing_t listing                    # first: the listing is the Python one
+    PyObject *emit
+    PyObject *make_entry
+    PyObject *raised                     # a list: what emit or make_entry raised
+
+
+cdef bint python_has_room(listing_t *listing, size_t name_length) noexcept nogil:
+    return True
+
+
+cdef bint python_add(listing_t *listing, const char *name, size_t length, uint64_t inode, uint8_t type, int64_t following,
+                     const vfs_request_t *found) noexcept nogil:
+    with gil:
+        return emit_entry(<python_listing_t *>listing, name, length, inode, following, found)
+
+
+cdef bint emit_entry(python_listing_t *listing, const char *name, size_t length, uint64_t inode, int64_t following,
+                     const vfs_request_t *found) noexcept:
+    try:
+        entry = (<object>listing.make_entry)()
+        if found is NULL:
+            entry.st_ino = inode             # shown only: the kernel counts no lookup of "." and ".."
+            entry.st_mode = S_IFDIR
+        else:
+            fill(&found.info, found.attr_timeout, entry)
+            entry.st_ino = found.out_nodeid
+            entry.generation = found.out_generation
+            entry.entry_timeout = found.entry_timeout
+        return (<object>listing.emit)(PyBytes_FromStringAndSize(name, <Py_ssize_t>length), entry, following)
+    except BaseException as error:
+        (<list>listing.raised).append(error)
+        return False
 
 
 cdef inline object nanoseconds(const statx_timestamp *when):

@@ -65,6 +65,7 @@ ctypedef struct operation_t:
     int bottom                           # the walk went down to here: count, or the layer that completed it
     int would_block                      # base: stop instead of blocking; set again by base to say that it did
     int base_done                        # the base carried the operation out successfully
+    int refused_as_fast                  # a filter said DISALLOW_FASTIO or DISALLOW_FSFILTER_IO: it has to start again as an IRP
     const FLT_INSTANCE *failed_by        # the instance whose post failed an operation that the base had carried out
     void *request                        # the vfs_request_t it is part of (requests.pxd), or NULL
     PyObject *buffer_owner               # the Python object behind the request's buffer (borrowed), or NULL

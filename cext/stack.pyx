@@ -23,10 +23,12 @@ from stackfs.cext.callback_data cimport (
     CallbackData, FLTFL_CALLBACK_DATA_DIRTY, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION, FLTFL_CALLBACK_DATA_IRP_OPERATION,
     FLTFL_CALLBACK_DATA_POST_OPERATION, FLTFL_OPERATION_REGISTRATION_SKIP_CACHED_IO,
     FLTFL_OPERATION_REGISTRATION_SKIP_NON_CACHED_NON_PAGING_IO, FLTFL_OPERATION_REGISTRATION_SKIP_NON_DASD_IO,
-    FLTFL_OPERATION_REGISTRATION_SKIP_PAGING_IO, FLT_POSTOP_FINISHED_PROCESSING, FLT_PREOP_COMPLETE,
+    FLTFL_OPERATION_REGISTRATION_SKIP_PAGING_IO, FLT_POSTOP_DISALLOW_FSFILTER_IO,
+    FLT_POSTOP_FINISHED_PROCESSING, FLT_PREOP_COMPLETE, FLT_PREOP_DISALLOW_FASTIO, FLT_PREOP_DISALLOW_FSFILTER_IO,
     FLT_PREOP_SUCCESS_NO_CALLBACK, FLT_PREOP_SUCCESS_WITH_CALLBACK, FLT_PREOP_SYNCHRONIZE, FLT_RELATED_OBJECTS,
-    FO_VOLUME_OPEN, IO_STATUS_BLOCK, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_DEVICE_CHANGE, IRP_MJ_POWER,
-    IRP_MJ_QUERY_OPEN, IRP_MJ_READ, IRP_MJ_WRITE, IRP_NOCACHE, IRP_PAGING_IO, callback_data_new)
+    FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION, FO_VOLUME_OPEN, IO_STATUS_BLOCK, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE,
+    IRP_MJ_DEVICE_CHANGE, IRP_MJ_POWER, IRP_MJ_QUERY_OPEN, IRP_MJ_READ, IRP_MJ_WRITE, IRP_NOCACHE, IRP_PAGING_IO,
+    callback_data_new)
 from stackfs.cext.inode_table cimport operation_path
 from stackfs.cext.ntstatus cimport (
     NT_SUCCESS, STATUS_FLT_DISALLOW_FAST_IO, STATUS_FLT_INTERNAL_ERROR, STATUS_IO_DEVICE_ERROR, STATUS_PENDING,
@@ -192,6 +194,21 @@ cdef inline void refuse_made_up(operation_t *op) noexcept nogil:
         fail(op)
 
 
+cdef bint refuses_fast_io(const operation_t *op, int pre_status) noexcept nogil:
+    """Is this status of a pre callback a legal refusal of the operation as fast I/O (A6.4, A6.7)?"""
+    if pre_status == FLT_PREOP_DISALLOW_FASTIO:
+        return op.data.Flags & FLTFL_CALLBACK_DATA_FAST_IO_OPERATION != 0
+    return pre_status == FLT_PREOP_DISALLOW_FSFILTER_IO and op.current.MajorFunction == IRP_MJ_QUERY_OPEN and (
+        op.data.Flags & FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION != 0)
+
+
+cdef void refuse_fast_io(operation_t *op) noexcept nogil:
+    """What the post callbacks above see; whoever runs the operation starts it again as an IRP, whatever they say."""
+    op.refused_as_fast = 1
+    op.data.IoStatus.Status = STATUS_FLT_DISALLOW_FAST_IO
+    op.data.IoStatus.Information = 0
+
+
 cdef bint walk_down(operation_t *op) noexcept nogil:
     """Calls pre callbacks. True: go on to the base. False: completed by layer `bottom`."""
     cdef const callback_t *callback
@@ -249,6 +266,10 @@ cdef bint walk_down(operation_t *op) noexcept nogil:
                 refuse_made_up(op)
                 op.bottom = op.index - 1
                 return False
+        elif refuses_fast_io(op, status):
+            refuse_fast_io(op)
+            op.bottom = op.index - 1
+            return False
         if status != RAISED:
             with gil:
                 report_misuse(callback, op, "pre", status)
@@ -287,7 +308,9 @@ cdef void walk_up(operation_t *op) noexcept nogil:
         op.data.Flags &= ~<uint32_t>FLTFL_CALLBACK_DATA_DIRTY
         before = op.data.IoStatus
         status = callback.post(&op.data, &related, layer.context, 0)
-        if status != FLT_POSTOP_FINISHED_PROCESSING:
+        if status == FLT_POSTOP_DISALLOW_FSFILTER_IO and refuses_fast_io(op, FLT_PREOP_DISALLOW_FSFILTER_IO):
+            refuse_fast_io(op)
+        elif status != FLT_POSTOP_FINISHED_PROCESSING:
             if status != RAISED:
                 with gil:
                     report_misuse(callback, op, "post", status)

@@ -270,7 +270,7 @@ class Mounted:
         )
         fd = await trio.to_thread.run_sync(mounting.mount, self.config.mountpoint, settings)
         try:
-            self.device = Device(fd, self.core, max_write=options.max_write or 0,
+            self.device = Device(fd, self.core, lanes=options.lanes, max_write=options.max_write or 0,
                                  cache_symlinks=options.cache == "normal")  # fmt: skip
             self.operations = irp_lane.start(self.device, self.core)
             self.lane_started = True
@@ -444,7 +444,12 @@ class Mounted:
             "uptime_seconds": round(time.time() - self.started_at, 1),
             "log": "stderr" if self.config.foreground else log_path(self.config),
             "cache": options.cache,
-            "lanes": {"bypass": "off", "device": "STATX and what the IRP lane cannot carry", "irp": "everything else"},
+            "lanes": {
+                "mode": options.lanes,
+                "bypass": "off",
+                "device": "what answers at once" if options.lanes == "auto" else "what pyfuse3 has no handler for",
+                "irp": "what a filter refuses as fast I/O" if options.lanes == "auto" else "everything else",
+            },
             "requests": device.counters(),
             "in_flight": device.in_flight,
             "refused_deadlocks": device.deadlocks,

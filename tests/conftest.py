@@ -115,8 +115,17 @@ class Drive:
         return wrong
 
 
+@pytest.fixture(params=["auto", "irp"])
+def lanes(request: pytest.FixtureRequest) -> str:
+    """Runs a test once on each lane: what it mounts gets this `-o lanes=`."""
+    lane: str = request.param
+    return lane
+
+
 @pytest.fixture
-def drive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Drive]]:
+def drive(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., Drive]]:
     """drive("filter=audit", ...) mounts a fresh volume with these options and returns a Drive. As root."""
     if os.geteuid() != 0:
         pytest.skip("needs root")
@@ -125,10 +134,12 @@ def drive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Dr
     top.parent.chmod(0o755)
     top.parent.parent.chmod(0o755)
     drives: list[Drive] = []
+    lane = [f"lanes={request.getfixturevalue('lanes')}"] if "lanes" in request.fixturenames else []
 
     def make(*options: str, mount: bool = True, **keywords: object) -> Drive:
         made = Drive(top, len(drives))
         drives.append(made)
+        options = (*lane, *options)
         return made.mount(*options, **keywords) if mount else made
 
     yield make

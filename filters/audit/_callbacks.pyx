@@ -20,7 +20,7 @@ from stackfs.cext.callback_data cimport (
     IRP_MJ_QUERY_INFORMATION, IRP_MJ_QUERY_OPEN, IRP_MJ_QUERY_SECURITY, IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_READ,
     IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY, IRP_MJ_WRITE, REQUEST_PRINCIPAL)
 from stackfs.cext.inode_table cimport inode_table_t, node_path, operation_path
-from stackfs.cext.ntstatus cimport NT_SUCCESS, STATUS_DISK_FULL, nt_to_errno
+from stackfs.cext.ntstatus cimport NT_SUCCESS, STATUS_DISK_FULL, STATUS_FLT_DISALLOW_FAST_IO, nt_to_errno
 from stackfs.cext.process cimport requestor_comm
 from stackfs.cext.stack cimport FLT_VOLUME, NativeOperations, instance_pointer
 from stackfs.filters.audit._trail cimport (
@@ -86,7 +86,8 @@ cdef int post(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, void 
     cdef request_record_t *record = <request_record_t *>room
     cdef char *text = room + REQUEST_FIXED
     cdef int length
-    if not data.RequestFlags & REQUEST_PRINCIPAL and NT_SUCCESS(data.IoStatus.Status):
+    if data.IoStatus.Status == STATUS_FLT_DISALLOW_FAST_IO or (     # it comes again, as an IRP
+            not data.RequestFlags & REQUEST_PRINCIPAL and NT_SUCCESS(data.IoStatus.Status)):
         trail_cancel(watch.trail, bound)
         return FLT_POSTOP_FINISHED_PROCESSING
     memset(record, 0, REQUEST_FIXED)
