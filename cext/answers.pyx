@@ -84,7 +84,7 @@ cdef void put_entry(const vfs_request_t *request, fuse_entry_out *to) noexcept n
 cdef void put_open(const vfs_request_t *request, fuse_open_out *to) noexcept nogil:
     to.fh = request.out_fh
     to.open_flags = request.out_open_flags
-    to.backing_id = 0
+    to.backing_id = request.out_backing_id
 
 
 cdef void put_time(fuse_sx_time *to, const statx_timestamp *when) noexcept nogil:

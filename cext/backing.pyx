@@ -16,12 +16,14 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memmove, strlen, strncmp
 
+from stackfs.cext.bypass cimport bypass_free, bypass_new
 from stackfs.cext.callback_data cimport (
     CONTROL_PARAMETERS, DACL_SECURITY_INFORMATION, DIRECTORY_PARAMETERS, EA_PARAMETERS, FILE_DELETE_ON_CLOSE, FILE_DIRECTORY_FILE, FILE_NAME, FILE_OBJECT,
     FILE_OPEN, FILE_OPEN_REPARSE_POINT, FLT_IO_PARAMETER_BLOCK, FO_DIRECTORY, FO_SYNTHESISED, FSCTL_GET_REPARSE_POINT,
-    FO_LOCKED, FSCTL_DUPLICATE_EXTENTS_TO_FILE, FSCTL_SET_REPARSE_POINT, FSCTL_SET_ZERO_DATA, FileAllocationInformation,
-    FilePositionInformation, IRP_MJ_DEVICE_CONTROL, IRP_MJ_LOCK_CONTROL, IRP_MN_LOCK, IRP_MN_QUERY_LOCK, IRP_MN_UNLOCK_ALL,
-    IRP_MN_UNLOCK_ALL_BY_KEY, LOCK_PARAMETERS, lock_range_t, FileBasicInformation, FileDispositionInformation, FileEndOfFileInformation,
+    FO_LOCKED, FSCTL_DUPLICATE_EXTENTS_TO_FILE, FSCTL_MANAGE_BYPASS_IO, FSCTL_SET_REPARSE_POINT, FSCTL_SET_ZERO_DATA,
+    FileAllocationInformation, FilePositionInformation, IRP_MJ_DEVICE_CONTROL, IRP_MJ_LOCK_CONTROL, IRP_MN_LOCK,
+    IRP_MN_QUERY_LOCK, IRP_MN_UNLOCK_ALL, IRP_MN_UNLOCK_ALL_BY_KEY, LOCK_PARAMETERS, lock_range_t, FileBasicInformation,
+    FileDispositionInformation, FileEndOfFileInformation,
     FileLinkInformation, GROUP_SECURITY_INFORMATION, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE,
     IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_FLUSH_BUFFERS, IRP_MJ_NETWORK_QUERY_OPEN,
     IRP_MJ_QUERY_EA, IRP_MJ_QUERY_INFORMATION, IRP_MJ_QUERY_OPEN, IRP_MJ_QUERY_SECURITY,
@@ -119,8 +121,8 @@ cdef extern from *:
     uint32_t makedev(unsigned major, unsigned minor) nogil
 
 cdef enum:
-    FUSE_WRITE_CACHE = 1
     FUSE_LOOKUP = 1
+    FUSE_WRITE_CACHE = 1
     FUSE_WRITE_KILL_SUIDGID = 4
     FUSE_SETXATTR_ACL_KILL_SGID = 1
     FATTR_KILL_SUIDGID = 1 << 11
@@ -143,11 +145,12 @@ cdef backing_t *backing_new(int root_fd, uint32_t descriptor_limit) noexcept nog
         return NULL
     identify(&found, &what)
     backing.device = what.device
+    backing.bypass = bypass_new()
     backing.nodes = table_new(root_fd, &what, descriptor_limit)
     backing.handles = handles_new()
     backing.locks = locks_new()
     backing.reflink = 1
-    if backing.nodes is NULL or backing.handles is NULL or backing.locks is NULL:
+    if backing.nodes is NULL or backing.handles is NULL or backing.bypass is NULL or backing.locks is NULL:
         free(backing)
         return NULL
     return backing
@@ -157,6 +160,7 @@ cdef void backing_free(backing_t *backing) noexcept nogil:
     locks_free(backing.locks)
     handles_free(backing.handles)
     table_free(backing.nodes)
+    bypass_free(backing.bypass)
     free(backing)
 
 
@@ -889,6 +893,8 @@ cdef int64_t perform_control(backing_t *backing, vfs_request_t *request, operati
             op, file, p.Parameters.Control.Flags, p.Parameters.Control.FileOffset, p.Parameters.Control.ByteCount)
     if is_file_flags(p.Parameters.Control.ControlCode):
         return -EBADF if file.fd < 0 else file_flags(file.fd, op.data.Thread, &p.Parameters.Control)
+    if p.Parameters.Control.ControlCode == FSCTL_MANAGE_BYPASS_IO:
+        return 0                         # what stands in the way is asked where the open is answered (bypass.pyx)
     if p.Parameters.Control.ControlCode != FSCTL_SET_REPARSE_POINT:
         return NO_SUCH_CONTROL
     result = terminate(&p.FileName, name)

@@ -147,6 +147,7 @@ cpdef enum FsControlCode:
     FSCTL_GET_REPARSE_POINT = 0x900A8   # readlink
     FSCTL_SET_ZERO_DATA = 0x980C8       # fallocate: punch a hole, zero a range
     FSCTL_DUPLICATE_EXTENTS_TO_FILE = 0x98344   # copy_file_range; sent to the target
+    FSCTL_MANAGE_BYPASS_IO = 0x90448    # may this open be bypassed? Completing it with an error vetoes that
 
 # MinorFunction of LOCK_CONTROL
 cpdef enum LockMinorFunction:
@@ -193,7 +194,10 @@ cdef enum:
     FO_DIRECTORY = 2
     FO_VOLUME_OPEN = 4                   # the volume itself (SKIP_NON_DASD_IO spares nothing else)
     FO_OPENED = 8                        # the base has it open (fd, or the synthesised open has succeeded)
-    FO_LOCKED = 16                       # a lock was taken through it: CLEANUP is preceded by an UNLOCK_ALL
+    FO_COUNTED = 16                      # its inode counts it among its open files (bypass.pyx, with the two below)
+    FO_ON_BACKING_ID = 32                # the kernel maps the backing file for it, and reads and writes it unless DIRECT_IO
+    FO_BYPASSED = 64                     # no filter sees its reads and writes
+    FO_LOCKED = 128                      # a lock was taken through it: CLEANUP is preceded by an UNLOCK_ALL
 
 ctypedef struct FILE_OBJECT:
     node_t *Node                         # what is open; NULL before a create by name has succeeded

@@ -138,6 +138,7 @@ class FsControlCode(IntEnum):
     FSCTL_GET_REPARSE_POINT = 0x900A8
     FSCTL_SET_ZERO_DATA = 0x980C8
     FSCTL_DUPLICATE_EXTENTS_TO_FILE = 0x98344
+    FSCTL_MANAGE_BYPASS_IO = 0x90448
 
 class LockMinorFunction(IntEnum):
     IRP_MN_LOCK = 1
@@ -327,6 +328,9 @@ class CallbackData:
     @property
     def is_dirty(self) -> bool:
         """is_dirty"""
+    def veto_bypass(self, reason: str, status: int = ...) -> int:
+        """FltVetoBypassIo: `return data.veto_bypass("why")` in the pre callback of an FSCTL_MANAGE_BYPASS_IO. The open stands, its
+        reads and writes come to the stack, and `stackfs status` shows the reason. ValueError elsewhere."""
     def complete(self, status: int, information: int = 0) -> int:
         """Set the outcome; `return data.complete(STATUS_ACCESS_DENIED)` ends the operation (FLT_PREOP_COMPLETE)."""
     def set_dirty(self) -> None:

@@ -18,8 +18,9 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.string cimport memcpy
 
+from stackfs.cext.bypass cimport bypass_veto
 from stackfs.cext.inode_table cimport operation_path
-from stackfs.cext.ntstatus cimport NTSTATUS, NT_SUCCESS
+from stackfs.cext.ntstatus cimport NTSTATUS, NT_SUCCESS, STATUS_NOT_SUPPORTED
 from stackfs.cext.process cimport COMM_LENGTH, requestor_comm, requestor_pid
 
 from collections import namedtuple
@@ -628,6 +629,17 @@ cdef class CallbackData:
         self.live().IoStatus.Status = <NTSTATUS>status
         self.data.IoStatus.Information = information
         return FLT_PREOP_COMPLETE
+
+    def veto_bypass(self, str reason not None, uint32_t status=STATUS_NOT_SUPPORTED):
+        """FltVetoBypassIo: `return data.veto_bypass("why")` in the pre callback of an FSCTL_MANAGE_BYPASS_IO. The open stands, its
+        reads and writes come to the stack, and `stackfs status` shows the reason."""
+        cdef FLT_CALLBACK_DATA *data = self.live()
+        cdef bytes text = reason.encode("utf-8", "replace")
+        if data.Iopb.MajorFunction != IRP_MJ_FILE_SYSTEM_CONTROL or \
+                data.Iopb.Parameters.Control.ControlCode != FSCTL_MANAGE_BYPASS_IO:
+            self.refuse("bypass to veto")
+        bypass_veto(self.objects, text)
+        return self.complete(status)
 
     def set_dirty(self):
         """FltSetCallbackDataDirty: the changes made to the parameters count."""

@@ -33,6 +33,7 @@ class Device:
         posix_acl: bool = True,
         cache_symlinks: bool = True,
         direct_io_allow_mmap: bool = True,
+        passthrough: bool = False,
     ) -> None:
         """Make the socket pair to the IRP lane. Threads start with start(), not here.
 

@@ -19,6 +19,7 @@ from posix.fcntl cimport F_GETFL, F_SETFL, O_NONBLOCK, fcntl
 from posix.time cimport timespec
 from posix.unistd cimport _SC_PAGESIZE, close, getpid, sysconf
 
+from stackfs.cext.backing cimport backing_t
 from stackfs.cext.connection cimport (
     connection_end, connection_free, connection_init, connection_start, connection_stop_notifier, connection_t, queue_notice,
     refuse_all)
@@ -93,6 +94,8 @@ cdef void close_fd(int *fd) noexcept nogil:
 cdef void device_close(device_t *device) noexcept nogil:
     """After device_stop, or before start."""
     link_close(&device.link)
+    if device.readers.volume != NULL and device.readers.volume.backing != NULL:
+        store_int(&(<backing_t *>device.readers.volume.backing).bypass.device, -1)
     close_fd(&device.connection.fd)
     close_fd(&device.connection.ended_event)
     close_fd(&device.readers.ready_event)
@@ -114,7 +117,7 @@ cdef class Device:
     """One FUSE connection. Owns the fd from the constructor on (see device.pyi for start and end)."""
 
     def __cinit__(self, int fd, Volume volume not None, *, str lanes="auto", uint32_t max_write=0, bint posix_acl=True,
-                  bint cache_symlinks=True, bint direct_io_allow_mmap=True):
+                  bint cache_symlinks=True, bint direct_io_allow_mmap=True, bint passthrough=False):
         cdef device_t *device = device_new()
         cdef readers_t *readers
         cdef uint32_t page = <uint32_t>sysconf(_SC_PAGESIZE)
@@ -153,6 +156,8 @@ cdef class Device:
             wanted |= FUSE_CACHE_SYMLINKS
         if direct_io_allow_mmap:
             wanted |= FUSE_DIRECT_IO_ALLOW_MMAP
+        if passthrough and readers.serve_all:           # pyfuse3 cannot give an open a backing id
+            wanted |= FUSE_PASSTHROUGH
         if readers.serve_all:
             wanted |= FUSE_READDIRPLUS_AUTO             # pyfuse3 has no handler for the plain READDIR that it brings
         readers.settings.wanted = wanted

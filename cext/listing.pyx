@@ -76,26 +76,26 @@ cdef void list_handle(vfs_request_t *request, listing_t *listing, handle_t *hand
 
 
 cdef bint read_ahead(vfs_request_t *request, handle_t *handle, int64_t *offset) noexcept nogil:
-    """One DIRECTORY_CONTROL through the stack. False: the directory ends here, or request.error."""
+    """One DIRECTORY_CONTROL through the stack, or more while filters hide all that the base gives: the directory goes on
+    behind that, and so does offset. False: the directory ends here, or request.error."""
+    handle.entries_length = handle.entries_at = 0
     while True:
         request.arguments.offset = <uint64_t>offset[0]
         request.buffer = handle.entries
         request.buffer_length = BUFFER
         request.plan = NULL
         request.step = request.started = 0
-        handle.entries_length = handle.entries_at = 0
         handle.listed = 0
         request_run(request)
         request.within_listing = 1       # reading on is part of the same request
-        if request.error or request.length:
-            break
-        if not handle.listed:
+        if request.error:
             return False
-        offset[0] = handle.position      # filters hid all of these: the directory goes on behind them
-    if request.error:
-        return False
-    handle.entries_length = <uint32_t>min(request.length, <uint64_t>BUFFER)
-    return True
+        if request.length:
+            handle.entries_length = <uint32_t>min(request.length, <uint64_t>BUFFER)
+            return True
+        if handle.listed == 0:
+            return False
+        offset[0] = handle.position
 
 
 cdef bint list_name(vfs_request_t *request, listing_t *listing, handle_t *handle, const char *name, size_t length,

@@ -82,6 +82,7 @@ cdef bint lock_range_of(const LOCK_PARAMETERS *p, uint32_t type, lock_range_t *w
 # Waiting. lock_park(): 1: waiting.woken will be called, and until then the request is not to be touched. 0: try again now.
 cdef uint64_t locks_generation(lock_table_t *table) noexcept nogil
 cdef int lock_park(lock_table_t *table, lock_wait_t *waiting) noexcept nogil
+cdef void lock_unpark(lock_table_t *table, lock_wait_t *waiting) noexcept nogil         # it is given up: woken is not called
 cdef void lock_wait(lock_table_t *table, lock_wait_t *waiting) noexcept nogil           # in place, at most LOCK_RETRY
 cdef bint lock_interrupt(lock_table_t *table, uint64_t unique) noexcept nogil           # False: no such request is parked
 cdef uint32_t locks_retry(lock_table_t *table) noexcept nogil   # wakes those that wait for a foreign lock; how many are parked

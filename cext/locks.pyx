@@ -447,6 +447,13 @@ cdef int lock_park(lock_table_t *table, lock_wait_t *waiting) noexcept nogil:
     return 1
 
 
+cdef void lock_unpark(lock_table_t *table, lock_wait_t *waiting) noexcept nogil:
+    pthread_mutex_lock(&table.mutex)
+    if waiting.parked:
+        unpark_locked(table, waiting)
+    pthread_mutex_unlock(&table.mutex)
+
+
 cdef void lock_wait(lock_table_t *table, lock_wait_t *waiting) noexcept nogil:
     cdef timespec until
     clock_gettime(CLOCK_MONOTONIC, &until)

@@ -239,6 +239,8 @@ cdef void initialise(readers_t *readers, wire_message_t *message) noexcept nogil
             write_error(readers.connection, unique, EIO)
             connection_end(readers.connection, EIO)
             return
+        if readers.settings.negotiated & FUSE_PASSTHROUGH:
+            store_int(&(<backing_t *>readers.volume.backing).bypass.device, readers.connection.fd)
     write_answer(readers.connection, <const char *>&answer, answer.header.len)
     if readers.settings.negotiated:
         eventfd_write(readers.ready_event, 1)

@@ -64,6 +64,7 @@ cdef struct vfs_request_t:
     uint64_t out_generation
     uint64_t out_fh
     uint32_t out_open_flags              # FOPEN_*
+    int32_t out_backing_id               # with FOPEN_PASSTHROUGH
     statx_t info                         # entry and attributes
     lock_range_t lock                    # getlk: the lock in the way; type F_UNLCK: none
     double entry_timeout, attr_timeout   # seconds
@@ -76,6 +77,7 @@ cdef struct vfs_request_t:
     int started                          # operations begun so far
     int resumable                        # the current step's operation has begun and stopped
     int opened                           # the plan's CREATE has succeeded: CLEANUP and CLOSE are owed
+    int bypass_vetoed                    # a filter does not want this open bypassed
     int failed                           # NTSTATUS of the step that failed
     FILE_OBJECT *file
     FILE_OBJECT synthesised

@@ -21,15 +21,18 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset, strncmp
 
 from stackfs.cext.backing cimport backing_free, backing_new, backing_perform, backing_t
+from stackfs.cext.threads cimport store_int
+from stackfs.cext.bypass cimport bypass_answer_t, bypass_open, bypass_possible, bypass_release, bypass_t
 from stackfs.cext.callback_data cimport (
-    lock_range_t,    DACL_SECURITY_INFORMATION, DELETE, FILE_APPEND_DATA, FILE_CREATE, FILE_DELETE_ON_CLOSE, FO_LOCKED,
+    DACL_SECURITY_INFORMATION, DELETE, FILE_APPEND_DATA, FILE_CREATE, FILE_DELETE_ON_CLOSE, FO_LOCKED,
     FSCTL_DUPLICATE_EXTENTS_TO_FILE, FSCTL_SET_ZERO_DATA, FileAllocationInformation, FilePositionInformation,
     IRP_MJ_DEVICE_CONTROL, IRP_MJ_LOCK_CONTROL, IRP_MN_LOCK, IRP_MN_QUERY_LOCK, IRP_MN_UNLOCK_ALL, IRP_MN_UNLOCK_ALL_BY_KEY,
     IRP_MN_UNLOCK_SINGLE, FILE_DIRECTORY_FILE, FILE_NON_DIRECTORY_FILE,
     FILE_NO_INTERMEDIATE_BUFFERING, FILE_OPEN, FILE_OPEN_IF, FILE_OPEN_REPARSE_POINT, FILE_OVERWRITE,
     FILE_OVERWRITE_IF, FILE_READ_ATTRIBUTES, FILE_READ_DATA, FILE_READ_EA, FILE_WRITE_ATTRIBUTES, FILE_WRITE_DATA,
     FILE_WRITE_EA, FILE_WRITE_THROUGH, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION, FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION,
-    FLT_IO_PARAMETER_BLOCK, FO_DIRECTORY, FO_OPENED, FO_SYNTHESISED, FSCTL_GET_REPARSE_POINT, FSCTL_SET_REPARSE_POINT,
+    FLT_IO_PARAMETER_BLOCK, FO_DIRECTORY, FO_OPENED, FO_SYNTHESISED, FSCTL_GET_REPARSE_POINT, FSCTL_MANAGE_BYPASS_IO,
+    FSCTL_SET_REPARSE_POINT,
     FileAllInformation, FileBasicInformation, FileDispositionInformation, FileEndOfFileInformation,
     FileLinkInformation, FileNetworkOpenInformation, FileRenameInformation, FileRenameInformationEx,
     GROUP_SECURITY_INFORMATION, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_DIRECTORY_CONTROL,
@@ -37,19 +40,20 @@ from stackfs.cext.callback_data cimport (
     IRP_MJ_QUERY_INFORMATION, IRP_MJ_QUERY_OPEN, IRP_MJ_QUERY_SECURITY, IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_READ,
     IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY, IRP_MJ_WRITE, IRP_NOCACHE, IRP_PAGING_IO,
     LABEL_SECURITY_INFORMATION, OWNER_SECURITY_INFORMATION, READ_CONTROL, REQUEST_FIRST, REQUEST_PRINCIPAL,
-    WRITE_DAC, WRITE_OWNER, statx_timestamp)
+    WRITE_DAC, WRITE_OWNER, lock_range_t, statx_timestamp)
 from stackfs.cext.extents cimport extent_mode_known, extent_mode_zeroes
 from stackfs.cext.file_flags cimport is_file_control
 from stackfs.cext.listing cimport listing_run, listing_t
 from stackfs.cext.handles cimport handle_get, handle_new, handle_put
 from stackfs.cext.inode_table cimport (
     ROOT_ID, inode_table_t, name_of, name_t, node_forget, node_generation, node_get, node_hold, node_id, node_put)
-from stackfs.cext.locks cimport lock_interrupt, lock_park, lock_wait, lock_wait_t, locks_drop, locks_held, locks_retry
+from stackfs.cext.locks cimport lock_interrupt, lock_park, lock_unpark, lock_wait, lock_wait_t, locks_drop, locks_held, locks_retry
 from stackfs.cext.ntstatus cimport (
-    NTSTATUS, NT_SUCCESS, STATUS_INVALID_DEVICE_REQUEST, STATUS_IO_DEVICE_ERROR, STATUS_NOT_IMPLEMENTED, nt_to_errno)
+    NTSTATUS, NT_SUCCESS, STATUS_CANCELLED, STATUS_INVALID_DEVICE_REQUEST, STATUS_IO_DEVICE_ERROR, STATUS_NOT_IMPLEMENTED,
+    nt_to_errno)
 from stackfs.cext.stack cimport (
-    OPERATION_GOING_DOWN, Stack, list_release, operation_base, operation_begin, operation_end, operation_run,
-    operation_run_below)
+    OPERATION_AT_BASE, OPERATION_GOING_DOWN, OPERATION_GOING_UP, Stack, list_release, operation_base, operation_begin,
+    operation_end, operation_run, operation_run_below)
 
 
 cdef extern from *:
@@ -145,6 +149,8 @@ cdef enum:
     FATTR_TIMES = 16 | 32 | 128 | 256
     FOPEN_DIRECT_IO = 1
     FOPEN_KEEP_CACHE = 2
+    FOPEN_NOFLUSH = 32
+    FOPEN_PARALLEL_DIRECT_WRITES = 64
 
 
 # --- plans --------------------------------------------------------------------------------------------------------
@@ -186,9 +192,10 @@ for _opcode, _what in ((UNLINK, FileDispositionInformation), (RMDIR, FileDisposi
     plan(_opcode, [(IRP_MJ_CREATE, 0, 0), (IRP_MJ_SET_INFORMATION, 1, _what), (IRP_MJ_CLEANUP, 0, 0), (IRP_MJ_CLOSE, 0, 0)])
 plan(LINK, [(IRP_MJ_CREATE, 0, 0), (IRP_MJ_SET_INFORMATION, 1, FileLinkInformation),
             (IRP_MJ_QUERY_INFORMATION, 0, FileAllInformation), (IRP_MJ_CLEANUP, 0, 0), (IRP_MJ_CLOSE, 0, 0)])
-plan(OPEN, [(IRP_MJ_CREATE, 1, 0)])
+plan(OPEN, [(IRP_MJ_CREATE, 1, 0), (IRP_MJ_FILE_SYSTEM_CONTROL, 0, FSCTL_MANAGE_BYPASS_IO)])
 plan(OPENDIR, [(IRP_MJ_CREATE, 1, 0)])
-plan(CREATE, [(IRP_MJ_CREATE, 1, 0), (IRP_MJ_QUERY_INFORMATION, 0, FileAllInformation)])
+plan(CREATE, [(IRP_MJ_CREATE, 1, 0), (IRP_MJ_QUERY_INFORMATION, 0, FileAllInformation),
+              (IRP_MJ_FILE_SYSTEM_CONTROL, 0, FSCTL_MANAGE_BYPASS_IO)])
 plan(TMPFILE, [(IRP_MJ_CREATE, 1, 0), (IRP_MJ_QUERY_INFORMATION, 0, FileAllInformation)])
 plan(READ, [(IRP_MJ_READ, 1, 0)])
 plan(WRITE, [(IRP_MJ_WRITE, 1, 0)])
@@ -498,6 +505,8 @@ cdef bint applies(vfs_request_t *request, const step_t *which) noexcept nogil:
         return (which.major == IRP_MJ_FILE_SYSTEM_CONTROL) == extent_mode_zeroes(request.arguments.mode)
     if request.opcode == IOCTL:
         return (which.major == IRP_MJ_FILE_SYSTEM_CONTROL) == is_file_control(request.arguments.command)
+    if which.detail == FSCTL_MANAGE_BYPASS_IO and which.major == IRP_MJ_FILE_SYSTEM_CONTROL:
+        return request.volume.lists[which.major] is not NULL and may_be_bypassed(request)
     if which.major == IRP_MJ_CREATE:
         if not by_path(request):
             return (request.opcode == OPEN or request.opcode == OPENDIR or request.opcode == CREATE
@@ -510,6 +519,12 @@ cdef bint applies(vfs_request_t *request, const step_t *which) noexcept nogil:
     if which.major == IRP_MJ_CLEANUP or which.major == IRP_MJ_CLOSE:
         return request.opened and by_path(request) and request.volume.lists[which.major] is not NULL
     return True
+
+
+cdef bint may_be_bypassed(const vfs_request_t *request) noexcept nogil:
+    """An open that only a filter's veto can still keep from being bypassed."""
+    return request.on_device and request.file.Node is not NULL and request.file.Node.type == S_IFREG and \
+        bypass_possible(backing_of(request).bypass)
 
 
 cdef bint principal(const vfs_request_t *request, const step_t *which) noexcept nogil:
@@ -697,6 +712,10 @@ cdef void settle(vfs_request_t *request, const step_t *which) noexcept nogil:
         request.opened = 1               # even when a post failed it afterwards: it is closed below
     if which.major == IRP_MJ_LOCK_CONTROL and NT_SUCCESS(status) and op.current.MinorFunction == IRP_MN_LOCK:
         request.file.Flags |= FO_LOCKED
+    if which.detail == FSCTL_MANAGE_BYPASS_IO and which.major == IRP_MJ_FILE_SYSTEM_CONTROL:
+        request.bypass_vetoed = not NT_SUCCESS(status)           # the open itself stands
+        operation_end(op)
+        return
     if not NT_SUCCESS(status):
         # Locks end with what they are held by, whatever a filter says to that: finish() sees to it.
         if request.failed == 0 and not (which.major == IRP_MJ_LOCK_CONTROL and not which.principal):
@@ -705,7 +724,7 @@ cdef void settle(vfs_request_t *request, const step_t *which) noexcept nogil:
                 request.failed_by = op.failed_by
                 if not op.base_done:
                     request.opened = 0
-    elif not believable(request, which):
+    elif not believable(request, which.major):
         request.failed = STATUS_IO_DEVICE_ERROR
     elif principal(request, which):
         request.length = op.data.IoStatus.Information
@@ -715,12 +734,11 @@ cdef void settle(vfs_request_t *request, const step_t *which) noexcept nogil:
     operation_end(op)
 
 
-cdef bint believable(const vfs_request_t *request, const step_t *which) noexcept nogil:
+cdef bint believable(const vfs_request_t *request, uint8_t major) noexcept nogil:
     """A success that a filter made or changed: more bytes than there is room for would be read from elsewhere, and
     an inode that changed its type the kernel would give up for good."""
     cdef uint64_t information = request.operation.data.IoStatus.Information
     cdef const node_t *node = request.found if request.found is not NULL else request.file.Node
-    cdef uint8_t major = request.operation.current.MajorFunction
     if request.opcode == LSEEK:
         return <int64_t>information >= 0
     if request.opcode == COPY_FILE_RANGE or request.opcode == COPY_FILE_RANGE_64:
@@ -784,6 +802,8 @@ cdef void drop_handle(vfs_request_t *request) noexcept nogil:
     if handle.file.fd >= 0:
         close(handle.file.fd)
         handle.file.fd = -1
+    if node is not NULL:
+        bypass_release(backing_of(request).bypass, &handle.file)
     handle.file.Node = NULL
     handle.file.NameDirectory = NULL
     if node is not NULL and handle.file.Flags & FO_OPENED:
@@ -791,6 +811,22 @@ cdef void drop_handle(vfs_request_t *request) noexcept nogil:
     if name_directory is not NULL:
         node_put(nodes, name_directory)
     handle_put(backing_of(request).handles, handle)
+
+
+cdef void choose_mode(vfs_request_t *request, backing_t *backing) noexcept nogil:
+    """How the kernel shall treat an open file: bypassed, past the page cache, or through it."""
+    cdef bypass_answer_t mode
+    cdef uint32_t flags = request.arguments.flags
+    if request.file.Node.type == S_IFREG:
+        bypass_open(backing.bypass, request.file, request.on_device and not request.bypass_vetoed, &mode)
+        request.out_open_flags = mode.open_flags
+        request.out_backing_id = mode.backing_id
+    if not request.out_open_flags and (request.volume.direct_io or flags & <uint32_t>O_DIRECT):
+        request.out_open_flags = FOPEN_DIRECT_IO
+    if request.out_open_flags & FOPEN_DIRECT_IO:
+        request.out_open_flags |= FOPEN_PARALLEL_DIRECT_WRITES       # the backing file's own lock orders them
+    if flags & <uint32_t>O_ACCMODE == <uint32_t>O_RDONLY:
+        request.out_open_flags |= FOPEN_NOFLUSH                      # nothing of it can be kept back
 
 
 cdef int finish(vfs_request_t *request) noexcept nogil:
@@ -825,9 +861,8 @@ cdef int finish(vfs_request_t *request) noexcept nogil:
             if opcode == OPEN:
                 remember_name(request, request.file)
             request.out_fh = request.file.fh
-            request.out_open_flags = 0
-            if request.volume.direct_io or request.arguments.flags & <uint32_t>O_DIRECT:
-                request.out_open_flags = FOPEN_DIRECT_IO if opcode != OPENDIR else 0
+            if opcode != OPENDIR:
+                choose_mode(request, backing)
         request.handle = NULL
     elif request.handle is not NULL:
         if opcode == RELEASE or opcode == RELEASEDIR:
@@ -914,6 +949,18 @@ cdef uint32_t volume_retry_locks(FLT_VOLUME *volume) noexcept nogil:
     return locks_retry((<backing_t *>volume.backing).locks)
 
 
+cdef void request_abandon(vfs_request_t *request) noexcept nogil:
+    """Ends a request that stopped before the base: the post callbacks that are owed are called, and what it holds is
+    given back, above all its callback list, which a detach waits for."""
+    request.nowait = 0
+    lock_unpark(backing_of(request).locks, &request.waiting)
+    if request.operation.state == OPERATION_AT_BASE:
+        request.operation.data.IoStatus.Status = STATUS_CANCELLED
+        request.operation.data.IoStatus.Information = 0
+        request.operation.state = OPERATION_GOING_UP
+    request_run(request)
+
+
 cdef void request_flush(vfs_request_t *request) noexcept nogil:
     request_run(request)
 
@@ -979,6 +1026,33 @@ cdef class Volume:
     def cached_descriptors(self):
         """O_PATH descriptors kept for reuse."""
         return (<backing_t *>self.stack.volume.backing).nodes.descriptors
+
+    @property
+    def bypassed_opens(self):
+        """Open files whose reads and writes no filter sees."""
+        return (<backing_t *>self.stack.volume.backing).bypass.bypassed
+
+    def allow_bypass(self, bint allowed, *, bint unless_bypassed=False):
+        """May opens that begin now be bypassed? Returns how many are; with unless_bypassed, and some are, nothing is changed."""
+        cdef bypass_t *bypass = (<backing_t *>self.stack.volume.backing).bypass
+        cdef uint64_t bypassed
+        pthread_mutex_lock(<pthread_mutex_t *>&bypass.mutex)
+        bypassed = bypass.bypassed
+        if not (unless_bypassed and bypassed):
+            store_int(&bypass.allowed, allowed)
+        pthread_mutex_unlock(<pthread_mutex_t *>&bypass.mutex)
+        return bypassed
+
+    def bypass_state(self):
+        """The bypass lane: negotiated, allowed, refused (the errno with which the kernel did), bypassed, granted, vetoed, veto."""
+        cdef bypass_t *bypass = (<backing_t *>self.stack.volume.backing).bypass
+        cdef bypass_t copy
+        pthread_mutex_lock(<pthread_mutex_t *>&bypass.mutex)
+        copy = bypass[0]
+        pthread_mutex_unlock(<pthread_mutex_t *>&bypass.mutex)
+        return {"negotiated": copy.device >= 0, "allowed": bool(copy.allowed), "refused": copy.refused,
+                "bypassed": copy.bypassed, "granted": copy.granted, "vetoed": copy.vetoed,
+                "veto": (<bytes>copy.veto).decode("utf-8", "replace")}
 
     def forget(self, uint64_t nodeid, uint64_t lookups):
         """The kernel gives back that many lookups of a node."""
@@ -1050,8 +1124,6 @@ cdef class Volume:
             pointer.input_length = <uint32_t>len(input)
         for key, value in arguments.items():
             set_argument(&pointer.arguments, key, value)
-        if (opcode == READ or opcode == WRITE) and pointer.arguments.size > pointer.buffer_length:
-            raise ValueError("the buffer is shorter than the transfer")
         return request
 
 
@@ -1133,6 +1205,8 @@ cdef class Request:
 
     def __dealloc__(self):
         if self.pointer is not NULL:
+            if self.pointer.resumable:   # given up while it waited for the base
+                request_abandon(self.pointer)
             request_free(self.pointer)
         if self.held:
             PyBuffer_Release(&self.view)
@@ -1198,6 +1272,8 @@ cdef class Request:
         """True: done. False: the base would have to wait: call wait() in a thread that may, then run() again."""
         cdef int done
         cdef vfs_request_t *pointer = self.pointer
+        if (pointer.opcode == READ or pointer.opcode == WRITE) and pointer.arguments.size > pointer.buffer_length:
+            raise ValueError("the buffer is shorter than the transfer")
         with nogil:
             done = request_run(pointer)
         return done != 0

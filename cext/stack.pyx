@@ -1,10 +1,10 @@
 """The filter stack of one volume: callback lists by operation, and the walk down and up (docs/semantics.md, A1, A4, A6).
 
 The walk is operation_run(). It goes down the callback list, highest altitude first, shows each pre callback a copy of
-the parameters as they have become, reaches the base, and goes up in exactly reverse order. A layer's changes count when
-it set DIRTY and returned what is legal; what it received itself is put back before its post callback runs, so that a
-filter's pre and post always see the same parameters. The walk never waits: where the base would block it stops, keeps everything in operation_t, and
-is resumed by whoever did the waiting.
+the parameters as they have become, reaches the base, and goes up in exactly reverse order. A layer's changes count
+when it set DIRTY and returned what is legal; what it received itself is put back before its post callback runs, so
+that a filter's pre and post always see the same parameters. The walk never waits: where the base would block it stops,
+keeps everything in operation_t, and is resumed by whoever did the waiting.
 
 Who may touch what: callback lists are immutable once published. FLT_VOLUME.lists is read and replaced under
 FLT_VOLUME.lock, a spin lock held for a few instructions. An operation holds one reference on its list; a replaced list
@@ -15,20 +15,20 @@ a time. Stack and InstanceEntry are used under the GIL, by the thread that manag
 cimport cython
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
-from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport uint8_t, uint32_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from stackfs.cext.callback_data cimport (
-    CallbackData, FLTFL_CALLBACK_DATA_DIRTY, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION, FLTFL_CALLBACK_DATA_IRP_OPERATION,
-    FLTFL_CALLBACK_DATA_POST_OPERATION, FLTFL_OPERATION_REGISTRATION_SKIP_CACHED_IO,
-    FLTFL_OPERATION_REGISTRATION_SKIP_NON_CACHED_NON_PAGING_IO, FLTFL_OPERATION_REGISTRATION_SKIP_NON_DASD_IO,
-    FLTFL_OPERATION_REGISTRATION_SKIP_PAGING_IO, FLT_POSTOP_DISALLOW_FSFILTER_IO,
-    FLT_POSTOP_FINISHED_PROCESSING, FLT_PREOP_COMPLETE, FLT_PREOP_DISALLOW_FASTIO, FLT_PREOP_DISALLOW_FSFILTER_IO,
-    FLT_PREOP_SUCCESS_NO_CALLBACK, FLT_PREOP_SUCCESS_WITH_CALLBACK, FLT_PREOP_SYNCHRONIZE, FLT_RELATED_OBJECTS,
-    FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION, FO_VOLUME_OPEN, IO_STATUS_BLOCK, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE,
-    IRP_MJ_DEVICE_CHANGE, IRP_MJ_POWER, IRP_MJ_QUERY_OPEN, IRP_MJ_READ, IRP_MJ_WRITE, IRP_NOCACHE, IRP_PAGING_IO,
-    callback_data_new)
+    CallbackData, FLTFL_CALLBACK_DATA_DIRTY, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION,
+    FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION, FLTFL_CALLBACK_DATA_IRP_OPERATION, FLTFL_CALLBACK_DATA_POST_OPERATION,
+    FLTFL_OPERATION_REGISTRATION_SKIP_CACHED_IO, FLTFL_OPERATION_REGISTRATION_SKIP_NON_CACHED_NON_PAGING_IO,
+    FLTFL_OPERATION_REGISTRATION_SKIP_NON_DASD_IO, FLTFL_OPERATION_REGISTRATION_SKIP_PAGING_IO,
+    FLT_POSTOP_DISALLOW_FSFILTER_IO, FLT_POSTOP_FINISHED_PROCESSING, FLT_PREOP_COMPLETE, FLT_PREOP_DISALLOW_FASTIO,
+    FLT_PREOP_DISALLOW_FSFILTER_IO, FLT_PREOP_SUCCESS_NO_CALLBACK, FLT_PREOP_SUCCESS_WITH_CALLBACK,
+    FLT_PREOP_SYNCHRONIZE, FLT_RELATED_OBJECTS, FO_VOLUME_OPEN, IO_STATUS_BLOCK, IRP_MJ_CLEANUP, IRP_MJ_CLOSE,
+    IRP_MJ_CREATE, IRP_MJ_DEVICE_CHANGE, IRP_MJ_POWER, IRP_MJ_QUERY_OPEN, IRP_MJ_READ, IRP_MJ_WRITE, IRP_NOCACHE,
+    IRP_PAGING_IO, callback_data_new)
 from stackfs.cext.inode_table cimport operation_path
 from stackfs.cext.ntstatus cimport (
     NT_SUCCESS, STATUS_FLT_DISALLOW_FAST_IO, STATUS_FLT_INTERNAL_ERROR, STATUS_IO_DEVICE_ERROR, STATUS_PENDING,
@@ -70,7 +70,7 @@ cdef extern from *:
 ERROR_LIMIT = 100
 cdef uint32_t error_limit = ERROR_LIMIT
 
-# What a C callback of a Python filter returns for a callback that raised, and was reported. A filter cannot return it.
+# What python_pre and python_post return for a callback that raised, and was reported; from them it is nothing else.
 cdef enum:
     RAISED = -0x5AFE
 
@@ -266,11 +266,11 @@ cdef bint walk_down(operation_t *op) noexcept nogil:
                 refuse_made_up(op)
                 op.bottom = op.index - 1
                 return False
-        elif refuses_fast_io(op, status):
+        if refuses_fast_io(op, status):
             refuse_fast_io(op)
             op.bottom = op.index - 1
             return False
-        if status != RAISED:
+        if status != RAISED or callback.pre is not python_pre:
             with gil:
                 report_misuse(callback, op, "pre", status)
         if instance.PassOnError or always_goes_on(op):
@@ -311,7 +311,7 @@ cdef void walk_up(operation_t *op) noexcept nogil:
         if status == FLT_POSTOP_DISALLOW_FSFILTER_IO and refuses_fast_io(op, FLT_PREOP_DISALLOW_FSFILTER_IO):
             refuse_fast_io(op)
         elif status != FLT_POSTOP_FINISHED_PROCESSING:
-            if status != RAISED:
+            if status != RAISED or callback.post is not python_post:
                 with gil:
                     report_misuse(callback, op, "post", status)
             if callback.instance.PassOnError:

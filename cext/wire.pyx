@@ -355,7 +355,9 @@ cdef void decode_more(const wire_message_t *message, vfs_request_t *request) noe
 
 
 cdef void decode_setattr(const fuse_setattr_in *body, fuse_in_t *to) noexcept nogil:
-    to.valid = body.valid
+    """A SETATTR that sets nothing is what remains of the kernel's own removal of set-id bits, before a write to a bypassed
+    file, once it has taken out what HANDLE_KILLPRIV_V2 leaves to us; and of a chown(-1, -1), which clears them as well."""
+    to.valid = body.valid if body.valid else FATTR_KILL_SUIDGID
     to.fh = body.fh
     to.size = body.size
     to.lock_owner = body.lock_owner
@@ -428,6 +430,8 @@ cdef int wire_init_answer(const wire_message_t *message, wire_settings_t *settin
     out.max_background = 64
     out.congestion_threshold = 48
     out.time_gran = 1
+    if settings.negotiated & FUSE_PASSTHROUGH:
+        out.max_stack_depth = 1                         # a backing file on a stacking filesystem is refused: ELOOP
     out.max_write = settings.max_write
     out.max_pages = <uint16_t>(settings.max_write // settings.page_size)
     return 1

@@ -39,6 +39,9 @@ TOUCHES_CACHES = frozenset(
 )
 """An instance that registers one of these may make what the kernel has cached wrong by coming or going."""
 
+SUPPORTED_FS_FEATURES_BYPASS_IO = 0x8
+"""In the column SprtFtrs of `fltmc instances`."""
+
 DRAIN_POLL = 0.0005
 """Seconds between two looks at whether a replaced callback list is still in use."""
 
@@ -78,6 +81,15 @@ class Instance:
     def failed(self) -> bool:
         return self.entry.failed
 
+    @property
+    def sees_data(self) -> bool:
+        return not {api.IRP_MJ_READ, api.IRP_MJ_WRITE}.isdisjoint(self.entry.registered)
+
+    @property
+    def blocks_bypass(self) -> bool:
+        """It wants to see reads or writes, and does not say that it can do without those of bypassed opens."""
+        return self.sees_data and self.filter.manifest.bypass != "supported"
+
     # Asked by the stack, on whatever thread the callback ran.
 
     def callback_raised(self, routine: str, major: int, path: str, error: BaseException) -> None:
@@ -100,7 +112,7 @@ class Instance:
             operation=api.major_name(major),
             routine=routine,
             path=path,
-            error=f"it returned {status}, which is not legal here; pending and disallowing are not in this release",
+            error=f"it returned {status}, which is not legal here; pending is not in this release",
             outcome="passed by" if self.filter.manifest.on_error == "pass" else "EIO",
         )
 
@@ -146,6 +158,10 @@ class Volume:
         """Highest altitude first."""
         self.invalidate: Callable[[], Awaitable[None]] | None = None
         """Makes the kernel forget what it cached; set by whoever mounted the volume."""
+
+    def settle_bypass(self) -> None:
+        """Opens may be bypassed while no instance stands in the way."""
+        self.core.allow_bypass(not any(instance.blocks_bypass for instance in self.instances))
 
     def settle_timeouts(self) -> None:
         """Zero while an instance sees lookups and its answers may change by themselves (DESIGN: Caches)."""
@@ -363,14 +379,24 @@ class FilterManager:
                 loaded, volume, name, altitude, dict(loaded.object.options) if options is None else options
             )
         except Exception as error:  # a registration that was changed after it was checked
-            raise FltError(
-                api.STATUS_INVALID_PARAMETER, f"filter {loaded.name!r} cannot be attached: {type(error).__name__}: {error}"
-            ) from error
+            what = f"filter {loaded.name!r} cannot be attached: {type(error).__name__}: {error}"
+            raise FltError(api.STATUS_INVALID_PARAMETER, what) from error
         status = self._ask(f"{loaded.name}: instance_setup", loaded.object.instance_setup, instance, flags)
         if not api.is_success(status):
             raise FltError(
                 status, f"filter {loaded.name!r} does not attach to volume {volume.name!r} ({api.status_name(status)})"
             )
+        if instance.blocks_bypass:  # before it is published: what is decided from here on is not bypassed
+            refuses = loaded.manifest.attach_with_bypassed == "refuse"
+            bypassed = volume.core.allow_bypass(False, unless_bypassed=refuses)
+            if bypassed and refuses:
+                self._tell(f"{loaded.name}: instance_teardown_complete", loaded.object.instance_teardown_complete,
+                           instance, api.FLTFL_INSTANCE_TEARDOWN_INTERNAL_ERROR)  # fmt: skip
+                raise FltError(
+                    api.STATUS_FLT_DO_NOT_ATTACH,
+                    f"filter {loaded.name!r} does not attach to volume {volume.name!r}: {bypassed} open files are bypassed, "
+                    "and it would not see their reads and writes; close them, or mount with bypass=off",
+                )
         volume.core.stack.insert(instance.entry)
         volume.instances.append(instance)
         volume.instances.sort(key=lambda each: sort_key(each.altitude), reverse=True)
@@ -409,6 +435,7 @@ class FilterManager:
             volume.core.stack.remove(instance.entry)
             volume.instances.remove(instance)
             volume.settle_timeouts()
+            volume.settle_bypass()
             self._tell(f"{instance.filter.name}: instance_teardown_start", filter_object.instance_teardown_start,
                        instance, reason)  # fmt: skip
             await self._drain(volume)
@@ -473,7 +500,8 @@ class FilterManager:
                 "altitude": instance.altitude,
                 "name": instance.name,
                 "frame": 0,
-                "features": 0,
+                "features": SUPPORTED_FS_FEATURES_BYPASS_IO if not instance.blocks_bypass else 0,
+                "bypassed": volume.core.bypassed_opens if instance.sees_data else 0,
                 "status": "Failed" if instance.failed else "",
             }
             for volume in self.volumes

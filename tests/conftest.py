@@ -77,8 +77,10 @@ class Drive:
         return run(FLTMC, *arguments, check=check)
 
     def alive(self) -> bool:
+        """Whether any thread of the daemon is there; one that has ended may still wait for its parent."""
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            return Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+            ended = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+            return not ended or len(os.listdir(f"/proc/{self.pid}/task")) > 1
         return False
 
     def wait_gone(self, seconds: float = 60) -> None:
@@ -155,6 +157,14 @@ def core(tmp_path: Path) -> Iterator[object]:
     volume = Volume(os.open(tmp_path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
     yield volume
     volume.close()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """The backing directory of `core`."""
+    (tmp_path / "file").write_bytes(b"0123456789")
+    (tmp_path / "folder").mkdir()
+    return tmp_path
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -376,6 +376,11 @@ struct fuse_kstatfs {
 /* The name follows, without a NUL, padded to eight bytes. READDIRPLUS: a fuse_entry_out comes before it. */
 struct fuse_dirent { uint64_t ino; uint64_t off; uint32_t namelen; uint32_t type; };
 
+/* Passthrough: ioctl(2) on /dev/fuse. A backing id is above 0. */
+struct fuse_backing_map { int32_t fd; uint32_t flags; uint64_t padding; };
+#define FUSE_DEV_IOC_BACKING_OPEN  _IOW(229, 1, struct fuse_backing_map)
+#define FUSE_DEV_IOC_BACKING_CLOSE _IOW(229, 2, uint32_t)
+
 struct fuse_notify_inval_inode_out { uint64_t ino; int64_t off; int64_t len; };
 /* The name is looked up again at its next use; a directory that is somebody's working directory stays what it is. */
 #define FUSE_EXPIRE_ONLY 1u

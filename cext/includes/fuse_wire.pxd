@@ -428,6 +428,12 @@ cdef extern from "fuse_wire.h" nogil:
         uint32_t namelen
         uint32_t type
 
+    struct fuse_backing_map:
+        int32_t fd
+        uint32_t flags
+    unsigned long FUSE_DEV_IOC_BACKING_OPEN
+    unsigned long FUSE_DEV_IOC_BACKING_CLOSE
+
     struct fuse_notify_inval_inode_out:
         uint64_t ino
         int64_t off
