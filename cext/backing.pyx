@@ -18,22 +18,22 @@ from libc.string cimport memcpy, memmove, strlen, strncmp
 
 from stackfs.cext.bypass cimport bypass_free, bypass_new
 from stackfs.cext.callback_data cimport (
-    CONTROL_PARAMETERS, DACL_SECURITY_INFORMATION, DIRECTORY_PARAMETERS, EA_PARAMETERS, FILE_DELETE_ON_CLOSE, FILE_DIRECTORY_FILE, FILE_NAME, FILE_OBJECT,
-    FILE_OPEN, FILE_OPEN_REPARSE_POINT, FLT_IO_PARAMETER_BLOCK, FO_DIRECTORY, FO_SYNTHESISED, FSCTL_GET_REPARSE_POINT,
-    FO_LOCKED, FSCTL_DUPLICATE_EXTENTS_TO_FILE, FSCTL_MANAGE_BYPASS_IO, FSCTL_SET_REPARSE_POINT, FSCTL_SET_ZERO_DATA,
-    FileAllocationInformation, FilePositionInformation, IRP_MJ_DEVICE_CONTROL, IRP_MJ_LOCK_CONTROL, IRP_MN_LOCK,
-    IRP_MN_QUERY_LOCK, IRP_MN_UNLOCK_ALL, IRP_MN_UNLOCK_ALL_BY_KEY, LOCK_PARAMETERS, lock_range_t, FileBasicInformation,
-    FileDispositionInformation, FileEndOfFileInformation,
-    FileLinkInformation, GROUP_SECURITY_INFORMATION, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE,
-    IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_FLUSH_BUFFERS, IRP_MJ_NETWORK_QUERY_OPEN,
-    IRP_MJ_QUERY_EA, IRP_MJ_QUERY_INFORMATION, IRP_MJ_QUERY_OPEN, IRP_MJ_QUERY_SECURITY,
-    IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_READ, IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY,
-    IRP_MJ_WRITE, LABEL_SECURITY_INFORMATION, OWNER_SECURITY_INFORMATION, READ_WRITE_PARAMETERS, REQUESTOR,
-    SECURITY_PARAMETERS, SET_FILE_PARAMETERS, node_t, statx_t)
+    CONTROL_PARAMETERS, DACL_SECURITY_INFORMATION, DIRECTORY_PARAMETERS, EA_PARAMETERS, FILE_DELETE_ON_CLOSE,
+    FILE_DIRECTORY_FILE, FILE_NAME, FILE_OBJECT, FILE_OPEN, FILE_OPEN_REPARSE_POINT, FLT_IO_PARAMETER_BLOCK,
+    FO_DIRECTORY, FO_LOCKED, FO_SYNTHESISED, FSCTL_DUPLICATE_EXTENTS_TO_FILE, FSCTL_GET_REPARSE_POINT,
+    FSCTL_MANAGE_BYPASS_IO, FSCTL_SET_REPARSE_POINT, FSCTL_SET_ZERO_DATA, GROUP_SECURITY_INFORMATION, IRP_MJ_CLEANUP,
+    IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_DEVICE_CONTROL, IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL,
+    IRP_MJ_FLUSH_BUFFERS, IRP_MJ_LOCK_CONTROL, IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_QUERY_EA, IRP_MJ_QUERY_INFORMATION,
+    IRP_MJ_QUERY_OPEN, IRP_MJ_QUERY_SECURITY, IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_READ, IRP_MJ_SET_EA,
+    IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY, IRP_MJ_WRITE, IRP_MN_LOCK, IRP_MN_QUERY_LOCK, IRP_MN_UNLOCK_ALL,
+    IRP_MN_UNLOCK_ALL_BY_KEY, LABEL_SECURITY_INFORMATION, LOCK_PARAMETERS, OWNER_SECURITY_INFORMATION,
+    READ_WRITE_PARAMETERS, REQUESTOR, SECURITY_PARAMETERS, SET_FILE_PARAMETERS, FileAllocationInformation,
+    FileBasicInformation, FileDispositionInformation, FileEndOfFileInformation, FileLinkInformation,
+    FilePositionInformation, lock_range_t, node_t, statx_t)
 from stackfs.cext.credentials cimport add_group, assume, credentials_t, drop_fsetid, restore
-from stackfs.cext.handles cimport handle_t, handles_free, handles_new
 from stackfs.cext.extents cimport extent_allocate, extent_copy, extent_seek
 from stackfs.cext.file_flags cimport file_flags, is_file_flags
+from stackfs.cext.handles cimport handle_t, handles_free, handles_new
 from stackfs.cext.inode_table cimport (
     descriptors_shed, identify, identity_t, make_id, name_moved, name_of, name_pin, name_removed, name_unpin,
     node_close, node_found, node_is, node_open, node_put, node_unnamed, table_free, table_new)

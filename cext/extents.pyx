@@ -5,7 +5,6 @@ System calls on descriptors the caller holds; no state, any thread.
 
 from libc.errno cimport EINTR, EINVAL, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memset
 
 
 cdef extern from *:

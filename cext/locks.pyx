@@ -215,8 +215,9 @@ cdef void locks_drop(lock_table_t *table, const node_t *node, uint64_t key, bint
 
 # --- ranges granted -----------------------------------------------------------------------------------------------
 
-cdef void remember_locked(lock_owner_t *entry, const lock_range_t *what) noexcept nogil:
-    """The range becomes the owner's as said; what it had of it before is replaced."""
+cdef bint remember_locked(lock_owner_t *entry, const lock_range_t *what) noexcept nogil:
+    """The range becomes the owner's as said; what it had of it before is replaced. Had it any?"""
+    cdef bint replaced = False
     cdef range_t **link = &entry.ranges
     cdef range_t *had
     cdef range_t *rest
@@ -225,6 +226,7 @@ cdef void remember_locked(lock_owner_t *entry, const lock_range_t *what) noexcep
         if had.range.end < what.start or had.range.start > what.end:
             link = &had.next
             continue
+        replaced = True
         if had.range.start < what.start and had.range.end > what.end:      # what is left has two parts
             rest = <range_t *>malloc(cython.sizeof(range_t))
             if rest is not NULL:
@@ -244,12 +246,13 @@ cdef void remember_locked(lock_owner_t *entry, const lock_range_t *what) noexcep
             link[0] = had.next
             free(had)
     if what.type == <uint32_t>F_UNLCK:
-        return
+        return replaced
     had = <range_t *>malloc(cython.sizeof(range_t))
     if had is not NULL:
         had.range = what[0]
         had.next = entry.ranges
         entry.ranges = had
+    return replaced
 
 
 cdef lock_owner_t *in_the_way_locked(lock_table_t *table, const node_t *node, uint64_t owner, const lock_range_t *wanted,
@@ -273,12 +276,13 @@ cdef lock_owner_t *in_the_way_locked(lock_table_t *table, const node_t *node, ui
 
 cdef int lock_set(lock_table_t *table, lock_owner_t *entry, const lock_range_t *what) noexcept nogil:
     cdef c_flock lock
+    cdef bint replaced
     if stackfs_ofd(entry.fd, F_OFD_SETLK, &lock, <short>what.type, what.start, what.end) != 0:
         return -EAGAIN if errno == EACCES else -errno
     pthread_mutex_lock(&table.mutex)
-    remember_locked(entry, what)
+    replaced = remember_locked(entry, what)
     pthread_mutex_unlock(&table.mutex)
-    if what.type != <uint32_t>F_WRLCK:  # unlocked, or perhaps a write lock become a read lock
+    if what.type == <uint32_t>F_UNLCK or (replaced and what.type == <uint32_t>F_RDLCK):     # perhaps a write lock before
         locks_released(table, entry.node)
     return 0
 
@@ -405,8 +409,8 @@ cdef bint deadlocks_locked(lock_table_t *table, const lock_wait_t *waiting) noex
     cdef const lock_wait_t *at = waiting
     cdef lock_owner_t *blocker
     cdef lock_range_t found
-    cdef int i
-    for i in range(DEADLOCK_STEPS):
+    cdef int _step
+    for _step in range(DEADLOCK_STEPS):
         blocker = in_the_way_locked(table, at.node, at.owner, &at.range, &found)
         if blocker is NULL:
             return False

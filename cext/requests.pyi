@@ -55,9 +55,9 @@ class Volume:
     def forget(self, nodeid: int, lookups: int) -> None:
         """The kernel gives back that many lookups of a node."""
     def interrupt(self, number: int) -> bool:
-        """INTERRUPT of the request with that number. True: it waits for a lock, and its next run() ends it with EINTR."""
+        """INTERRUPT of a request, by number. True: it waits for a lock, and its next run() ends it with EINTR."""
     def retry_locks(self) -> int:
-        """Those who wait for locks that are held beside the mount try again. How many still wait. Call it every 0.1 s."""
+        """Those who wait for locks held beside the mount try again; how many wait. To be called every 0.1 s."""
     def known(self) -> tuple[list[int], list[int], list[tuple[int, bytes]]]:
         """What the kernel may have cached: (nodeids with open files, other nodeids, [(parent nodeid, name), ...])."""
     def request(
@@ -102,9 +102,9 @@ class Request:
         """Run to the end, waiting in place; raise VfsError when it failed. Returns self."""
     @property
     def waits_for_lock(self) -> bool:
-        """run() said False because somebody else has the lock: park(), which needs no thread, serves as well as wait()."""
+        """run() said False because somebody else has the lock: park(), which needs no thread, will do."""
     def park(self, woken: Callable[[], object]) -> bool:
-        """True: woken() will be called once, by any thread, when it is worth while to run() again. False: run() again now."""
+        """True: woken() will be called once, by any thread: then run() again. False: run() again now."""
     @property
     def lock(self) -> tuple[int, int, int, int]:
         """GETLK: (type, first byte, last byte, process id) of a lock in the way; type F_UNLCK: none."""

@@ -24,23 +24,22 @@ from stackfs.cext.backing cimport backing_free, backing_new, backing_perform, ba
 from stackfs.cext.threads cimport store_int
 from stackfs.cext.bypass cimport bypass_answer_t, bypass_open, bypass_possible, bypass_release, bypass_t
 from stackfs.cext.callback_data cimport (
-    DACL_SECURITY_INFORMATION, DELETE, FILE_APPEND_DATA, FILE_CREATE, FILE_DELETE_ON_CLOSE, FO_LOCKED,
-    FSCTL_DUPLICATE_EXTENTS_TO_FILE, FSCTL_SET_ZERO_DATA, FileAllocationInformation, FilePositionInformation,
-    IRP_MJ_DEVICE_CONTROL, IRP_MJ_LOCK_CONTROL, IRP_MN_LOCK, IRP_MN_QUERY_LOCK, IRP_MN_UNLOCK_ALL, IRP_MN_UNLOCK_ALL_BY_KEY,
-    IRP_MN_UNLOCK_SINGLE, FILE_DIRECTORY_FILE, FILE_NON_DIRECTORY_FILE,
-    FILE_NO_INTERMEDIATE_BUFFERING, FILE_OPEN, FILE_OPEN_IF, FILE_OPEN_REPARSE_POINT, FILE_OVERWRITE,
-    FILE_OVERWRITE_IF, FILE_READ_ATTRIBUTES, FILE_READ_DATA, FILE_READ_EA, FILE_WRITE_ATTRIBUTES, FILE_WRITE_DATA,
-    FILE_WRITE_EA, FILE_WRITE_THROUGH, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION, FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION,
-    FLT_IO_PARAMETER_BLOCK, FO_DIRECTORY, FO_OPENED, FO_SYNTHESISED, FSCTL_GET_REPARSE_POINT, FSCTL_MANAGE_BYPASS_IO,
-    FSCTL_SET_REPARSE_POINT,
-    FileAllInformation, FileBasicInformation, FileDispositionInformation, FileEndOfFileInformation,
-    FileLinkInformation, FileNetworkOpenInformation, FileRenameInformation, FileRenameInformationEx,
-    GROUP_SECURITY_INFORMATION, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_DIRECTORY_CONTROL,
-    IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_FLUSH_BUFFERS, IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_QUERY_EA,
-    IRP_MJ_QUERY_INFORMATION, IRP_MJ_QUERY_OPEN, IRP_MJ_QUERY_SECURITY, IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_READ,
-    IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY, IRP_MJ_WRITE, IRP_NOCACHE, IRP_PAGING_IO,
-    LABEL_SECURITY_INFORMATION, OWNER_SECURITY_INFORMATION, READ_CONTROL, REQUEST_FIRST, REQUEST_PRINCIPAL,
-    WRITE_DAC, WRITE_OWNER, lock_range_t, statx_timestamp)
+    DACL_SECURITY_INFORMATION, DELETE, FILE_APPEND_DATA, FILE_CREATE, FILE_DELETE_ON_CLOSE, FILE_DIRECTORY_FILE,
+    FILE_NON_DIRECTORY_FILE, FILE_NO_INTERMEDIATE_BUFFERING, FILE_OPEN, FILE_OPEN_IF, FILE_OPEN_REPARSE_POINT,
+    FILE_OVERWRITE, FILE_OVERWRITE_IF, FILE_READ_ATTRIBUTES, FILE_READ_DATA, FILE_READ_EA, FILE_WRITE_ATTRIBUTES,
+    FILE_WRITE_DATA, FILE_WRITE_EA, FILE_WRITE_THROUGH, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION,
+    FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION, FLT_IO_PARAMETER_BLOCK, FO_DIRECTORY, FO_LOCKED, FO_OPENED,
+    FO_SYNTHESISED, FSCTL_DUPLICATE_EXTENTS_TO_FILE, FSCTL_GET_REPARSE_POINT, FSCTL_MANAGE_BYPASS_IO,
+    FSCTL_SET_REPARSE_POINT, FSCTL_SET_ZERO_DATA, GROUP_SECURITY_INFORMATION, IRP_MJ_CLEANUP, IRP_MJ_CLOSE,
+    IRP_MJ_CREATE, IRP_MJ_DEVICE_CONTROL, IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_FLUSH_BUFFERS,
+    IRP_MJ_LOCK_CONTROL, IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_QUERY_EA, IRP_MJ_QUERY_INFORMATION, IRP_MJ_QUERY_OPEN,
+    IRP_MJ_QUERY_SECURITY, IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_READ, IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION,
+    IRP_MJ_SET_SECURITY, IRP_MJ_WRITE, IRP_MN_LOCK, IRP_MN_QUERY_LOCK, IRP_MN_UNLOCK_ALL, IRP_MN_UNLOCK_ALL_BY_KEY,
+    IRP_MN_UNLOCK_SINGLE, IRP_NOCACHE, IRP_PAGING_IO, LABEL_SECURITY_INFORMATION, OWNER_SECURITY_INFORMATION,
+    READ_CONTROL, REQUEST_FIRST, REQUEST_PRINCIPAL, WRITE_DAC, WRITE_OWNER, FileAllInformation,
+    FileAllocationInformation, FileBasicInformation, FileDispositionInformation, FileEndOfFileInformation,
+    FileLinkInformation, FileNetworkOpenInformation, FilePositionInformation, FileRenameInformation,
+    FileRenameInformationEx, lock_range_t, statx_timestamp)
 from stackfs.cext.extents cimport extent_mode_known, extent_mode_zeroes
 from stackfs.cext.file_flags cimport is_file_control
 from stackfs.cext.listing cimport listing_run, listing_t
@@ -196,7 +195,8 @@ plan(OPEN, [(IRP_MJ_CREATE, 1, 0), (IRP_MJ_FILE_SYSTEM_CONTROL, 0, FSCTL_MANAGE_
 plan(OPENDIR, [(IRP_MJ_CREATE, 1, 0)])
 plan(CREATE, [(IRP_MJ_CREATE, 1, 0), (IRP_MJ_QUERY_INFORMATION, 0, FileAllInformation),
               (IRP_MJ_FILE_SYSTEM_CONTROL, 0, FSCTL_MANAGE_BYPASS_IO)])
-plan(TMPFILE, [(IRP_MJ_CREATE, 1, 0), (IRP_MJ_QUERY_INFORMATION, 0, FileAllInformation)])
+plan(TMPFILE, [(IRP_MJ_CREATE, 1, 0), (IRP_MJ_QUERY_INFORMATION, 0, FileAllInformation),
+               (IRP_MJ_FILE_SYSTEM_CONTROL, 0, FSCTL_MANAGE_BYPASS_IO)])
 plan(READ, [(IRP_MJ_READ, 1, 0)])
 plan(WRITE, [(IRP_MJ_WRITE, 1, 0)])
 plan(STATFS, [(IRP_MJ_QUERY_VOLUME_INFORMATION, 1, 0)])
@@ -357,6 +357,8 @@ cdef int prepare(vfs_request_t *request) noexcept nogil:
     if opcode == COPY_FILE_RANGE or opcode == COPY_FILE_RANGE_64:
         request.source = handle_get(backing_of(request).handles, request.arguments.fh)
         request.arguments.fh = request.arguments.fh2       # the request goes by its target
+        if opcode == COPY_FILE_RANGE:    # its answer has 32 bits
+            request.arguments.size = min(request.arguments.size, <uint64_t>0x7FFFF000)
         error = by_handle(request)
         if error == 0 and request.arguments.flags:
             return EINVAL
@@ -769,7 +771,9 @@ cdef bint restart_as_irp(vfs_request_t *request) noexcept nogil:
     if major == IRP_MJ_QUERY_OPEN or major == IRP_MJ_NETWORK_QUERY_OPEN:
         request.plan = SLOW_QUERY
         request.step = 0
-    return request.on_device and major != IRP_MJ_QUERY_OPEN
+    # What pyfuse3 has no handler for is done again in place: libfuse would answer ENOSYS, and the kernel would not ask again.
+    return request.on_device and major != IRP_MJ_QUERY_OPEN and request.opcode != STATX and request.opcode != IOCTL and \
+        request.opcode != GETLK and request.opcode != SETLK
 
 
 cdef void close_below(vfs_request_t *request) noexcept nogil:

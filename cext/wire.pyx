@@ -459,6 +459,12 @@ def operation_name(opcode: int) -> str:
     return f"OPCODE_{opcode}" if row == NULL else row.name.decode()
 
 
+def is_refused(opcode: int) -> bool:
+    """True: the device answers this operation with an error without showing it to the stack."""
+    cdef const wire_rule_t *row = wire_rule(opcode) if 0 <= opcode < WIRE_OPCODES else NULL
+    return row == NULL or row.treatment == WIRE_REFUSE
+
+
 def decode(message: bytes, setxattr_ext: bool = True, max_write: int = 1 << 20) -> dict[str, object]:
     """A message's header and arguments, those that are not 0, by the names of vfs_request_t; ValueError: malformed."""
     cdef wire_message_t checked

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import os
 import stat
 import struct
@@ -273,7 +274,7 @@ def test_what_copying_refuses(files: Files) -> None:
 
 @pytest.mark.parametrize("majors", [[MajorFunction.IRP_MJ_READ], [MajorFunction.IRP_MJ_WRITE]])
 def test_no_copy_escapes_a_filter_of_data(files: Files, majors: list[int]) -> None:
-    """With an instance on READ or WRITE the caller has to fall back, unless the instance saw the control and passed it."""
+    """With an instance on READ or WRITE the caller falls back, unless the instance saw the control and passed it."""
     source, fh, _ = files.open("from", content=b"x" * 100)
     node, to, _ = files.open("to", content=b"")
     arguments = {"fh": fh, "nodeid2": node, "fh2": to, "size": 100}
@@ -378,7 +379,8 @@ def test_creation_without_a_name_is_a_create(files: Files) -> None:
 def ioctl(files: Files, fh: int, command: int, given: bytes = b"", room: int = 0, **who: int) -> Any:
     buffer = bytearray(room)
     try:
-        done = files.request(IOCTL, fh=fh, command=command, input=given, size=room, buffer=buffer if room else None, **who)
+        to = buffer if room else None
+        done = files.request(IOCTL, fh=fh, command=command, input=given, size=room, buffer=to, **who)
     except VfsError as error:
         return errno.errorcode[error.errno or 0]
     return bytes(buffer[: done.length])
@@ -434,7 +436,7 @@ def test_other_controls_are_not_for_files(files: Files) -> None:
 
 
 def test_a_filter_answers_a_control_of_its_own(files: Files) -> None:
-    """The door for FSCTLs: what the base does not know a filter may complete, by whichever of the two majors it comes."""
+    """The door for FSCTLs: what the base does not know a filter may complete, by whichever major it comes."""
     _, fh, _ = files.open("f", content=b"x")
     got: list[bytes] = []
 
@@ -467,9 +469,8 @@ def test_a_filter_answers_a_control_of_its_own(files: Files) -> None:
 def lock(
     files: Files, fh: int, owner: int, kind: int, start: int = 0, end: int = LAST, *, wait: bool = False, **more: int
 ) -> str:
-    return files.errno(
-        SETLKW if wait else SETLK, fh=fh, lock_owner=owner, lock_type=kind, offset=start, end=end, lock_pid=owner, **more
-    )
+    opcode = SETLKW if wait else SETLK
+    return files.errno(opcode, fh=fh, lock_owner=owner, lock_type=kind, offset=start, end=end, lock_pid=owner, **more)
 
 
 def query(files: Files, fh: int, owner: int, kind: int, start: int = 0, end: int = LAST) -> tuple[int, int, int, int]:
@@ -583,7 +584,7 @@ def test_locks_beside_the_mount_count(files: Files, holder: Any) -> None:
 class Waiter(threading.Thread):
     """A SETLKW in a thread: what it ended with, and when."""
 
-    def __init__(self, files: Files, **arguments: int) -> None:
+    def __init__(self, files: Files, **arguments: Any) -> None:
         super().__init__()
         self.request = files.core.request(SETLKW, ROOT, **arguments)
         self.answer = ""
@@ -610,8 +611,8 @@ class Waiter(threading.Thread):
         return self.answer
 
 
-def arguments_of(fh: int, owner: int, kind: int, start: int = 0, end: int = LAST, flags: int = 0) -> dict[str, int]:
-    return {"fh": fh, "lock_owner": owner, "lock_type": kind, "offset": start, "end": end, "lock_pid": owner, "flags": flags}
+def arguments_of(fh: int, owner: int, kind: int, flags: int = 0) -> dict[str, Any]:
+    return {"fh": fh, "lock_owner": owner, "lock_type": kind, "end": LAST, "lock_pid": owner, "flags": flags}
 
 
 @pytest.mark.parametrize("flags", [0, 1])
@@ -685,7 +686,7 @@ def test_a_waiting_lock_needs_no_thread(files: Files) -> None:
     for i, request in enumerate(requests):
         assert not request.run()
         assert request.waits_for_lock
-        assert request.park(lambda i=i: woken.append(i))
+        assert request.park(functools.partial(woken.append, i))
     assert threading.active_count() == before
     assert files.core.retry_locks() == 100       # nobody outside is in the way: none tries again
     assert woken == []
