@@ -89,7 +89,7 @@ core() {
     local log=build/core.log module
     say "compiling the core"
     touch build/.core.begun
-    for module in $(find cext filters -name '*.so'); do
+    for module in $(find cext filters benchmarks -name '*.so'); do
         [ -e "${module%.cpython*}.pyx" ] || rm "$module"
     done
     if ! .venv/bin/python setup.py --quiet build_ext --inplace >"$log" 2>&1; then
@@ -106,6 +106,15 @@ docs() {
     STACKFS_COMPILE=0 quiet_pip .venv install --no-build-isolation --editable '.[docs]'
     .venv/bin/sphinx-build -q -W --keep-going docs docs/_build || fail "the documentation has errors, see above"
     say "docs/_build/index.html"
+}
+
+# Only the charts need it: without it the benchmarks run all the same.
+bench() {
+    one_at_a_time
+    say "installing what the charts of the benchmarks need"
+    (STACKFS_COMPILE=0 quiet_pip .venv install --no-build-isolation --editable '.[bench]') ||
+        say "the benchmarks go on without charts"
+    touch .venv/.bench
 }
 
 # A virtual environment of its own under PREFIX/lib/stackfs; the commands are links into it.
@@ -148,13 +157,13 @@ uninstall() {
 clean() {
     one_at_a_time
     say "removing build/, .venv/ and what was compiled"
-    find cext filters -name '*.so' -delete
+    find cext filters benchmarks -name '*.so' -delete
     find . -path ./.git -prune -o -name __pycache__ -type d -print0 | xargs -0r rm -rf
-    rm -f stackfs/cext stackfs/filters stackfs/mountpoints
+    rm -f stackfs/cext stackfs/filters stackfs/mountpoints stackfs/benchmarks
     rm -rf build dist .venv docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 }
 
 case "${1:-}" in
-    packages | venv | core | docs | install | uninstall | clean) "$1" ;;
-    *) fail "setup.sh packages|venv|core|docs|install|uninstall|clean" ;;
+    packages | venv | core | bench | docs | install | uninstall | clean) "$1" ;;
+    *) fail "setup.sh packages|venv|core|bench|docs|install|uninstall|clean" ;;
 esac
