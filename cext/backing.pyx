@@ -842,7 +842,8 @@ cdef int64_t perform_lock(backing_t *backing, vfs_request_t *request, operation_
     waiting.owner = lock.LockOwner
     waiting.range = wanted
     waiting.flock = lock.Flock
-    waiting.unique = request.unique
+    if not waiting.entered:
+        waiting.unique = request.unique
     waiting.generation = generation
     waiting.wanted = 1
     op.would_block = 2

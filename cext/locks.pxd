@@ -3,7 +3,7 @@
 # The backing filesystem's own locks are the truth: for each (file, owner) that has locks here there is one open file
 # description of the backing file, and its OFD locks are the owner's. A flock(2) lock is the handle's descriptor's. The
 # table only knows which descriptors these are, which ranges were granted to whom (for F_GETLK's process id and for finding
-# deadlocks), and who waits. One mutex guards it and is never held across a system call or a call to a waiter.
+# deadlocks), and who may wait. One mutex guards it and is never held across a system call or a call to a waiter.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from stackfs.cext.callback_data cimport FILE_OBJECT, LOCK_PARAMETERS, lock_range_t, node_t
@@ -35,16 +35,19 @@ cdef struct lock_wait_t:                 # part of a request (vfs_request_t.wait
     uint8_t flock
     uint8_t foreign                      # nobody here has it: its release cannot be seen, only tried
     uint64_t generation                  # what had been released when it was tried
-    uint64_t unique
     # set by who parks it
     woken_function woken                 # called once for each time it was parked, by any thread; NULL: lock_wait() waits
     void *context
     # the table's
+    uint64_t unique
+    int entered                          # in the table, from before the first try to the end of the request
     int parked
     int cancelled                        # the next try gives EINTR
+    int restart                          # its callback list may be an old one, for which a detach waits
     int error                            # the next try gives this
     lock_wait_t *next
     lock_wait_t *previous
+    lock_wait_t *chain                   # woken together with it
 
 cdef enum:
     LOCK_OWNER_BUCKETS = 256
@@ -56,9 +59,9 @@ cdef struct lock_table_t:
     lock_owner_t *owners[256]
     uint32_t owner_count                 # atomic for readers
     uint64_t generation                  # atomic: counts releases
-    lock_wait_t *first
+    lock_wait_t *first                   # entered
     lock_wait_t *last
-    uint32_t parked_count
+    uint32_t parked_count                # atomic for readers
 
 cdef lock_table_t *locks_new() noexcept nogil
 cdef void locks_free(lock_table_t *table) noexcept nogil
@@ -79,10 +82,14 @@ cdef void locks_released(lock_table_t *table, const node_t *node) noexcept nogil
 
 cdef bint lock_range_of(const LOCK_PARAMETERS *p, uint32_t type, lock_range_t *what) noexcept nogil     # False: not a range
 
-# Waiting. lock_park(): 1: waiting.woken will be called, and until then the request is not to be touched. 0: try again now.
+# Waiting. Who may wait is entered before it first tries, so that an INTERRUPT finds it at any time (once is enough).
+# lock_park(): 1: waiting.woken will be called, and until then the request is not to be touched. 0: try again now.
+cdef void lock_enter(lock_table_t *table, lock_wait_t *waiting, uint64_t unique) noexcept nogil
+cdef void lock_leave(lock_table_t *table, lock_wait_t *waiting) noexcept nogil          # not entered: nothing
 cdef uint64_t locks_generation(lock_table_t *table) noexcept nogil
 cdef int lock_park(lock_table_t *table, lock_wait_t *waiting) noexcept nogil
-cdef void lock_unpark(lock_table_t *table, lock_wait_t *waiting) noexcept nogil         # it is given up: woken is not called
 cdef void lock_wait(lock_table_t *table, lock_wait_t *waiting) noexcept nogil           # in place, at most LOCK_RETRY
-cdef bint lock_interrupt(lock_table_t *table, uint64_t unique) noexcept nogil           # False: no such request is parked
+cdef bint lock_interrupt(lock_table_t *table, uint64_t unique) noexcept nogil           # False: no such request is entered
+cdef void locks_cancel(lock_table_t *table) noexcept nogil                              # as an INTERRUPT of each
+cdef void locks_restart(lock_table_t *table) noexcept nogil                             # all try again, with .restart set
 cdef uint32_t locks_retry(lock_table_t *table) noexcept nogil   # wakes those that wait for a foreign lock; how many are parked

@@ -331,7 +331,31 @@ cdef uint64_t locks_generation(lock_table_t *table) noexcept nogil:
     return stackfs_get(&table.generation)
 
 
-cdef void unpark_locked(lock_table_t *table, lock_wait_t *waiting) noexcept nogil:
+cdef void enter_locked(lock_table_t *table, lock_wait_t *waiting, uint64_t unique) noexcept nogil:
+    waiting.unique = unique
+    waiting.entered = 1
+    waiting.next = NULL
+    waiting.previous = table.last
+    if table.last is not NULL:
+        table.last.next = waiting
+    else:
+        table.first = waiting
+    table.last = waiting
+
+
+cdef void lock_enter(lock_table_t *table, lock_wait_t *waiting, uint64_t unique) noexcept nogil:
+    if waiting.entered:
+        return
+    pthread_mutex_lock(&table.mutex)
+    enter_locked(table, waiting, unique)
+    pthread_mutex_unlock(&table.mutex)
+
+
+cdef void lock_leave(lock_table_t *table, lock_wait_t *waiting) noexcept nogil:
+    if not waiting.entered:
+        return
+    pthread_mutex_lock(&table.mutex)
+    unpark_locked(table, waiting)
     if waiting.previous is not NULL:
         waiting.previous.next = waiting.next
     else:
@@ -340,44 +364,47 @@ cdef void unpark_locked(lock_table_t *table, lock_wait_t *waiting) noexcept nogi
         waiting.next.previous = waiting.previous
     else:
         table.last = waiting.previous
-    waiting.next = NULL
-    waiting.previous = NULL
-    waiting.parked = 0
-    stackfs_set32(&table.parked_count, table.parked_count - 1)
+    waiting.entered = 0
+    pthread_mutex_unlock(&table.mutex)
 
 
-cdef void wake_locked(lock_table_t *table, lock_wait_t *waiting, lock_wait_t **woken) noexcept nogil:
-    """Out of the table; into the chain `woken` (by next) if it has somebody to call. woken: where the chain ends."""
+cdef void unpark_locked(lock_table_t *table, lock_wait_t *waiting) noexcept nogil:
+    if waiting.parked:
+        waiting.parked = 0
+        stackfs_set32(&table.parked_count, table.parked_count - 1)
+
+
+cdef void wake_locked(lock_table_t *table, lock_wait_t *waiting, lock_wait_t ***end) noexcept nogil:
+    """Parked no more; at the end of the chain of those to call, if it has somebody to call."""
     unpark_locked(table, waiting)
     if waiting.woken is not NULL:
-        woken[0] = waiting
+        waiting.chain = NULL
+        end[0][0] = waiting
+        end[0] = &waiting.chain
 
 
 cdef void call_woken(lock_wait_t *waiting) noexcept nogil:
     """Whoever is called may run the request at once: it is not touched afterwards."""
     cdef lock_wait_t *following
     while waiting is not NULL:
-        following = waiting.next
-        waiting.next = NULL
+        following = waiting.chain
         waiting.woken(waiting)
         waiting = following
 
 
-cdef void wake(lock_table_t *table, const node_t *node, bint foreign_only) noexcept nogil:
-    """node NULL: of every file."""
+cdef void wake(lock_table_t *table, const node_t *node, bint foreign_only, bint cancel, bint restart) noexcept nogil:
+    """node NULL: of every file. cancel, restart: set in all that are entered, parked or not."""
     cdef lock_wait_t *chain = NULL
     cdef lock_wait_t **end = &chain
     cdef lock_wait_t *waiting
-    cdef lock_wait_t *following
     pthread_mutex_lock(&table.mutex)
     waiting = table.first
     while waiting is not NULL:
-        following = waiting.next
-        if (node is NULL or waiting.node is node) and (waiting.foreign or not foreign_only):
-            wake_locked(table, waiting, end)
-            if end[0] is not NULL:
-                end = &end[0].next
-        waiting = following
+        waiting.cancelled |= cancel
+        waiting.restart |= restart
+        if waiting.parked and (node is NULL or waiting.node is node) and (waiting.foreign or not foreign_only):
+            wake_locked(table, waiting, &end)
+        waiting = waiting.next
     pthread_cond_broadcast(&table.changed)
     pthread_mutex_unlock(&table.mutex)
     call_woken(chain)
@@ -386,20 +413,28 @@ cdef void wake(lock_table_t *table, const node_t *node, bint foreign_only) noexc
 cdef void locks_released(lock_table_t *table, const node_t *node) noexcept nogil:
     stackfs_raise(&table.generation)
     if stackfs_get32(&table.parked_count):
-        wake(table, node, False)
+        wake(table, node, False, False, False)
     # A waiter that is about to park takes the mutex after this and sees the new generation; one that has parked is counted.
 
 
 cdef uint32_t locks_retry(lock_table_t *table) noexcept nogil:
     if stackfs_get32(&table.parked_count) == 0:
         return 0
-    wake(table, NULL, True)
+    wake(table, NULL, True, False, False)
     return stackfs_get32(&table.parked_count)
+
+
+cdef void locks_cancel(lock_table_t *table) noexcept nogil:
+    wake(table, NULL, False, True, False)
+
+
+cdef void locks_restart(lock_table_t *table) noexcept nogil:
+    wake(table, NULL, False, False, True)
 
 
 cdef lock_wait_t *waiting_owner_locked(lock_table_t *table, uint64_t owner) noexcept nogil:
     cdef lock_wait_t *waiting = table.first
-    while waiting is not NULL and (waiting.flock or waiting.owner != owner):
+    while waiting is not NULL and (not waiting.parked or waiting.flock or waiting.owner != owner):
         waiting = waiting.next
     return waiting
 
@@ -425,9 +460,11 @@ cdef bint deadlocks_locked(lock_table_t *table, const lock_wait_t *waiting) noex
 cdef int lock_park(lock_table_t *table, lock_wait_t *waiting) noexcept nogil:
     cdef lock_range_t found
     pthread_mutex_lock(&table.mutex)
+    if not waiting.entered:              # a SETLK that a filter lets wait
+        enter_locked(table, waiting, waiting.unique)
     # Counted first, then compared: locks_released() counts first, then looks for the parked.
     stackfs_set32(&table.parked_count, table.parked_count + 1)
-    if waiting.cancelled or stackfs_get(&table.generation) != waiting.generation:
+    if waiting.cancelled or waiting.restart or stackfs_get(&table.generation) != waiting.generation:
         stackfs_set32(&table.parked_count, table.parked_count - 1)
         pthread_mutex_unlock(&table.mutex)
         return 0
@@ -440,22 +477,8 @@ cdef int lock_park(lock_table_t *table, lock_wait_t *waiting) noexcept nogil:
     waiting.foreign = waiting.flock or in_the_way_locked(
         table, waiting.node, waiting.owner, &waiting.range, &found) is NULL
     waiting.parked = 1
-    waiting.next = NULL
-    waiting.previous = table.last
-    if table.last is not NULL:
-        table.last.next = waiting
-    else:
-        table.first = waiting
-    table.last = waiting
     pthread_mutex_unlock(&table.mutex)
     return 1
-
-
-cdef void lock_unpark(lock_table_t *table, lock_wait_t *waiting) noexcept nogil:
-    pthread_mutex_lock(&table.mutex)
-    if waiting.parked:
-        unpark_locked(table, waiting)
-    pthread_mutex_unlock(&table.mutex)
 
 
 cdef void lock_wait(lock_table_t *table, lock_wait_t *waiting) noexcept nogil:
@@ -472,22 +495,25 @@ cdef void lock_wait(lock_table_t *table, lock_wait_t *waiting) noexcept nogil:
     while waiting.parked:
         if pthread_cond_timedwait(&table.changed, &table.mutex, &until) != 0:
             break
-    if waiting.parked:
-        unpark_locked(table, waiting)
+    unpark_locked(table, waiting)
     pthread_mutex_unlock(&table.mutex)
 
 
 cdef bint lock_interrupt(lock_table_t *table, uint64_t unique) noexcept nogil:
     cdef lock_wait_t *chain = NULL
+    cdef lock_wait_t **end = &chain
     cdef lock_wait_t *waiting
+    cdef bint found
     pthread_mutex_lock(&table.mutex)
     waiting = table.first
     while waiting is not NULL and waiting.unique != unique:
         waiting = waiting.next
-    if waiting is not NULL:
+    found = waiting is not NULL
+    if found:
         waiting.cancelled = 1
-        wake_locked(table, waiting, &chain)
-        pthread_cond_broadcast(&table.changed)
+        if waiting.parked:
+            wake_locked(table, waiting, &end)
+            pthread_cond_broadcast(&table.changed)
     pthread_mutex_unlock(&table.mutex)
     call_woken(chain)
-    return waiting is not NULL
+    return found

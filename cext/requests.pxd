@@ -100,7 +100,6 @@ cdef enum:
 # in a thread that may block, without the GIL, then request_run() again where it was first called. REQUEST_TO_IRP_LANE
 # (on_device): a filter refused fast I/O: clear on_device and call request_run() again on the IRP lane.
 cdef int request_run(vfs_request_t *request) noexcept nogil
-cdef void request_flush(vfs_request_t *request) noexcept nogil            # FLUSH, which is no operation of the stack
 cdef void request_wait(vfs_request_t *request) noexcept nogil
 cdef void request_flush(vfs_request_t *request) noexcept nogil            # FLUSH: request_run(), which never stops for it
 # A SETLKW whose lock somebody else has stops too (request.waiting.wanted), on every lane, and needs no thread to wait:
@@ -108,8 +107,13 @@ cdef void request_flush(vfs_request_t *request) noexcept nogil            # FLUS
 # until then the request is not to be touched; then request_run() again. 0: request_run() again now.
 # (request_wait() waits for it too, at most LOCK_RETRY; then request_run() again.)
 cdef int request_park(vfs_request_t *request) noexcept nogil
-# INTERRUPT: 1: that request waits for a lock: it is woken, and its next request_run() answers EINTR. 0: no such request waits.
+# A SETLK or SETLKW that is about to run: from here on an INTERRUPT finds it, however early. request_run() does it too, but a
+# device that lets others read INTERRUPTs meanwhile must have done it before it says that it has the request.
+cdef void request_expect_interrupt(vfs_request_t *request) noexcept nogil
+cdef void request_abandon(vfs_request_t *request) noexcept nogil          # it will not be run (again); then request_free()
+# INTERRUPT: 1: that request may wait for a lock: it is woken, and its next try answers EINTR. 0: no such request.
 cdef int volume_interrupt(FLT_VOLUME *volume, uint64_t unique) noexcept nogil
+cdef void volume_cancel_locks(FLT_VOLUME *volume) noexcept nogil          # the same for every one
 # To be called every LOCK_RETRY milliseconds while it says that somebody waits: releases beside the mount show nowhere else.
 cdef uint32_t volume_retry_locks(FLT_VOLUME *volume) noexcept nogil
 

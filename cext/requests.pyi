@@ -55,9 +55,11 @@ class Volume:
     def forget(self, nodeid: int, lookups: int) -> None:
         """The kernel gives back that many lookups of a node."""
     def interrupt(self, number: int) -> bool:
-        """INTERRUPT of a request, by number. True: it waits for a lock, and its next run() ends it with EINTR."""
+        """INTERRUPT of a request, by number. True: it may wait for a lock; its next try ends it with EINTR."""
     def retry_locks(self) -> int:
         """Those who wait for locks held beside the mount try again; how many wait. To be called every 0.1 s."""
+    def restart_waiting_locks(self) -> None:
+        """Those who wait for locks take the callback lists there are now, and let go of older ones: before a drain."""
     def known(self) -> tuple[list[int], list[int], list[tuple[int, bytes]]]:
         """What the kernel may have cached: (nodeids with open files, other nodeids, [(parent nodeid, name), ...])."""
     def request(

@@ -46,7 +46,9 @@ from stackfs.cext.listing cimport listing_run, listing_t
 from stackfs.cext.handles cimport handle_get, handle_new, handle_put
 from stackfs.cext.inode_table cimport (
     ROOT_ID, inode_table_t, name_of, name_t, node_forget, node_generation, node_get, node_hold, node_id, node_put)
-from stackfs.cext.locks cimport lock_interrupt, lock_park, lock_unpark, lock_wait, lock_wait_t, locks_drop, locks_held, locks_retry
+from stackfs.cext.locks cimport (
+    lock_enter, lock_interrupt, lock_leave, lock_park, lock_wait, lock_wait_t, locks_cancel, locks_drop, locks_held,
+    locks_restart, locks_retry)
 from stackfs.cext.ntstatus cimport (
     NTSTATUS, NT_SUCCESS, STATUS_CANCELLED, STATUS_INVALID_DEVICE_REQUEST, STATUS_IO_DEVICE_ERROR, STATUS_NOT_IMPLEMENTED,
     nt_to_errno)
@@ -353,6 +355,8 @@ cdef int prepare(vfs_request_t *request) noexcept nogil:
     if opcode == READ or opcode == WRITE or opcode == FSYNC or opcode == FSYNCDIR or opcode == RELEASE or \
             opcode == RELEASEDIR or opcode == READDIR or opcode == READDIRPLUS or opcode == FLUSH or opcode == LSEEK or \
             opcode == FALLOCATE or opcode == IOCTL or opcode == GETLK or opcode == SETLK or opcode == SETLKW:
+        if opcode == SETLK or opcode == SETLKW:
+            request_expect_interrupt(request)
         return by_handle(request) if opcode != FALLOCATE or extent_mode_known(request.arguments.mode) else EOPNOTSUPP
     if opcode == COPY_FILE_RANGE or opcode == COPY_FILE_RANGE_64:
         request.source = handle_get(backing_of(request).handles, request.arguments.fh)
@@ -829,8 +833,8 @@ cdef void choose_mode(vfs_request_t *request, backing_t *backing) noexcept nogil
         request.out_open_flags = FOPEN_DIRECT_IO
     if request.out_open_flags & FOPEN_DIRECT_IO:
         request.out_open_flags |= FOPEN_PARALLEL_DIRECT_WRITES       # the backing file's own lock orders them
-    if flags & <uint32_t>O_ACCMODE == <uint32_t>O_RDONLY:
-        request.out_open_flags |= FOPEN_NOFLUSH                      # nothing of it can be kept back
+    if flags & <uint32_t>O_ACCMODE == <uint32_t>O_RDONLY and not request.volume.locks:
+        request.out_open_flags |= FOPEN_NOFLUSH                      # nothing of it can be kept back, no lock ends
 
 
 cdef int finish(vfs_request_t *request) noexcept nogil:
@@ -838,6 +842,7 @@ cdef int finish(vfs_request_t *request) noexcept nogil:
     cdef backing_t *backing = backing_of(request)
     cdef uint32_t opcode = request.opcode
     cdef bint opens = opcode == OPEN or opcode == OPENDIR or opcode == CREATE or opcode == TMPFILE
+    lock_leave(backing.locks, &request.waiting)
     if request.failed and request.error == 0:
         request.error = nt_to_errno(request.failed)
         if opcode == IOCTL and (request.failed == STATUS_INVALID_DEVICE_REQUEST or request.failed == STATUS_NOT_IMPLEMENTED):
@@ -898,6 +903,27 @@ cdef int finish(vfs_request_t *request) noexcept nogil:
     return 1
 
 
+cdef bint leave_old_list(vfs_request_t *request) noexcept nogil:
+    """A lock that waits holds its callback list, and a detach waits until nobody does: the operation ends, cancelled, for
+    those who have seen it, and begins again with the list that there is now. False: that is the same one."""
+    cdef operation_t *op = &request.operation
+    request.waiting.restart = 0
+    if op.list is request.volume.lists[op.current.MajorFunction]:
+        return False
+    cancel_operation(op)
+    operation_run(op)
+    operation_end(op)
+    request.resumable = 0
+    return True
+
+
+cdef void cancel_operation(operation_t *op) noexcept nogil:
+    """What stopped before the base does not reach it: the post callbacks that are owed are called."""
+    op.data.IoStatus.Status = STATUS_CANCELLED
+    op.data.IoStatus.Information = 0
+    op.state = OPERATION_GOING_UP
+
+
 cdef int request_run(vfs_request_t *request) noexcept nogil:
     cdef const step_t *which
     if request.plan is NULL:
@@ -922,6 +948,8 @@ cdef int request_run(vfs_request_t *request) noexcept nogil:
             request.resumable = 1
         if request.waiting.wanted:           # stopped before, for a lock: try again
             request.waiting.wanted = 0
+            if request.waiting.restart and leave_old_list(request):
+                continue
             request.operation.would_block = request.nowait
         if operation_run(&request.operation) == 0:
             return 0
@@ -949,6 +977,10 @@ cdef int volume_interrupt(FLT_VOLUME *volume, uint64_t unique) noexcept nogil:
     return lock_interrupt((<backing_t *>volume.backing).locks, unique)
 
 
+cdef void volume_cancel_locks(FLT_VOLUME *volume) noexcept nogil:
+    locks_cancel((<backing_t *>volume.backing).locks)
+
+
 cdef uint32_t volume_retry_locks(FLT_VOLUME *volume) noexcept nogil:
     return locks_retry((<backing_t *>volume.backing).locks)
 
@@ -957,12 +989,17 @@ cdef void request_abandon(vfs_request_t *request) noexcept nogil:
     """Ends a request that stopped before the base: the post callbacks that are owed are called, and what it holds is
     given back, above all its callback list, which a detach waits for."""
     request.nowait = 0
-    lock_unpark(backing_of(request).locks, &request.waiting)
+    lock_leave(backing_of(request).locks, &request.waiting)
+    if not request.resumable:
+        return
+    request.waiting.restart = 0
     if request.operation.state == OPERATION_AT_BASE:
-        request.operation.data.IoStatus.Status = STATUS_CANCELLED
-        request.operation.data.IoStatus.Information = 0
-        request.operation.state = OPERATION_GOING_UP
+        cancel_operation(&request.operation)
     request_run(request)
+
+
+cdef void request_expect_interrupt(vfs_request_t *request) noexcept nogil:
+    lock_enter(backing_of(request).locks, &request.waiting, request.unique)
 
 
 cdef void request_flush(vfs_request_t *request) noexcept nogil:
@@ -1065,7 +1102,7 @@ cdef class Volume:
             node_forget(nodes, nodeid, lookups)
 
     def interrupt(self, uint64_t number) -> bool:
-        """INTERRUPT of the request with that number. True: it waits for a lock, and its next run() ends it with EINTR."""
+        """INTERRUPT of the request with that number. True: it may wait for a lock; its next try ends it with EINTR."""
         cdef FLT_VOLUME *volume = &self.stack.volume
         cdef int found
         with nogil:
@@ -1079,6 +1116,12 @@ cdef class Volume:
         with nogil:
             count = volume_retry_locks(volume)
         return count
+
+    def restart_waiting_locks(self):
+        """Those who wait for locks take the callback lists that there are now, and let go of older ones."""
+        cdef FLT_VOLUME *volume = &self.stack.volume
+        with nogil:
+            locks_restart((<backing_t *>volume.backing).locks)
 
     def known(self):
         """What the kernel may have cached: (nodeids with open files, other nodeids, [(parent nodeid, name), ...])."""

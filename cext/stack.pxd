@@ -86,6 +86,7 @@ cdef struct FLT_VOLUME:
     PyObject *Object                     # the Python Volume (borrowed)
     double entry_timeout, attr_timeout   # seconds, while every instance's answers are cacheable
     int direct_io                        # cache=strict: no page cache above the stack
+    int locks                            # locks=stack: file locks are requests, and each close(2) has to reach us
     int filters_names_or_data            # some instance's answers are not cacheable: entry and attribute time-outs are 0
 
 # The walk. run() returns 1 when the operation is done, 0 when it stopped at the base because that would block:

@@ -206,6 +206,7 @@ class Mounted:
         self.device: Any = None
         self.operations: Any = None
         self.lane_started = False
+        self.locks = "kernel"
         self.ended = trio.Event()
         self._root = os.open(config.source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.core = CoreVolume(
@@ -268,6 +269,7 @@ class Mounted:
             subtype=options.subtype,
             allow_other=options.allow_other,
         )
+        self.locks = self._locks()
         fd = await trio.to_thread.run_sync(mounting.mount, self.config.mountpoint, settings)
         try:
             self.device = Device(
@@ -277,6 +279,7 @@ class Mounted:
                 max_write=options.max_write or 0,
                 cache_symlinks=options.cache == "normal",
                 passthrough=options.bypass == "auto" and os.geteuid() == 0,
+                stack_locks=self.locks == "stack",
             )
             self.operations = irp_lane.start(self.device, self.core)
             self.lane_started = True
@@ -297,6 +300,14 @@ class Mounted:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(self._unmount_for_good)
             raise
+
+    def _locks(self) -> str:
+        """Who keeps file locks, from the mount on: the kernel, or the stack and the base."""
+        if self.config.options.locks is not None:
+            return self.config.options.locks
+        named = {spec.name for spec in self.config.instances if spec.in_toml}
+        seen = any(instance.name in named and instance.sees_locks for instance in self.volume.instances)
+        return "stack" if seen else "kernel"
 
     async def _invalidate(self) -> None:
         """The kernel forgets data, attributes and names. From a thread of the device's own: never inside a request."""
@@ -480,6 +491,7 @@ class Mounted:
             "uptime_seconds": round(time.time() - self.started_at, 1),
             "log": "stderr" if self.config.foreground else log_path(self.config),
             "cache": options.cache,
+            "locks": self.locks,
             "lanes": {
                 "mode": options.lanes,
                 "bypass": self._bypass(),
