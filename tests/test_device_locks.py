@@ -279,7 +279,7 @@ class Watcher:
 
 
 def test_an_instance_comes_and_goes_while_a_lock_waits(locking: Locking) -> None:
-    """A lock that waits is no reason for a detach to wait. Who leaves sees it end; who is there afterwards sees it begin."""
+    """A detach does not wait for a lock that waits. Who leaves sees it end; who is there afterwards sees it begin."""
     assert locking.now(SETLKW, locking.fh, 1, WRITE_LOCK) == 0
     number = locking.lock(SETLKW, locking.other, 2, WRITE_LOCK)
     locking.until_in_flight(1)

@@ -103,7 +103,9 @@ def end(made: Drive, how: str, fusectl: Path) -> None:
 
 @pytest.mark.parametrize("how", ["abort", "umount -f", "SIGKILL"])
 @pytest.mark.parametrize("held", [True, False], ids=["held", "running"])
-def test_callers_are_told_at_once(drive: Callable[..., Drive], tmp_path: Path, fusectl: Path, how: str, held: bool) -> None:
+def test_callers_are_told_at_once(
+    drive: Callable[..., Drive], tmp_path: Path, fusectl: Path, how: str, held: bool
+) -> None:
     """Whether a filter's callback holds everything up at that moment, or nothing does."""
     where = tmp_path / "filters"
     where.mkdir(mode=0o755)

@@ -1,13 +1,13 @@
 """Real programs and system calls on a mounted drive, for the operations that pyfuse3 has no handler for.
 
-Each test begins to run by itself when the device's table (stackfs.cext.wire) shows its operations to the stack. What a
-program sees is compared with the same on a plain directory of the same filesystem.
+What a program sees is compared with the same on a plain directory of the same filesystem.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -19,19 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Drive, needs_root, run
-
-from stackfs.cext.wire import is_refused
-
-SETLKW, IOCTL, FALLOCATE, LSEEK, TMPFILE, COPY_64 = 33, 39, 43, 46, 51, 53
+from conftest import STACKFS, Drive, needs_root, run
 
 pytestmark = needs_root
-
-
-def served(*opcodes: int) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(
-        any(is_refused(opcode) for opcode in opcodes), reason=f"the device still refuses one of {opcodes}"
-    )
 
 
 @pytest.fixture
@@ -49,6 +39,12 @@ def both(mounted: Drive, plain: Path, act: Callable[[Path], Any]) -> Any:
     ours, theirs = act(mounted.mnt), act(plain)
     assert ours == theirs
     return ours
+
+
+def shown(drive: Drive) -> dict[str, Any]:
+    """What `stackfs status` says of it."""
+    volumes = json.loads(run(STACKFS, "status", "--json", "-v", drive.mnt).stdout)["volumes"]
+    return {**volumes[0]["status"], "pid": volumes[0]["pid"]}
 
 
 def errno_of(act: Callable[..., Any], *arguments: Any) -> Any:
@@ -74,7 +70,6 @@ def said(program: subprocess.Popen[str]) -> str:
 # ---- space and holes ------------------------------------------------------------------------------------------------
 
 
-@served(LSEEK, FALLOCATE)
 def test_fallocate_makes_keeps_punches_and_zeroes(mounted: Drive, plain: Path) -> None:
     content = os.urandom(1 << 20)
 
@@ -115,7 +110,6 @@ def holes(path: Path) -> list[tuple[int, int]]:
     return found
 
 
-@served(LSEEK)
 def test_cp_keeps_holes(mounted: Drive, plain: Path) -> None:
     def act(directory: Path) -> Any:
         with (directory / "sparse").open("wb") as file:
@@ -133,7 +127,6 @@ def test_cp_keeps_holes(mounted: Drive, plain: Path) -> None:
     assert all(small for _, small in both(mounted, plain, act))
 
 
-@served(FALLOCATE)
 def test_posix_fallocate_and_its_errors(mounted: Drive, plain: Path) -> None:
     def act(directory: Path) -> Any:
         with (directory / "file").open("w+b") as file:
@@ -147,7 +140,6 @@ def test_posix_fallocate_and_its_errors(mounted: Drive, plain: Path) -> None:
     both(mounted, plain, act)
 
 
-@served(FALLOCATE)
 def test_fallocate_by_another_user_takes_set_id_bits(mounted: Drive, plain: Path, lanes: str) -> None:
     mounted.umount()
     mounted.mount(f"lanes={lanes}", "filter=passthrough", "allow_other")
@@ -175,7 +167,6 @@ def test_fallocate_by_another_user_takes_set_id_bits(mounted: Drive, plain: Path
 # ---- copies ---------------------------------------------------------------------------------------------------------
 
 
-@served(COPY_64)
 @pytest.mark.parametrize("options", [["filter=null"], ["filter=passthrough"]])
 def test_cp_copies_with_and_without_filters_of_data(drive: Callable[..., Drive], options: list[str]) -> None:
     """What the kernel offers to copy inside (copy_file_range) or has to read and write: the copy is right."""
@@ -189,7 +180,6 @@ def test_cp_copies_with_and_without_filters_of_data(drive: Callable[..., Drive],
     assert (made.mnt / "to").read_bytes()[7:2007] == content[5:2005]
 
 
-@served(COPY_64)
 def test_a_reflink_is_refused_where_the_filesystem_has_none(mounted: Drive) -> None:
     """FICLONE never reaches a FUSE filesystem."""
     (mounted.mnt / "from").write_bytes(b"x" * 8192)
@@ -206,7 +196,6 @@ def give_name(fd: int, path: Path) -> None:
     os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=0, follow_symlinks=True)
 
 
-@served(TMPFILE)
 def test_a_file_without_a_name_gets_one(mounted: Drive, plain: Path) -> None:
     def act(directory: Path) -> Any:
         fd = os.open(directory, os.O_TMPFILE | os.O_RDWR, 0o640)
@@ -222,7 +211,6 @@ def test_a_file_without_a_name_gets_one(mounted: Drive, plain: Path) -> None:
     assert (mounted.src / "named").read_bytes() == b"hello, world"
 
 
-@served(TMPFILE)
 def test_a_file_without_a_name_leaves_nothing(mounted: Drive, plain: Path) -> None:
     def act(directory: Path) -> Any:
         fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_EXCL, 0o600)
@@ -236,10 +224,28 @@ def test_a_file_without_a_name_leaves_nothing(mounted: Drive, plain: Path) -> No
     assert both(mounted, plain, act)[2] == []
 
 
+def test_a_file_without_a_name_is_bypassed(drive: Callable[..., Drive]) -> None:
+    """As one that is created with a name: the kernel reads and writes it, before and after it gets a name."""
+    made = drive()
+    if shown(made)["lanes"]["bypass"] != "on":
+        pytest.skip("bypass is off")
+    fd = os.open(made.mnt, os.O_TMPFILE | os.O_RDWR, 0o600)
+    assert shown(made)["bypassed_opens"] == 1
+    os.write(fd, b"hello")
+    give_name(fd, made.mnt / "named")
+    with (made.mnt / "named").open("r+b") as again:
+        assert again.read() == b"hello"
+        again.write(b", world")
+    assert os.pread(fd, 20, 0) == b"hello, world"
+    os.close(fd)
+    assert (made.src / "named").read_bytes() == b"hello, world"
+    requests = shown(made)["requests"]["device"]
+    assert requests["TMPFILE"] == 1 and "READ" not in requests and "WRITE" not in requests
+
+
 # ---- flags of inodes ------------------------------------------------------------------------------------------------
 
 
-@served(IOCTL)
 def test_chattr_and_lsattr(mounted: Drive, plain: Path) -> None:
     def act(directory: Path) -> Any:
         path, below = directory / "file", directory / "below"
@@ -260,7 +266,6 @@ def test_chattr_and_lsattr(mounted: Drive, plain: Path) -> None:
     both(mounted, plain, act)
 
 
-@served(IOCTL)
 def test_a_file_is_no_terminal(mounted: Drive) -> None:
     (mounted.mnt / "file").write_bytes(b"x")
     with (mounted.mnt / "file").open("rb") as file:
@@ -328,7 +333,6 @@ GIVE_UP = "fcntl.lockf(fd, fcntl.LOCK_UN, {}, {})"
 WHO = "struct.unpack('hhqqi', fcntl.fcntl(fd, fcntl.F_GETLK, struct.pack('hhqqi', fcntl.F_WRLCK, 0, {}, {}, 0))[:28])"
 
 
-@served(SETLKW)
 def test_two_programs_lock_ranges(locking: Drive, lockers: Any) -> None:
     one, two = lockers(locking.mnt / "file"), lockers(locking.mnt / "file")
     beside = lockers(locking.src / "file")
@@ -341,7 +345,6 @@ def test_two_programs_lock_ranges(locking: Drive, lockers: Any) -> None:
     assert two.ask(TRY.format(10, 0)) == "None"
 
 
-@served(SETLKW)
 def test_a_lock_that_waits_gets_it_or_is_interrupted(locking: Drive, lockers: Any) -> None:
     one, two = lockers(locking.mnt / "file"), lockers(locking.mnt / "file")
     assert one.ask(TRY.format(0, 0)) == "None"
@@ -361,7 +364,6 @@ def test_a_lock_that_waits_gets_it_or_is_interrupted(locking: Drive, lockers: An
         assert time.monotonic() < end
 
 
-@served(SETLKW)
 def test_a_killed_waiter_is_gone_at_once(locking: Drive, lockers: Any) -> None:
     one, two = lockers(locking.mnt / "file"), lockers(locking.mnt / "file")
     assert one.ask(TRY.format(0, 0)) == "None"
@@ -374,7 +376,6 @@ def test_a_killed_waiter_is_gone_at_once(locking: Drive, lockers: Any) -> None:
     assert third.ask(TRY.format(0, 0)) == "None"
 
 
-@served(SETLKW)
 def test_a_lock_beside_the_mount_is_waited_for(locking: Drive, lockers: Any) -> None:
     one, beside = lockers(locking.mnt / "file"), lockers(locking.src / "file")
     assert beside.ask(TRY.format(0, 0)) == "None"
@@ -384,7 +385,6 @@ def test_a_lock_beside_the_mount_is_waited_for(locking: Drive, lockers: Any) -> 
     assert said(one.program) == "None"
 
 
-@served(SETLKW)
 def test_flock_and_open_file_description_locks(locking: Drive, lockers: Any) -> None:
     one, two = lockers(locking.mnt / "file"), lockers(locking.mnt / "file")
     assert one.ask("fcntl.flock(fd, fcntl.LOCK_EX)") == "None"
@@ -404,7 +404,43 @@ def test_flock_and_open_file_description_locks(locking: Drive, lockers: Any) -> 
         assert time.monotonic() < end
 
 
-@served(SETLKW)
+def test_a_detach_does_not_wait_for_a_lock_that_waits(locking: Drive, lockers: Any) -> None:
+    one, two = lockers(locking.mnt / "file"), lockers(locking.mnt / "file")
+    assert one.ask(TRY.format(0, 0)) == "None"
+    two.tell(WAIT.format(0, 0))
+    time.sleep(0.2)
+    locking.fltmc("detach", "passthrough", str(locking.mnt))
+    locking.fltmc("attach", "passthrough", str(locking.mnt))
+    assert one.ask(GIVE_UP.format(0, 0)) == "None"
+    assert said(two.program) == "None"
+
+
+@pytest.mark.parametrize(
+    ("toml", "options", "locks"),
+    [
+        ("passthrough", [], "stack"),
+        ("passthrough", ["locks=kernel"], "kernel"),
+        ("null", ["filter=passthrough"], "kernel"),
+        ("null", ["locks=stack"], "stack"),
+    ],
+)
+def test_who_keeps_locks(
+    drive: Callable[..., Drive], tmp_path: Path, lockers: Any, toml: str, options: list[str], locks: str
+) -> None:
+    """The stack where the TOML names an instance that wants to see them; the option wins."""
+    made = drive(mount=False)
+    description = tmp_path / "volume.toml"
+    description.write_text(f'[volume]\nname = "{made.name}"\nsource = "{made.src}"\n[[instance]]\nfilter = "{toml}"\n')
+    joined = [part for option in options for part in ("-o", option)]
+    run(STACKFS, "mount", description, made.mnt, *joined)
+    made.pid = shown(made)["pid"]
+    assert shown(made)["locks"] == locks
+    (made.mnt / "file").write_bytes(b"x")
+    one, beside = lockers(made.mnt / "file"), lockers(made.src / "file")
+    assert one.ask(TRY.format(0, 0)) == "None"
+    assert beside.ask(TRY.format(0, 0)) == ("EAGAIN" if locks == "stack" else "None")
+
+
 def test_sqlite_with_locks_of_the_stack(locking: Drive) -> None:
     """Two programs count up in one database; no increment is lost."""
     code = """
