@@ -42,7 +42,8 @@ class Device:
         fast I/O; "irp": every request that pyfuse3 has a handler for is forwarded to it.
         max_write: bytes, 0 for the largest that the socket pair and the kernel carry (1 MiB at most); a smaller
         number is rounded down to whole pages. stack_locks: file locks are requests; else the kernel keeps them itself.
-        The flags are what is asked for at INIT; what the kernel does not offer is done without (negotiated tells). Raises OSError, also when net.core.wmem_max is too small to mount.
+        The flags are what is asked for at INIT; what the kernel does not offer is done without (negotiated tells).
+        Raises OSError, also when net.core.wmem_max is too small to mount.
         """
 
     # The lane
