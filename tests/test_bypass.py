@@ -212,11 +212,11 @@ def test_opening_and_closing_from_many_threads_never_fails(bypassing: Drive) -> 
         "[t.start() for t in threads]; [t.join() for t in threads]\n"
     )
     workers = [subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) for _ in range(2)]
-    for _ in range(10):
+    for _ in range(5):
         run(FLTMC, "load", "passthrough", "-v", bypassing.mnt)
         run(FLTMC, "unload", "passthrough", "-v", bypassing.mnt)
-    for worker in workers:
-        _, wrong = worker.communicate(timeout=60)
+    said = [worker.communicate(timeout=60) for worker in workers]
+    for worker, (_, wrong) in zip(workers, said, strict=True):
         assert worker.returncode == 0 and not wrong, wrong.decode()
 
 

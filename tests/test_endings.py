@@ -152,7 +152,7 @@ def test_signals_with_requests_under_way(drive: Callable[..., Drive], number: in
 
 
 def test_force_on_the_command_line(drive: Callable[..., Drive]) -> None:
-    made = drive("cache=strict")
+    made = drive("cache=strict", "bypass=off")  # what the kernel reads by itself goes on until it is closed
     made.expected_log = ["connection"]
     with callers(made) as running:
         run(STACKFS, "umount", "--force", made.mnt)
