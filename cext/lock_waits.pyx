@@ -13,7 +13,6 @@ A request belongs to the thread from lock_waits_take() on, and to nobody else; w
 `lock` is a leaf, never held across a call to the stack.
 """
 
-from libc.errno cimport EAGAIN
 from libc.stdint cimport uint64_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
