@@ -10,7 +10,7 @@ Where it would have to wait for the disk and the operation may not (op.would_blo
 """
 
 cimport cython
-from libc.errno cimport EAGAIN, EBADF, EEXIST, EINTR, EINVAL, EMFILE, ENAMETOOLONG, ENOENT, ENOMEM, EPERM, errno
+from libc.errno cimport EACCES, EAGAIN, EBADF, EEXIST, EINTR, EINVAL, EMFILE, ENAMETOOLONG, ENOENT, ENOMEM, EPERM, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
@@ -20,7 +20,7 @@ from stackfs.cext.bypass cimport bypass_free, bypass_new
 from stackfs.cext.callback_data cimport (
     CONTROL_PARAMETERS, DACL_SECURITY_INFORMATION, DIRECTORY_PARAMETERS, EA_PARAMETERS, FILE_DELETE_ON_CLOSE,
     FILE_DIRECTORY_FILE, FILE_NAME, FILE_OBJECT, FILE_OPEN, FILE_OPEN_REPARSE_POINT, FLT_IO_PARAMETER_BLOCK,
-    FO_DIRECTORY, FO_LOCKED, FO_SYNTHESISED, FSCTL_DUPLICATE_EXTENTS_TO_FILE, FSCTL_GET_REPARSE_POINT,
+    FO_DIRECTORY, FO_LOCKED, FO_SYNTHESISED, FO_UNREADABLE, FSCTL_DUPLICATE_EXTENTS_TO_FILE, FSCTL_GET_REPARSE_POINT,
     FSCTL_MANAGE_BYPASS_IO, FSCTL_SET_REPARSE_POINT, FSCTL_SET_ZERO_DATA, GROUP_SECURITY_INFORMATION, IRP_MJ_CLEANUP,
     IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_DEVICE_CONTROL, IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL,
     IRP_MJ_FLUSH_BUFFERS, IRP_MJ_LOCK_CONTROL, IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_QUERY_EA, IRP_MJ_QUERY_INFORMATION,
@@ -267,6 +267,13 @@ cdef int look_up(backing_t *backing, vfs_request_t *request, const FLT_IO_PARAME
 
 # --- create -------------------------------------------------------------------------------------------------------
 
+cdef inline int flags_for_base(const operation_t *op, int flags) noexcept nogil:
+    """With write-back the page cache reads what a write leaves of a page, also through a descriptor only for writing."""
+    if op.volume.writeback and flags & O_ACCMODE == O_WRONLY:
+        return (flags & ~O_ACCMODE) | O_RDWR
+    return flags
+
+
 cdef int open_node(backing_t *backing, node_t *node, int flags) noexcept nogil:
     """Opens the very inode, never by a name that may have changed hands. A descriptor or a negative errno.
 
@@ -322,7 +329,8 @@ cdef int create_under(backing_t *backing, vfs_request_t *request, operation_t *o
     else:
         # Never an existing file: its permissions were not checked. ESTALE makes the kernel look it up and open it.
         while True:
-            fd = openat(directory_fd, name, (p.Parameters.Create.OpenFlags & ~(O_DIRECT | O_TRUNC | O_APPEND))
+            fd = openat(directory_fd, name,
+                        (flags_for_base(op, <int>p.Parameters.Create.OpenFlags) & ~(O_DIRECT | O_TRUNC | O_APPEND))
                         | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC | O_NOCTTY, p.Parameters.Create.Mode & 0o7777)
             if fd >= 0 or errno != EMFILE or descriptors_shed(backing.nodes) == 0:
                 break
@@ -355,7 +363,8 @@ cdef int create_unnamed(backing_t *backing, vfs_request_t *request, operation_t 
     if directory_fd < 0:
         return directory_fd
     assume(&credentials, op.data.Thread, p.Parameters.Create.Umask)
-    fd = openat(directory_fd, b".", (<int>p.Parameters.Create.OpenFlags & ~(O_DIRECT | O_CREAT | O_TRUNC | O_APPEND))
+    fd = openat(directory_fd, b".",
+                (flags_for_base(op, <int>p.Parameters.Create.OpenFlags) & ~(O_DIRECT | O_CREAT | O_TRUNC | O_APPEND))
                 | O_TMPFILE | O_CLOEXEC, p.Parameters.Create.Mode & 0o7777)
     result = 0 if fd >= 0 else -errno
     restore(&credentials)
@@ -410,11 +419,14 @@ cdef int perform_create(backing_t *backing, vfs_request_t *request, operation_t 
             return fd
         kill = kills_set_id(op.data.Thread, fd, &credentials)
         node_close(backing.nodes, file.Node)
-        fd = open_node(backing, file.Node, flags)
+        fd = open_node(backing, file.Node, flags_for_base(op, flags))
         if kill:
             restore(&credentials)
     else:
+        fd = open_node(backing, file.Node, flags_for_base(op, flags))
+    if fd == -EACCES and flags_for_base(op, flags) != flags:
         fd = open_node(backing, file.Node, flags)
+        file.Flags |= FO_UNREADABLE
     if fd < 0:
         return fd
     file.fd = fd
@@ -499,7 +511,9 @@ cdef int64_t perform_write(operation_t *op, const READ_WRITE_PARAMETERS *p, cons
         total += <uint64_t>put
     if kill:
         restore(&credentials)
-    return -error if total == 0 and error else <int64_t>total
+    if error and (total == 0 or flags & FUSE_WRITE_CACHE):           # the kernel does not look how much of a page was written back
+        return -error
+    return <int64_t>total
 
 
 # --- set information ------------------------------------------------------------------------------------------------

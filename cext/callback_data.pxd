@@ -198,6 +198,7 @@ cdef enum:
     FO_ON_BACKING_ID = 32                # the kernel maps the backing file for it, and reads and writes it unless DIRECT_IO
     FO_BYPASSED = 64                     # no filter sees its reads and writes
     FO_LOCKED = 128                      # a lock was taken through it: CLEANUP is preceded by an UNLOCK_ALL
+    FO_UNREADABLE = 256                  # the base could not open it for reading, which writing back may need
 
 ctypedef struct FILE_OBJECT:
     node_t *Node                         # what is open; NULL before a create by name has succeeded

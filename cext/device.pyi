@@ -35,6 +35,7 @@ class Device:
         direct_io_allow_mmap: bool = True,
         passthrough: bool = False,
         stack_locks: bool = False,
+        writeback: bool = False,
     ) -> None:
         """Make the socket pair to the IRP lane. Threads start with start(), not here.
 

@@ -125,7 +125,7 @@ cdef class Device:
 
     def __cinit__(self, int fd, Volume volume not None, *, str lanes="auto", uint32_t max_write=0, bint posix_acl=True,
                   bint cache_symlinks=True, bint direct_io_allow_mmap=True, bint passthrough=False,
-                  bint stack_locks=False):
+                  bint stack_locks=False, bint writeback=False):
         cdef device_t *device = device_new()
         cdef readers_t *readers
         cdef uint32_t page = <uint32_t>sysconf(_SC_PAGESIZE)
@@ -167,7 +167,9 @@ cdef class Device:
         volume.stack.volume.locks = stack_locks
         if stack_locks:
             wanted |= FUSE_POSIX_LOCKS | FUSE_FLOCK_LOCKS
-        if passthrough and readers.serve_all:           # pyfuse3 cannot give an open a backing id
+        if writeback:
+            wanted |= FUSE_WRITEBACK_CACHE
+        elif passthrough and readers.serve_all:           # pyfuse3 cannot give an open a backing id
             wanted |= FUSE_PASSTHROUGH
         if readers.serve_all:
             wanted |= FUSE_READDIRPLUS_AUTO             # pyfuse3 has no handler for the plain READDIR that it brings

@@ -87,6 +87,8 @@ cdef struct FLT_VOLUME:
     double entry_timeout, attr_timeout   # seconds, while every instance's answers are cacheable
     int direct_io                        # cache=strict: no page cache above the stack
     int locks                            # locks=stack: file locks are requests, and each close(2) has to reach us
+    int keep_cache                       # exclusive: an open need not throw away what the page cache holds
+    int writeback                        # writes stay in the page cache until it writes them back
     int filters_names_or_data            # some instance's answers are not cacheable: entry and attribute time-outs are 0
 
 # The walk. run() returns 1 when the operation is done, 0 when it stopped at the base because that would block:

@@ -243,6 +243,19 @@ def test_a_file_without_a_name_is_bypassed(drive: Callable[..., Drive]) -> None:
     assert requests["TMPFILE"] == 1 and "READ" not in requests and "WRITE" not in requests
 
 
+def test_a_file_without_a_name_only_for_writing_in_the_cache(drive: Callable[..., Drive]) -> None:
+    """Writing a part of a page back may read the rest of it."""
+    made = drive("writeback")
+    fd = os.open(made.mnt, os.O_TMPFILE | os.O_WRONLY, 0o600)
+    os.pwrite(fd, b"x" * 9000, 0)
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.pwrite(fd, b"yy", 5000)
+    give_name(fd, made.mnt / "named")
+    os.close(fd)
+    assert (made.mnt / "named").read_bytes() == b"x" * 5000 + b"yy" + b"x" * 3998
+
+
 # ---- flags of inodes ------------------------------------------------------------------------------------------------
 
 
