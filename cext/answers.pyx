@@ -37,6 +37,10 @@ cdef void answer_prepare(vfs_request_t *request, char *buffer) noexcept nogil:
     elif opcode == FUSE_READLINK:
         request.buffer = buffer + HEADER
         request.buffer_length = PATH_MAX
+    elif opcode == FUSE_IOCTL:
+        request.buffer_length = <uint32_t>request.arguments.size        # no more than max_write (wire_check)
+        if request.buffer_length:
+            request.buffer = buffer + HEADER + sizeof(fuse_ioctl_out)
     elif opcode == FUSE_STATFS:
         request.buffer = buffer + HEADER + sizeof(fuse_kstatfs)
         request.buffer_length = sizeof(c_statvfs)
@@ -159,11 +163,11 @@ cdef size_t put_body(const vfs_request_t *request, char *body) noexcept nogil:
     if opcode == FUSE_OPEN or opcode == FUSE_OPENDIR:
         put_open(request, <fuse_open_out *>body)
         return sizeof(fuse_open_out)
-    if opcode == FUSE_CREATE:
+    if opcode == FUSE_CREATE or opcode == FUSE_TMPFILE:
         put_entry(request, <fuse_entry_out *>body)
         put_open(request, <fuse_open_out *>(body + sizeof(fuse_entry_out)))
         return sizeof(fuse_entry_out) + sizeof(fuse_open_out)
-    if opcode == FUSE_WRITE:
+    if opcode == FUSE_WRITE or opcode == FUSE_COPY_FILE_RANGE:
         memset(body, 0, sizeof(fuse_write_out))
         (<fuse_write_out *>body).size = <uint32_t>request.length
         return sizeof(fuse_write_out)
@@ -173,6 +177,18 @@ cdef size_t put_body(const vfs_request_t *request, char *body) noexcept nogil:
         memset(body, 0, sizeof(fuse_getxattr_out))
         (<fuse_getxattr_out *>body).size = <uint32_t>request.length
         return sizeof(fuse_getxattr_out)
+    if opcode == FUSE_LSEEK:
+        (<fuse_lseek_out *>body).offset = request.length
+        return sizeof(fuse_lseek_out)
+    if opcode == FUSE_COPY_FILE_RANGE_64:
+        (<fuse_copy_file_range_out *>body).bytes_copied = request.length
+        return sizeof(fuse_copy_file_range_out)
+    if opcode == FUSE_GETLK:
+        memcpy(body, &request.lock, sizeof(fuse_lk_out))
+        return sizeof(fuse_lk_out)
+    if opcode == FUSE_IOCTL:             # the data stands behind it already
+        memset(body, 0, sizeof(fuse_ioctl_out))
+        return sizeof(fuse_ioctl_out) + length
     if opcode == FUSE_STATX:
         put_statx(request, <fuse_statx_out *>body)
         return sizeof(fuse_statx_out)

@@ -5,11 +5,14 @@ from stackfs.cext.bypass cimport bypass_t
 from stackfs.cext.callback_data cimport node_t, statx_t
 from stackfs.cext.handles cimport handle_table_t
 from stackfs.cext.inode_table cimport inode_table_t
+from stackfs.cext.locks cimport lock_table_t
 from stackfs.cext.stack cimport operation_t
 
 cdef struct backing_t:
     inode_table_t *nodes
     handle_table_t *handles
+    lock_table_t *locks
+    int reflink                          # 0: the backing filesystem cannot share extents
     bypass_t *bypass
     uint32_t device                      # the root's: inode numbers of other devices are told apart
     int sync_all                         # -o sync

@@ -21,26 +21,34 @@ from libc.string cimport memcpy, memmove, strlen, strncmp
 
 from stackfs.cext.bypass cimport bypass_free, bypass_new
 from stackfs.cext.callback_data cimport (
-    DACL_SECURITY_INFORMATION, DIRECTORY_PARAMETERS, EA_PARAMETERS, FILE_DIRECTORY_FILE, FILE_NAME, FILE_OBJECT,
-    FILE_OPEN, FILE_OPEN_REPARSE_POINT, FLT_IO_PARAMETER_BLOCK, FO_DIRECTORY, FO_SYNTHESISED, FO_UNREADABLE, FSCTL_GET_REPARSE_POINT,
-    FSCTL_MANAGE_BYPASS_IO, FSCTL_SET_REPARSE_POINT, FileBasicInformation, FileDispositionInformation, FileEndOfFileInformation,
-    FileLinkInformation, GROUP_SECURITY_INFORMATION, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE,
-    IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_FLUSH_BUFFERS, IRP_MJ_NETWORK_QUERY_OPEN,
-    IRP_MJ_QUERY_EA, IRP_MJ_QUERY_INFORMATION, IRP_MJ_QUERY_OPEN, IRP_MJ_QUERY_SECURITY,
-    IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_READ, IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY,
-    IRP_MJ_WRITE, LABEL_SECURITY_INFORMATION, OWNER_SECURITY_INFORMATION, READ_WRITE_PARAMETERS, REQUESTOR,
-    SECURITY_PARAMETERS, SET_FILE_PARAMETERS, node_t, statx_t)
+    CONTROL_PARAMETERS, DACL_SECURITY_INFORMATION, DIRECTORY_PARAMETERS, EA_PARAMETERS, FILE_DELETE_ON_CLOSE,
+    FILE_DIRECTORY_FILE, FILE_NAME, FILE_OBJECT, FILE_OPEN, FILE_OPEN_REPARSE_POINT, FLT_IO_PARAMETER_BLOCK,
+    FO_DIRECTORY, FO_LOCKED, FO_SYNTHESISED, FO_UNREADABLE, FSCTL_DUPLICATE_EXTENTS_TO_FILE, FSCTL_GET_REPARSE_POINT,
+    FSCTL_MANAGE_BYPASS_IO, FSCTL_SET_REPARSE_POINT, FSCTL_SET_ZERO_DATA, GROUP_SECURITY_INFORMATION, IRP_MJ_CLEANUP,
+    IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_DEVICE_CONTROL, IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL,
+    IRP_MJ_FLUSH_BUFFERS, IRP_MJ_LOCK_CONTROL, IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_QUERY_EA, IRP_MJ_QUERY_INFORMATION,
+    IRP_MJ_QUERY_OPEN, IRP_MJ_QUERY_SECURITY, IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_READ, IRP_MJ_SET_EA,
+    IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY, IRP_MJ_WRITE, IRP_MN_LOCK, IRP_MN_QUERY_LOCK, IRP_MN_UNLOCK_ALL,
+    IRP_MN_UNLOCK_ALL_BY_KEY, LABEL_SECURITY_INFORMATION, LOCK_PARAMETERS, OWNER_SECURITY_INFORMATION,
+    READ_WRITE_PARAMETERS, REQUESTOR, SECURITY_PARAMETERS, SET_FILE_PARAMETERS, FileAllocationInformation,
+    FileBasicInformation, FileDispositionInformation, FileEndOfFileInformation, FileLinkInformation,
+    FilePositionInformation, lock_range_t, node_t, statx_t)
 from stackfs.cext.credentials cimport add_group, assume, credentials_t, drop_fsetid, restore
+from stackfs.cext.extents cimport extent_allocate, extent_copy, extent_seek
+from stackfs.cext.file_flags cimport file_flags, is_file_flags
 from stackfs.cext.handles cimport handle_t, handles_free, handles_new
 from stackfs.cext.impersonation cimport (
     finish_impersonating, impersonate, revert_to_self, step_aside, step_back)
 from stackfs.cext.inode_table cimport (
     descriptors_shed, identify, identity_t, make_id, name_moved, name_of, name_pin, name_removed, name_unpin,
-    node_close, node_found, node_is, node_open, node_put, table_free, table_new)
-from stackfs.cext.ntstatus cimport STATUS_SUCCESS, errno_to_nt
+    node_close, node_found, node_is, node_open, node_put, node_unnamed, table_free, table_new)
+from stackfs.cext.locks cimport (
+    lock_file, lock_owner_get, lock_owner_opened, lock_owner_put, lock_owner_t, lock_query, lock_range_of, lock_set, lock_wait_t,
+    locks_drop, locks_free, locks_generation, locks_new, locks_released)
+from stackfs.cext.ntstatus cimport STATUS_INVALID_DEVICE_REQUEST, STATUS_SUCCESS, errno_to_nt
 from stackfs.cext.process cimport requestor_in_group
 from stackfs.cext.requests cimport vfs_request_t
-from stackfs.cext.stack cimport operation_t
+from stackfs.cext.stack cimport operation_hidden_from, operation_t
 
 
 cdef extern from *:
@@ -86,7 +94,7 @@ cdef extern from *:
     int AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, AT_SYMLINK_FOLLOW, AT_FDCWD, AT_REMOVEDIR, UTIME_OMIT, UTIME_NOW
     unsigned STATX_BASIC_STATS, STATX_BTIME
     unsigned S_IFMT, S_IFLNK, S_IFIFO, S_IFSOCK, S_IFDIR, S_IFREG, S_ISUID, S_ISGID, S_IXGRP
-    int RENAME_EXCHANGE, RENAME_WHITEOUT, SEEK_SET, EOPNOTSUPP, ESTALE, ENODATA
+    int RENAME_EXCHANGE, RENAME_WHITEOUT, SEEK_SET, EOPNOTSUPP, ESTALE, ENODATA, ENOLCK, F_RDLCK, F_WRLCK, F_UNLCK
     struct timespec:
         int64_t tv_sec
         long tv_nsec
@@ -141,6 +149,7 @@ cdef enum:
     MAY_WRITE = 2
     MAY_READ = 4
     PROC_PATH = 32                       # "/proc/self/fd/2147483647"
+    NO_SUCH_CONTROL = -100000            # no errno: a control code that the base does not know
 
 
 cdef backing_t *backing_new(int root_fd, uint32_t descriptor_limit, int checks) noexcept nogil:
@@ -158,13 +167,16 @@ cdef backing_t *backing_new(int root_fd, uint32_t descriptor_limit, int checks) 
     backing.bypass = bypass_new()
     backing.nodes = table_new(root_fd, &what, descriptor_limit)
     backing.handles = handles_new()
-    if backing.nodes is NULL or backing.handles is NULL or backing.bypass is NULL:
+    backing.locks = locks_new()
+    backing.reflink = 1
+    if backing.nodes is NULL or backing.handles is NULL or backing.bypass is NULL or backing.locks is NULL:
         free(backing)
         return NULL
     return backing
 
 
 cdef void backing_free(backing_t *backing) noexcept nogil:
+    locks_free(backing.locks)
     handles_free(backing.handles)
     table_free(backing.nodes)
     bypass_free(backing.bypass)
@@ -394,6 +406,47 @@ cdef int create_under(backing_t *backing, vfs_request_t *request, operation_t *o
     return result
 
 
+cdef int create_unnamed(backing_t *backing, vfs_request_t *request, operation_t *op, const FLT_IO_PARAMETER_BLOCK *p,
+                        FILE_OBJECT *file) noexcept nogil:
+    """O_TMPFILE: a file in a directory, but under no name, as the caller."""
+    cdef char path[PROC_PATH]
+    cdef credentials_t credentials
+    cdef identity_t what
+    cdef int directory_fd = node_open(backing.nodes, file.Directory)
+    cdef int fd, result
+    cdef int held = -1
+    if directory_fd < 0:
+        return directory_fd
+    assume(&credentials, op.data.Thread, p.Parameters.Create.Umask)
+    fd = openat(directory_fd, b".",
+                (flags_for_base(op, <int>p.Parameters.Create.OpenFlags) & ~(O_DIRECT | O_CREAT | O_TRUNC | O_APPEND))
+                | O_TMPFILE | O_CLOEXEC, p.Parameters.Create.Mode & 0o7777)
+    result = 0 if fd >= 0 else -errno
+    restore(&credentials)
+    node_close(backing.nodes, file.Directory)
+    if result < 0:
+        return result
+    if statx(fd, b"", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_BTIME, &request.info) == 0:
+        snprintf(path, PROC_PATH, b"/proc/self/fd/%d", fd)
+        held = open(path, O_PATH | O_CLOEXEC)
+        result = -errno if held < 0 else 0
+    else:
+        result = -errno
+    if result == 0:
+        identify(&request.info, &what)
+        present(backing, &request.info)
+        request.found = node_unnamed(backing.nodes, &what, file.Directory, held)
+        if request.found is NULL:
+            result = -ENOMEM
+    if result < 0:
+        close(fd)
+        return result
+    request.info_known = 1
+    file.fd = fd
+    file.Node = request.found
+    return 0
+
+
 cdef int perform_create(backing_t *backing, vfs_request_t *request, operation_t *op, FLT_IO_PARAMETER_BLOCK *p,
                         FILE_OBJECT *file) noexcept nogil:
     cdef uint32_t options = p.Parameters.Create.Options
@@ -401,6 +454,8 @@ cdef int perform_create(backing_t *backing, vfs_request_t *request, operation_t 
     cdef int flags
     cdef bint kill
     cdef credentials_t credentials
+    if options & FILE_DELETE_ON_CLOSE:
+        return create_unnamed(backing, request, op, p, file)
     if file.Directory is not NULL and file.Node is NULL and options >> 24 != FILE_OPEN and not options & FILE_OPEN_REPARSE_POINT:
         return create_under(backing, request, op, p, file)
     if file.Flags & FO_SYNTHESISED and request.opcode == FUSE_LOOKUP:
@@ -768,6 +823,124 @@ cdef int64_t last_offset(const char *records, long length) noexcept nogil:
     return offset
 
 
+# --- extents ----------------------------------------------------------------------------------------------------------
+
+cdef int64_t allocate(operation_t *op, FILE_OBJECT *file, uint32_t mode, int64_t offset, int64_t length) noexcept nogil:
+    cdef credentials_t credentials
+    cdef bint kill
+    cdef int64_t result
+    if op.would_block == 1:              # zeroing and reserving may wait for the disk
+        op.would_block = 2
+        return 0
+    kill = op.data.Thread.uid != 0 and kills_set_id(op.data.Thread, file.fd, &credentials)
+    result = extent_allocate(file.fd, mode, offset, length)
+    if kill:
+        restore(&credentials)
+    return result
+
+
+cdef int64_t duplicate(backing_t *backing, operation_t *op, const CONTROL_PARAMETERS *p, FILE_OBJECT *file) noexcept nogil:
+    """copy_file_range. Below an instance that filters data the bytes in the backing file are not what programs see, and
+    the copy would escape it: then only if each such instance was shown this operation and let it pass (D14)."""
+    cdef credentials_t credentials
+    cdef bint kill
+    cdef int64_t result
+    if file.fd < 0 or p.SourceFile is NULL or p.SourceFile.fd < 0:
+        return -EBADF
+    if operation_hidden_from(op, IRP_MJ_READ) or operation_hidden_from(op, IRP_MJ_WRITE):
+        return -EOPNOTSUPP
+    if op.would_block == 1:
+        op.would_block = 2
+        return 0
+    kill = op.data.Thread.uid != 0 and kills_set_id(op.data.Thread, file.fd, &credentials)
+    result = extent_copy(p.SourceFile.fd, p.SourceFileOffset, file.fd, p.FileOffset, <uint64_t>p.ByteCount, &backing.reflink)
+    if kill:
+        restore(&credentials)
+    return result
+
+
+# --- locks ------------------------------------------------------------------------------------------------------------
+
+cdef int64_t perform_lock(backing_t *backing, vfs_request_t *request, operation_t *op, FLT_IO_PARAMETER_BLOCK *p,
+                          FILE_OBJECT *file) noexcept nogil:
+    """Never waits. A lock that somebody else has, and that may be waited for: op.would_block = 2 and waiting.wanted."""
+    cdef lock_wait_t *waiting = &request.waiting
+    cdef const LOCK_PARAMETERS *lock = &p.Parameters.Lock
+    cdef uint8_t minor = p.MinorFunction
+    cdef lock_range_t wanted
+    cdef lock_owner_t *entry
+    cdef uint64_t generation
+    cdef uint32_t type = <uint32_t>F_UNLCK
+    cdef int result
+    if minor == IRP_MN_UNLOCK_ALL_BY_KEY:
+        locks_drop(backing.locks, file.Node, lock.LockOwner, True)
+        return 0
+    if minor == IRP_MN_UNLOCK_ALL:
+        locks_drop(backing.locks, file.Node, file.fh, False)
+        return 0
+    if file.fd < 0:
+        return -EBADF
+    if minor == IRP_MN_LOCK or minor == IRP_MN_QUERY_LOCK:
+        type = <uint32_t>(F_WRLCK if lock.ExclusiveLock else F_RDLCK)
+    if not lock_range_of(lock, type, &wanted):
+        return -EINVAL
+    if minor == IRP_MN_QUERY_LOCK:
+        return query_lock(backing, lock, file, &wanted)
+    if waiting.cancelled or waiting.error:
+        return -EINTR if waiting.cancelled else -waiting.error
+    while True:
+        generation = locks_generation(backing.locks)
+        if lock.Flock:
+            result = lock_file(backing.locks, file, type)
+        else:
+            entry = lock_owner_get(backing.locks, file.Node, lock.LockOwner, file.fh, minor == IRP_MN_LOCK)
+            if entry is NULL:
+                return -ENOLCK if minor == IRP_MN_LOCK else 0
+            result = 0
+            if entry.fd < 0:
+                result = open_for_locks(backing, file.Node)
+                if result >= 0:
+                    lock_owner_opened(backing.locks, entry, result)
+                    result = 0
+            if result == 0:
+                result = lock_set(backing.locks, entry, &wanted)
+            lock_owner_put(backing.locks, entry)
+        if result != -EAGAIN or lock.FailImmediately or minor != IRP_MN_LOCK:
+            return result
+        if generation == locks_generation(backing.locks):
+            break
+    waiting.node = file.Node
+    waiting.owner = lock.LockOwner
+    waiting.range = wanted
+    waiting.flock = lock.Flock
+    if not waiting.entered:
+        waiting.unique = request.unique
+    waiting.generation = generation
+    waiting.wanted = 1
+    op.would_block = 2
+    return 0
+
+
+cdef int open_for_locks(backing_t *backing, node_t *node) noexcept nogil:
+    """A write lock needs a descriptor open for writing. Where the file cannot be written nobody has one to lock it with."""
+    cdef int fd = open_node(backing, node, O_RDWR | O_NONBLOCK)
+    if fd < 0:
+        fd = open_node(backing, node, O_RDONLY | O_NONBLOCK)
+    if fd < 0:
+        fd = open_node(backing, node, O_WRONLY | O_NONBLOCK)
+    return fd
+
+
+cdef int query_lock(backing_t *backing, const LOCK_PARAMETERS *lock, const FILE_OBJECT *file, const lock_range_t *wanted) noexcept nogil:
+    cdef lock_owner_t *entry = lock_owner_get(backing.locks, file.Node, lock.LockOwner, file.fh, False)
+    cdef int result
+    lock.Found[0] = wanted[0]
+    result = lock_query(backing.locks, file.fd if entry is NULL or entry.fd < 0 else entry.fd, file.Node, lock.LockOwner, lock.Found)
+    if entry is not NULL:
+        lock_owner_put(backing.locks, entry)
+    return result
+
+
 cdef int64_t perform_control(backing_t *backing, vfs_request_t *request, operation_t *op, FLT_IO_PARAMETER_BLOCK *p,
                              FILE_OBJECT *file) noexcept nogil:
     cdef char name[256]
@@ -784,10 +957,18 @@ cdef int64_t perform_control(backing_t *backing, vfs_request_t *request, operati
             result = -errno
         node_close(backing.nodes, file.Node)
         return result
+    if p.Parameters.Control.ControlCode == FSCTL_DUPLICATE_EXTENTS_TO_FILE:
+        return duplicate(backing, op, &p.Parameters.Control, file)
+    if p.Parameters.Control.ControlCode == FSCTL_SET_ZERO_DATA:
+        request.info_known = 0
+        return -EBADF if file.fd < 0 else allocate(
+            op, file, p.Parameters.Control.Flags, p.Parameters.Control.FileOffset, p.Parameters.Control.ByteCount)
+    if is_file_flags(p.Parameters.Control.ControlCode):
+        return -EBADF if file.fd < 0 else file_flags(file.fd, op.data.Thread, &p.Parameters.Control)
     if p.Parameters.Control.ControlCode == FSCTL_MANAGE_BYPASS_IO:
         return 0                         # what stands in the way is asked where the open is answered (bypass.pyx)
     if p.Parameters.Control.ControlCode != FSCTL_SET_REPARSE_POINT:
-        return -EOPNOTSUPP
+        return NO_SUCH_CONTROL
     result = terminate(&p.FileName, name)
     if result < 0:
         return result
@@ -813,6 +994,8 @@ cdef int64_t query(backing_t *backing, vfs_request_t *request, FLT_IO_PARAMETER_
     """Attributes: of a name (LOOKUP: the inode becomes the request's entry), of a node, of an open file."""
     cdef statx_t *info = p.Parameters.QueryFile.Info
     cdef int result
+    if p.Parameters.QueryFile.FileInformationClass == FilePositionInformation:
+        return -EBADF if file.fd < 0 else extent_seek(file.fd, p.Parameters.QueryFile.Offset, p.Parameters.QueryFile.Whence)
     if p.FileName.Length and file.Directory is not NULL and p.MajorFunction == IRP_MJ_QUERY_OPEN:
         return look_up(backing, request, p, file)
     if request.opcode == FUSE_ACCESS:
@@ -883,6 +1066,8 @@ cdef void perform(operation_t *op) noexcept nogil:
         if file.fd >= 0:
             close(file.fd)
             file.fd = -1
+            if file.Flags & FO_LOCKED:
+                locks_released(backing.locks, file.Node)         # a flock(2) lock ends with its descriptor
         result = 0
     elif major == IRP_MJ_DIRECTORY_CONTROL:
         result = -EBADF if file.fd < 0 else read_directory(&p.Parameters.Directory, <handle_t *>file)
@@ -891,6 +1076,9 @@ cdef void perform(operation_t *op) noexcept nogil:
         if p.Parameters.SetFile.FileInformationClass == FileEndOfFileInformation:
             result = truncate_file(backing, op.data.Thread, file, p.Parameters.SetFile.EndOfFile,
                                    p.Parameters.SetFile.Flags & FATTR_KILL_SUIDGID)
+        elif p.Parameters.SetFile.FileInformationClass == FileAllocationInformation:
+            result = -EBADF if file.fd < 0 else allocate(op, file, p.Parameters.SetFile.Flags,
+                                                         p.Parameters.SetFile.AllocationOffset, p.Parameters.SetFile.AllocationLength)
         elif p.Parameters.SetFile.FileInformationClass == FileBasicInformation:
             result = set_times(backing, file, &p.Parameters.SetFile)
         elif p.Parameters.SetFile.FileInformationClass == FileDispositionInformation:
@@ -917,9 +1105,16 @@ cdef void perform(operation_t *op) noexcept nogil:
         result = query_volume(backing, p)
     elif major == IRP_MJ_FILE_SYSTEM_CONTROL:
         result = perform_control(backing, request, op, p, file)
+    elif major == IRP_MJ_DEVICE_CONTROL:
+        result = NO_SUCH_CONTROL
+    elif major == IRP_MJ_LOCK_CONTROL:
+        result = perform_lock(backing, request, op, p, file)
     if op.would_block == 2:
         return
-    if result < 0:
+    if result == NO_SUCH_CONTROL:
+        op.data.IoStatus.Status = STATUS_INVALID_DEVICE_REQUEST
+        op.data.IoStatus.Information = 0
+    elif result < 0:
         op.data.IoStatus.Status = errno_to_nt(<int>-result)
         op.data.IoStatus.Information = 0
     else:

@@ -127,6 +127,7 @@ cpdef enum CreateOptions:
     FILE_WRITE_THROUGH = 0x2
     FILE_NO_INTERMEDIATE_BUFFERING = 0x8
     FILE_NON_DIRECTORY_FILE = 0x40
+    FILE_DELETE_ON_CLOSE = 0x1000       # O_TMPFILE: a file without a name
     FILE_OPEN_REPARSE_POINT = 0x200000
 
 cpdef enum FileInformationClass:
@@ -134,8 +135,9 @@ cpdef enum FileInformationClass:
     FileRenameInformation = 10
     FileLinkInformation = 11
     FileDispositionInformation = 13     # unlink, rmdir
+    FilePositionInformation = 14        # query: where data or a hole begins (SEEK_DATA, SEEK_HOLE)
     FileAllInformation = 18             # query: everything statx gives
-    FileAllocationInformation = 19
+    FileAllocationInformation = 19      # fallocate, plain and keep-size
     FileEndOfFileInformation = 20       # truncate
     FileNetworkOpenInformation = 34
     FileRenameInformationEx = 65        # with NOREPLACE or EXCHANGE
@@ -143,7 +145,17 @@ cpdef enum FileInformationClass:
 cpdef enum FsControlCode:
     FSCTL_SET_REPARSE_POINT = 0x900A4   # symlink
     FSCTL_GET_REPARSE_POINT = 0x900A8   # readlink
+    FSCTL_SET_ZERO_DATA = 0x980C8       # fallocate: punch a hole, zero a range
+    FSCTL_DUPLICATE_EXTENTS_TO_FILE = 0x98344   # copy_file_range; sent to the target
     FSCTL_MANAGE_BYPASS_IO = 0x90448    # may this open be bypassed? Completing it with an error vetoes that
+
+# MinorFunction of LOCK_CONTROL
+cpdef enum LockMinorFunction:
+    IRP_MN_LOCK = 1
+    IRP_MN_UNLOCK_SINGLE = 2
+    IRP_MN_UNLOCK_ALL = 3               # the file object's: at RELEASE
+    IRP_MN_UNLOCK_ALL_BY_KEY = 4        # one owner's: at close(2)
+    IRP_MN_QUERY_LOCK = 0x80            # F_GETLK; Windows has none
 
 # QuerySecurity/SetSecurity.SecurityInformation
 cpdef enum SecurityInformation:
@@ -185,7 +197,8 @@ cdef enum:
     FO_COUNTED = 16                      # its inode counts it among its open files (bypass.pyx, with the two below)
     FO_ON_BACKING_ID = 32                # the kernel maps the backing file for it, and reads and writes it unless DIRECT_IO
     FO_BYPASSED = 64                     # no filter sees its reads and writes
-    FO_UNREADABLE = 128                  # the base could not open it for reading, which writing back may need
+    FO_LOCKED = 128                      # a lock was taken through it: CLEANUP is preceded by an UNLOCK_ALL
+    FO_UNREADABLE = 256                  # the base could not open it for reading, which writing back may need
 
 ctypedef struct FILE_OBJECT:
     node_t *Node                         # what is open; NULL before a create by name has succeeded
@@ -221,12 +234,16 @@ ctypedef struct READ_WRITE_PARAMETERS:
 ctypedef struct QUERY_FILE_PARAMETERS:   # QUERY_OPEN, NETWORK_QUERY_OPEN, QUERY_INFORMATION
     uint32_t Length
     uint32_t FileInformationClass
-    statx_t *Info                        # filled below; a post may change it
+    statx_t *Info                        # filled below; a post may change it; NULL for FilePositionInformation
+    int64_t Offset                       # FilePositionInformation: from where; IoStatus.Information: what was found
+    uint32_t Whence                      # SEEK_DATA, SEEK_HOLE
 
 ctypedef struct SET_FILE_PARAMETERS:
     uint32_t FileInformationClass
     uint32_t Flags                       # rename: RENAME_NOREPLACE, RENAME_EXCHANGE; basic: FATTR_* bits; disposition: AT_REMOVEDIR
     int64_t EndOfFile
+    int64_t AllocationOffset             # FileAllocationInformation: the range; Flags: 0 or FALLOC_FL_KEEP_SIZE
+    int64_t AllocationLength
     int64_t atime_sec, mtime_sec
     uint32_t atime_nsec, mtime_nsec
     node_t *TargetDirectory              # rename, link
@@ -258,9 +275,29 @@ ctypedef struct CONTROL_PARAMETERS:      # FILE_SYSTEM_CONTROL, DEVICE_CONTROL
     uint32_t ControlCode
     uint32_t InputBufferLength
     uint32_t OutputBufferLength
-    uint32_t Reserved
-    void *InputBuffer
+    uint32_t Flags                       # SET_ZERO_DATA: FALLOC_FL_*
+    const void *InputBuffer
     void *OutputBuffer
+    int64_t FileOffset                   # SET_ZERO_DATA, DUPLICATE_EXTENTS: the range in the target
+    int64_t ByteCount
+    int64_t SourceFileOffset             # DUPLICATE_EXTENTS
+    FILE_OBJECT *SourceFile
+
+ctypedef struct lock_range_t:            # as struct fuse_file_lock
+    uint64_t start
+    uint64_t end                         # the last byte
+    uint32_t type                        # F_RDLCK, F_WRLCK, F_UNLCK
+    uint32_t pid                         # 0: not a process that uses this volume, or not known
+
+ctypedef struct LOCK_PARAMETERS:         # LOCK_CONTROL
+    int64_t ByteOffset
+    uint64_t Length                      # 2^63 - ByteOffset: to the end, wherever that will be
+    uint64_t LockOwner                   # Key, 64 bits of it: whose the lock is
+    uint32_t ProcessId
+    uint8_t FailImmediately
+    uint8_t ExclusiveLock
+    uint8_t Flock                        # of the open file, not of bytes (flock(2)); the two kinds do not see each other
+    lock_range_t *Found                  # QUERY_LOCK: filled below; a post may change it
 
 ctypedef struct VOLUME_PARAMETERS:       # QUERY_VOLUME_INFORMATION
     void *Buffer                         # struct statvfs
@@ -281,6 +318,7 @@ ctypedef union FLT_PARAMETERS:
     CONTROL_PARAMETERS Control
     VOLUME_PARAMETERS Volume
     FLUSH_PARAMETERS Flush
+    LOCK_PARAMETERS Lock
 
 ctypedef struct FLT_IO_PARAMETER_BLOCK:
     uint32_t IrpFlags

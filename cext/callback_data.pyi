@@ -118,6 +118,7 @@ class CreateOptions(IntEnum):
     FILE_WRITE_THROUGH = 0x2
     FILE_NO_INTERMEDIATE_BUFFERING = 0x8
     FILE_NON_DIRECTORY_FILE = 0x40
+    FILE_DELETE_ON_CLOSE = 0x1000
     FILE_OPEN_REPARSE_POINT = 0x200000
 
 class FileInformationClass(IntEnum):
@@ -125,6 +126,7 @@ class FileInformationClass(IntEnum):
     FileRenameInformation = 10
     FileLinkInformation = 11
     FileDispositionInformation = 13
+    FilePositionInformation = 14
     FileAllInformation = 18
     FileAllocationInformation = 19
     FileEndOfFileInformation = 20
@@ -134,7 +136,16 @@ class FileInformationClass(IntEnum):
 class FsControlCode(IntEnum):
     FSCTL_SET_REPARSE_POINT = 0x900A4
     FSCTL_GET_REPARSE_POINT = 0x900A8
+    FSCTL_SET_ZERO_DATA = 0x980C8
+    FSCTL_DUPLICATE_EXTENTS_TO_FILE = 0x98344
     FSCTL_MANAGE_BYPASS_IO = 0x90448
+
+class LockMinorFunction(IntEnum):
+    IRP_MN_LOCK = 1
+    IRP_MN_UNLOCK_SINGLE = 2
+    IRP_MN_UNLOCK_ALL = 3
+    IRP_MN_UNLOCK_ALL_BY_KEY = 4
+    IRP_MN_QUERY_LOCK = 0x80
 
 class SecurityInformation(IntEnum):
     OWNER_SECURITY_INFORMATION = 1
@@ -283,6 +294,27 @@ class CallbackData:
     @property
     def control_code(self) -> int:
         """FILE_SYSTEM_CONTROL, DEVICE_CONTROL: the FSCTL_* or IOCTL number."""
+    @property
+    def input(self) -> bytes:
+        """FILE_SYSTEM_CONTROL, DEVICE_CONTROL: what the caller passed in, copied."""
+    @property
+    def range(self) -> tuple[int, int]:
+        """(offset, length) of what is locked (LOCK_CONTROL), reserved (FileAllocationInformation), zeroed
+        (FSCTL_SET_ZERO_DATA) or copied to (FSCTL_DUPLICATE_EXTENTS_TO_FILE). A pre callback may set another."""
+    @range.setter
+    def range(self, value: tuple[int, int]) -> None: ...
+    @property
+    def source_offset(self) -> int:
+        """FSCTL_DUPLICATE_EXTENTS_TO_FILE: where the copied bytes begin in the source."""
+    @property
+    def exclusive(self) -> bool:
+        """LOCK_CONTROL: a write lock."""
+    @property
+    def fail_immediately(self) -> bool:
+        """LOCK_CONTROL: the caller does not want to wait."""
+    @property
+    def lock_owner(self) -> int:
+        """LOCK_CONTROL, READ, WRITE: the owner of locks that the caller is, as a number; 0: none was named."""
     @property
     def status(self) -> int:
         """IoStatus.Status as an unsigned NTSTATUS. A post callback may set it; so may a pre callback that completes."""

@@ -537,6 +537,73 @@ cdef class CallbackData:
             self.refuse("control_code")
         return self.data.Iopb.Parameters.Control.ControlCode
 
+    @property
+    def input(self):
+        """FILE_SYSTEM_CONTROL, DEVICE_CONTROL: what the caller passed in, copied (bytes)."""
+        cdef FLT_CALLBACK_DATA *data = self.live()
+        if data.Iopb.MajorFunction != IRP_MJ_FILE_SYSTEM_CONTROL and data.Iopb.MajorFunction != IRP_MJ_DEVICE_CONTROL:
+            self.refuse("input")
+        if data.Iopb.Parameters.Control.InputBuffer is NULL:
+            return b""
+        return PyBytes_FromStringAndSize(<const char *>data.Iopb.Parameters.Control.InputBuffer,
+                                         data.Iopb.Parameters.Control.InputBufferLength)
+
+    # --- ranges and locks ---------------------------------------------------------------------------------------
+
+    @property
+    def range(self):
+        """(offset, length) of what is locked (LOCK_CONTROL), reserved (FileAllocationInformation), zeroed
+        (FSCTL_SET_ZERO_DATA) or copied to (FSCTL_DUPLICATE_EXTENTS_TO_FILE). A pre callback may set another."""
+        cdef int64_t *offset
+        cdef uint64_t *length
+        if not find_range(self.live(), &offset, &length):
+            self.refuse("range")
+        return offset[0], length[0]
+
+    @range.setter
+    def range(self, value):
+        cdef int64_t *offset
+        cdef uint64_t *length
+        cdef int64_t new_offset
+        cdef uint64_t new_length
+        if not find_range(self.live(), &offset, &length):
+            self.refuse("range")
+        new_offset, new_length = value
+        offset[0] = new_offset
+        length[0] = new_length
+
+    @property
+    def source_offset(self):
+        """FSCTL_DUPLICATE_EXTENTS_TO_FILE: where the copied bytes begin in the source."""
+        cdef FLT_CALLBACK_DATA *data = self.live()
+        if data.Iopb.MajorFunction != IRP_MJ_FILE_SYSTEM_CONTROL:
+            self.refuse("source_offset")
+        return data.Iopb.Parameters.Control.SourceFileOffset
+
+    @property
+    def exclusive(self):
+        """LOCK_CONTROL: a write lock."""
+        if self.live().Iopb.MajorFunction != IRP_MJ_LOCK_CONTROL:
+            self.refuse("exclusive")
+        return self.data.Iopb.Parameters.Lock.ExclusiveLock != 0
+
+    @property
+    def fail_immediately(self):
+        """LOCK_CONTROL: the caller does not want to wait."""
+        if self.live().Iopb.MajorFunction != IRP_MJ_LOCK_CONTROL:
+            self.refuse("fail_immediately")
+        return self.data.Iopb.Parameters.Lock.FailImmediately != 0
+
+    @property
+    def lock_owner(self):
+        """LOCK_CONTROL, READ, WRITE: the owner of locks that the caller is, as a number; 0: none was named."""
+        cdef uint8_t major = self.live().Iopb.MajorFunction
+        if major == IRP_MJ_READ or major == IRP_MJ_WRITE:
+            return self.data.Iopb.Parameters.Read.LockOwner
+        if major != IRP_MJ_LOCK_CONTROL:
+            self.refuse("lock_owner")
+        return self.data.Iopb.Parameters.Lock.LockOwner
+
     # --- outcome ------------------------------------------------------------------------------------------------
 
     @property
@@ -625,6 +692,24 @@ cdef bint has_target(const FLT_CALLBACK_DATA *data) noexcept:
         which == FileRenameInformation or which == FileRenameInformationEx or which == FileLinkInformation)
 
 
+cdef bint find_range(FLT_CALLBACK_DATA *data, int64_t **offset, uint64_t **length) noexcept:
+    cdef FLT_PARAMETERS *p = &data.Iopb.Parameters
+    if data.Iopb.MajorFunction == IRP_MJ_LOCK_CONTROL:
+        offset[0] = &p.Lock.ByteOffset
+        length[0] = &p.Lock.Length
+        return True
+    if data.Iopb.MajorFunction == IRP_MJ_SET_INFORMATION and p.SetFile.FileInformationClass == FileAllocationInformation:
+        offset[0] = &p.SetFile.AllocationOffset
+        length[0] = <uint64_t *>&p.SetFile.AllocationLength
+        return True
+    if data.Iopb.MajorFunction == IRP_MJ_FILE_SYSTEM_CONTROL and (
+            p.Control.ControlCode == <uint32_t>FSCTL_SET_ZERO_DATA or p.Control.ControlCode == <uint32_t>FSCTL_DUPLICATE_EXTENTS_TO_FILE):
+        offset[0] = &p.Control.FileOffset
+        length[0] = <uint64_t *>&p.Control.ByteCount
+        return True
+    return False
+
+
 cdef bint is_query(uint8_t major) noexcept:
     return major == IRP_MJ_QUERY_INFORMATION or major == IRP_MJ_QUERY_OPEN or major == IRP_MJ_NETWORK_QUERY_OPEN
 
@@ -657,7 +742,7 @@ cdef void *buffer_of(const FLT_CALLBACK_DATA *data, Py_ssize_t *length) noexcept
             length[0] = p.Control.OutputBufferLength
             return p.Control.OutputBuffer
         length[0] = p.Control.InputBufferLength
-        return p.Control.InputBuffer
+        return <void *>p.Control.InputBuffer
     return NULL
 
 

@@ -33,6 +33,7 @@ cdef void connection_end(connection_t *connection, int error) noexcept nogil
 
 # Enter a request among those that will be answered: 0, or the errno to answer with.
 cdef int admit(connection_t *connection, uint64_t unique) noexcept nogil
+cdef int is_open(connection_t *connection, uint64_t unique) noexcept nogil      # 1: it has been entered and not answered
 # 1: the caller is the one who answers.
 cdef int take_open(connection_t *connection, uint64_t unique) noexcept nogil
 # Write an answer whose request was taken out, or was never admitted.

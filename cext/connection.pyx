@@ -20,7 +20,7 @@ from posix.unistd cimport write
 from stackfs.cext.includes.fuse_wire cimport fuse_out_header
 from stackfs.cext.message_queue cimport queue_append, queue_clear, queue_take, queued_new, queued_t
 from stackfs.cext.threads cimport *
-from stackfs.cext.unique_set cimport unique_add, unique_remove, unique_set_t
+from stackfs.cext.unique_set cimport unique_add, unique_find, unique_remove, unique_set_t
 
 
 cdef void connection_init(connection_t *connection) noexcept nogil:
@@ -72,6 +72,14 @@ cdef int admit(connection_t *connection, uint64_t unique) noexcept nogil:
         error = ENOMEM
     pthread_mutex_unlock(&connection.open_lock)
     return error
+
+
+cdef int is_open(connection_t *connection, uint64_t unique) noexcept nogil:
+    cdef int found
+    pthread_mutex_lock(&connection.open_lock)
+    found = unique_find(&connection.open, unique)
+    pthread_mutex_unlock(&connection.open_lock)
+    return found
 
 
 cdef int take_open(connection_t *connection, uint64_t unique) noexcept nogil:

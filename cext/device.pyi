@@ -34,6 +34,7 @@ class Device:
         cache_symlinks: bool = True,
         direct_io_allow_mmap: bool = True,
         passthrough: bool = False,
+        stack_locks: bool = False,
         writeback: bool = False,
     ) -> None:
         """Make the socket pair to the IRP lane. Threads start with start(), not here.
@@ -43,8 +44,8 @@ class Device:
         max_write: bytes, 0 for the largest that the socket pair and the kernel carry (1 MiB at most); a smaller
         number is rounded down to whole pages. The flags are what is asked for at INIT; what the kernel does not
         offer is done without (negotiated tells). stack_checks: permissions=stack, so nothing that makes the kernel
-        check by itself, or look up what nobody asked for. Raises OSError, also when net.core.wmem_max is too small
-        to mount.
+        check by itself, or look up what nobody asked for. stack_locks: file locks are requests; else the kernel keeps
+        them itself. Raises OSError, also when net.core.wmem_max is too small to mount.
         """
 
     # The lane

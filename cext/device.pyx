@@ -2,13 +2,15 @@
 
     /dev/fuse ◄──► readers.pyx      threads that read, serve (the device lane), refuse, and forward
               ◄──  connection.pyx   answers and notifications
+                   lock_waits.pyx   what waits for a lock, and the thread that goes on with it
                    irp_link.pyx     the socket pair to pyfuse3 and the header queue (the IRP lane)
 
 This module sets them up, starts and ends them in the right order, and is their Python face. device.pyi tells how it is
 used. Device's methods are called with the GIL, by the trio thread unless their docstring says otherwise.
 
 The end: refuse_all() answers what is unanswered; the notifier is joined while the readers still refuse what comes, for it
-may wait in the kernel for just that; then the readers and the forwarder; the relay last, after pyfuse3 has gone.
+may wait in the kernel for just that; then the readers, what waits for locks, and the forwarder; the relay last, after
+pyfuse3 has gone.
 """
 
 from libc.errno cimport EINVAL, ENOBUFS, ENOMEM, errno
@@ -27,6 +29,7 @@ from stackfs.cext.includes.fuse_wire cimport *
 from stackfs.cext.irp_link cimport (
     SOCKET_OVERHEAD, irp_link_t, link_close, link_free, link_init, link_let_go, link_pair, link_pop, link_relay_now,
     link_start, link_stop_forwarder)
+from stackfs.cext.lock_waits cimport lock_waits_free, lock_waits_init, lock_waits_stop, lock_waits_t
 from stackfs.cext.readers cimport readers_free, readers_init, readers_start, readers_stop, readers_t
 from stackfs.cext.requests cimport Volume, request_adopt, request_free, vfs_request_t
 from stackfs.cext.threads cimport *
@@ -53,6 +56,7 @@ cdef struct entry_notice_t:
 cdef struct device_t:
     connection_t connection
     irp_link_t link
+    lock_waits_t lock_waits
     readers_t readers
     int started, stopped, closed
 
@@ -63,7 +67,8 @@ cdef device_t *device_new() noexcept nogil:
         return NULL
     connection_init(&device.connection)
     link_init(&device.link, &device.connection)
-    readers_init(&device.readers, &device.connection, &device.link)
+    lock_waits_init(&device.lock_waits, &device.connection)
+    readers_init(&device.readers, &device.connection, &device.link, &device.lock_waits)
     return device
 
 
@@ -82,6 +87,7 @@ cdef void device_stop(device_t *device) noexcept nogil:
     link_let_go(&device.link)
     connection_stop_notifier(&device.connection)
     readers_stop(&device.readers)
+    lock_waits_stop(&device.lock_waits)
     link_stop_forwarder(&device.link)
 
 
@@ -106,6 +112,7 @@ cdef void device_free(device_t *device) noexcept nogil:
     link_free(&device.link)
     connection_free(&device.connection)
     readers_free(&device.readers)
+    lock_waits_free(&device.lock_waits)
     free(device)
 
 
@@ -117,7 +124,8 @@ cdef class Device:
     """One FUSE connection. Owns the fd from the constructor on (see device.pyi for start and end)."""
 
     def __cinit__(self, int fd, Volume volume not None, *, str lanes="auto", uint32_t max_write=0, bint stack_checks=False,
-                  bint cache_symlinks=True, bint direct_io_allow_mmap=True, bint passthrough=False, bint writeback=False):
+                  bint cache_symlinks=True, bint direct_io_allow_mmap=True, bint passthrough=False,
+                  bint stack_locks=False, bint writeback=False):
         cdef device_t *device = device_new()
         cdef readers_t *readers
         cdef uint32_t page = <uint32_t>sysconf(_SC_PAGESIZE)
@@ -132,7 +140,7 @@ cdef class Device:
         if fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK) < 0:
             raise_errno(errno, "the FUSE device")
         readers = &device.readers
-        readers.volume = &volume.stack.volume
+        readers.volume = device.lock_waits.volume = &volume.stack.volume
         readers.serve_all = lanes == "auto"
         buffer = link_pair(&device.link)
         if buffer < 0:
@@ -160,6 +168,9 @@ cdef class Device:
             wanted |= FUSE_CACHE_SYMLINKS
         if direct_io_allow_mmap:
             wanted |= FUSE_DIRECT_IO_ALLOW_MMAP
+        volume.stack.volume.locks = stack_locks
+        if stack_locks:
+            wanted |= FUSE_POSIX_LOCKS | FUSE_FLOCK_LOCKS
         if writeback:
             wanted |= FUSE_WRITEBACK_CACHE
         elif passthrough and readers.serve_all:           # pyfuse3 cannot give an open a backing id

@@ -82,6 +82,9 @@ cdef uint64_t make_id(uint32_t root_device, uint32_t device, uint64_t inode) noe
 # The node of what was found under (parent, name); counts one lookup for the kernel and holds no reference. NULL: no
 # memory, or two inodes of different devices share an id (one chance in 2^63).
 cdef node_t *node_found(inode_table_t *table, const identity_t *what, node_t *parent, const char *name, uint16_t length) noexcept nogil
+# The same for a file that was made without a name (O_TMPFILE) in that directory. Keeps fd (O_PATH) as its descriptor; takes
+# it over also when there is no memory. Its path is "/directory/#inode (deleted)", as the kernel shows it, until it is linked.
+cdef node_t *node_unnamed(inode_table_t *table, const identity_t *what, node_t *directory, int fd) noexcept nogil
 cdef void node_forget(inode_table_t *table, uint64_t nodeid, uint64_t lookups) noexcept nogil
 cdef bint node_is(const node_t *node, const identity_t *what) noexcept nogil
 cdef void identify(const statx_t *found, identity_t *what) noexcept nogil

@@ -17,6 +17,7 @@ call. Functions take and release it themselves; those named *_locked expect it h
 cimport cython
 from libc.errno cimport EACCES, EMFILE, ENAMETOOLONG, ENOENT, ENOMEM, ESTALE, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc, realloc
 from stackfs.cext.stack cimport FLT_VOLUME  # no-cython-lint: completes the struct
 from libc.string cimport memcmp, memcpy, memmove, memset
@@ -345,6 +346,42 @@ cdef node_t *node_found(inode_table_t *table, const identity_t *what, node_t *pa
     pthread_mutex_unlock(&table.mutex)
     if former_parent is not NULL:
         node_put(table, former_parent)
+    return node
+
+
+cdef node_t *node_unnamed(inode_table_t *table, const identity_t *what, node_t *directory, int fd) noexcept nogil:
+    cdef node_t *node
+    cdef name_t *name
+    cdef uint64_t nodeid = make_id(table.device, what.device, what.inode)
+    pthread_mutex_lock(&table.mutex)
+    node = by_id_locked(table, nodeid)
+    if node is not NULL and node.inode == what.inode and node.device == what.device and node.fd < 0:
+        while node.names is not NULL and not node.deleted:       # the number was reused
+            remove_name_locked(table, node, node.names.parent, node.names.bytes, node.names.length)
+        node.birth = what.birth
+        node.type = what.type
+    elif node is not NULL:
+        node = NULL
+    else:
+        node = node_new_locked(table, what, nodeid)
+    if node is not NULL:
+        node.lookups += 1
+        node.deleted = 1
+        node.pinned = 1
+        node.fd = fd
+        fd = -1
+        if node.names is NULL:           # of the reused one the last name is kept
+            name = <name_t *>malloc(owner_offset(20) + cython.sizeof(void_pointer))
+            if name is not NULL:
+                memset(name, 0, cython.sizeof(name_t))
+                name.parent = directory
+                name.length = <uint16_t>snprintf(name.bytes, 21, b"#%llu", <unsigned long long>what.inode % <unsigned long long>10**18)
+                (<node_t **>(<char *>name + owner_offset(name.length)))[0] = node
+                directory.references += 1
+                node.names = name
+    pthread_mutex_unlock(&table.mutex)
+    if fd >= 0:
+        close(fd)
     return node
 
 

@@ -130,7 +130,6 @@ cdef void fill_back() noexcept:
         if TABLE[i].back:
             BACK[TABLE[i].error] = TABLE[i].status
     BACK[ENOSYS] = STATUS_NOT_SUPPORTED
-    BACK[e.ENXIO] = STATUS_NO_SUCH_DEVICE
 
 fill_back()
 

@@ -29,8 +29,10 @@ from stackfs.cext.includes.fuse_wire cimport *
 from stackfs.cext.impersonation cimport keep_impersonating, revert_to_self
 from stackfs.cext.inode_table cimport inode_table_t, node_forget
 from stackfs.cext.irp_link cimport LANE_INIT_UNIQUE, link_forward
+from stackfs.cext.lock_waits cimport lock_waits_interrupt, lock_waits_t, lock_waits_take
 from stackfs.cext.requests cimport (
-    REQUEST_TO_IRP_LANE, request_flush, request_free, request_new, request_reset, request_run, vfs_request_t)
+    REQUEST_TO_IRP_LANE, request_abandon, request_expect_interrupt, request_free, request_new, request_reset, request_run,
+    vfs_request_t)
 from stackfs.cext.threads cimport *
 from stackfs.cext.wire cimport *
 
@@ -72,37 +74,12 @@ cdef extern from *:
 
     static void readers_wake(pthread_t thread) { pthread_kill(thread, WAKE_SIGNAL); }
 
-    /* `with gil` in a thread that Python did not start makes a new thread state every time: threading.local and
-     * contextvars of a callback would not live from one request to the next. So a reader takes one before it first
-     * runs the stack, and keeps it, without the GIL, until it ends. */
-    static __thread PyThreadState *kept_thread_state;
-    static __thread PyGILState_STATE kept_gil_state;
-
-    static void python_attach(void)
-    {
-        if (kept_thread_state == NULL) {
-            kept_gil_state = PyGILState_Ensure();
-            kept_thread_state = PyEval_SaveThread();
-        }
-    }
-
-    static void python_detach(void)
-    {
-        if (kept_thread_state != NULL) {
-            PyEval_RestoreThread(kept_thread_state);
-            kept_thread_state = NULL;
-            PyGILState_Release(kept_gil_state);
-        }
-    }
-
     #define load_relaxed(at)         __atomic_load_n(at, __ATOMIC_RELAXED)
     #define store_relaxed(at, value) __atomic_store_n(at, value, __ATOMIC_RELAXED)
     """
     void readers_prepare_signal() nogil
     void readers_admit_signal() nogil
     void readers_wake(pthread_t thread) nogil
-    void python_attach() nogil
-    void python_detach() nogil
     uint32_t load_tid "load_relaxed"(uint32_t *at) nogil
     int64_t load_time "load_relaxed"(int64_t *at) nogil
     void store_tid "store_relaxed"(uint32_t *at, uint32_t value) nogil
@@ -115,9 +92,10 @@ cdef enum:
 
 # ---- life ----
 
-cdef void readers_init(readers_t *readers, connection_t *connection, irp_link_t *link) noexcept nogil:
+cdef void readers_init(readers_t *readers, connection_t *connection, irp_link_t *link, lock_waits_t *lock_waits) noexcept nogil:
     readers.connection = connection
     readers.link = link
+    readers.lock_waits = lock_waits
     readers.ready_event = readers.deadlock_event = -1
     pthread_mutex_init(&readers.start_lock, NULL)
 
@@ -300,6 +278,11 @@ cdef void handle(reader_t *reader, size_t length, wire_message_t *message) noexc
     if rule != NULL and rule.treatment == WIRE_IGNORE:
         count_one(&readers.served[index])
         return
+    if rule != NULL and rule.treatment == WIRE_INTERRUPT:
+        count_one(&readers.served[index])
+        if readers.settings.negotiated and lock_waits_interrupt(readers.lock_waits, (<fuse_interrupt_in *>message.body).unique):
+            write_error(readers.connection, header.unique, EAGAIN)
+        return
     if rule == NULL or rule.treatment == WIRE_REFUSE:
         error = ENOTTY if header.opcode == FUSE_IOCTL else EOPNOTSUPP
     elif not readers.settings.negotiated:
@@ -308,6 +291,8 @@ cdef void handle(reader_t *reader, size_t length, wire_message_t *message) noexc
         error = EDEADLK
     elif rule.answerless:
         error = ECONNABORTED if load_int(&readers.connection.refusing) else 0
+    elif header.opcode == FUSE_SETLK or header.opcode == FUSE_SETLKW:
+        error = admit_lock(reader, message)
     else:
         error = admit(readers.connection, header.unique)
     if error:
@@ -327,26 +312,48 @@ cdef void handle(reader_t *reader, size_t length, wire_message_t *message) noexc
 
 # ---- the device lane ----
 
+cdef bint begin(reader_t *reader, wire_message_t *message) noexcept nogil:
+    """The reader's request is the message's. False: no memory."""
+    cdef readers_t *readers = reader.readers
+    if reader.request != NULL:
+        request_reset(reader.request, readers.volume)
+    else:
+        reader.request = request_new(readers.volume)
+        if reader.request == NULL:
+            return False
+    wire_decode(message, readers.limits.setxattr_ext, reader.request)
+    reader.request.on_device = 1
+    return True
+
+
+cdef int admit_lock(reader_t *reader, wire_message_t *message) noexcept nogil:
+    """As admit(). Another thread may read the INTERRUPT of a request that this one has just read: it must find it either
+    not admitted or where it can be told to give up."""
+    cdef int error = ENOMEM
+    if begin(reader, message):
+        request_expect_interrupt(reader.request)
+        error = admit(reader.readers.connection, message.header.unique)
+        if error:
+            request_abandon(reader.request)
+    return error
+
+
 cdef void serve(reader_t *reader, wire_message_t *message, uint32_t index) noexcept nogil:
     """Run the request in this thread and answer it; or hand it on, when a filter refuses it as fast I/O."""
     cdef readers_t *readers = reader.readers
     cdef uint32_t opcode = message.header.opcode
-    cdef vfs_request_t *request = reader.request
+    cdef vfs_request_t *request
     cdef size_t length
+    cdef int done
     if opcode == FUSE_FORGET or opcode == FUSE_BATCH_FORGET:
         count_one(&readers.served[index])
         forget(readers, message)
         return
-    if request != NULL:
-        request_reset(request, readers.volume)
-    else:
-        request = reader.request = request_new(readers.volume)
-        if request == NULL:
-            answer_error(readers.connection, message.header.unique, ENOMEM)
-            return
+    if opcode != FUSE_SETLK and opcode != FUSE_SETLKW and not begin(reader, message):      # those have begun
+        answer_error(readers.connection, message.header.unique, ENOMEM)
+        return
+    request = reader.request
     python_attach()
-    wire_decode(message, readers.limits.setxattr_ext, request)
-    request.on_device = 1
     if opcode == FUSE_READDIRPLUS or opcode == FUSE_READDIR:
         length = answer_listing(request, reader.answer)
     else:
@@ -355,12 +362,16 @@ cdef void serve(reader_t *reader, wire_message_t *message, uint32_t index) noexc
             request.buffer_length = <uint32_t>request.arguments.size
         else:
             answer_prepare(request, reader.answer)
-        if opcode == FUSE_FLUSH:
-            request_flush(request)
-        elif opcode != FUSE_POLL and request_run(request) == REQUEST_TO_IRP_LANE:
+        done = request_run(request) if opcode != FUSE_POLL else 1
+        if done == REQUEST_TO_IRP_LANE:
             reader.request = NULL
             count_one(&readers.forwarded[index])
             forward_message(readers, message, request)
+            return
+        if not done:                                    # it waits for a lock
+            reader.request = NULL
+            count_one(&readers.served[index])
+            lock_waits_take(readers.lock_waits, request)
             return
         length = answer_encode(request, reader.answer)
     count_one(&readers.served[index])

@@ -3,8 +3,9 @@
 
 from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from stackfs.cext.callback_data cimport FILE_OBJECT, FLT_INSTANCE, FLT_VOLUME, REQUESTOR, node_t, statx_t
+from stackfs.cext.callback_data cimport FILE_OBJECT, FLT_INSTANCE, FLT_VOLUME, REQUESTOR, lock_range_t, node_t, statx_t
 from stackfs.cext.handles cimport handle_t
+from stackfs.cext.locks cimport lock_wait_t, woken_function
 from stackfs.cext.stack cimport Stack, callback_list_t, operation_t
 
 ctypedef struct fuse_in_t:               # the request's fixed part, decoded from the wire (only the fields its opcode has)
@@ -12,10 +13,10 @@ ctypedef struct fuse_in_t:               # the request's fixed part, decoded fro
     uint64_t lock_owner
     uint64_t offset
     uint64_t nodeid2                     # rename, link: new directory / old node
-    uint64_t size                        # read, readdir, write, getxattr, listxattr, setattr's size
+    uint64_t size                        # read, readdir, write, getxattr, listxattr, setattr's size; fallocate, copy: length; ioctl: room
     uint32_t flags                       # open flags; rename flags; setxattr flags; statx flags; getattr flags; fsync flags; release flags
     uint32_t open_flags                  # FUSE_OPEN_KILL_SUIDGID; write_flags; read_flags; setxattr_flags (FUSE_SETXATTR_ACL_KILL_SGID)
-    uint32_t mode                        # create, mkdir, mknod, setattr, access mask
+    uint32_t mode                        # create, mkdir, mknod, setattr, access mask; fallocate's mode
     uint32_t umask
     uint32_t rdev
     uint32_t valid                       # setattr: FATTR_*; statx: mask
@@ -23,6 +24,12 @@ ctypedef struct fuse_in_t:               # the request's fixed part, decoded fro
     int64_t atime, mtime, ctime
     uint32_t atimensec, mtimensec, ctimensec
     uint32_t events                      # poll
+    uint64_t fh2                         # copy_file_range: the target's (fh, offset: the source's)
+    uint64_t offset2
+    uint64_t end                         # locks: the last byte of the range that begins at offset
+    uint32_t lock_type                   # F_RDLCK, F_WRLCK, F_UNLCK
+    uint32_t lock_pid
+    uint32_t command                     # ioctl
 
 ctypedef struct step_t:                  # one operation of a request
     uint8_t major
@@ -46,8 +53,10 @@ cdef struct vfs_request_t:
     const char *name2                    # rename, link: new name; symlink: target
     uint16_t name_length
     uint16_t name2_length
-    void *buffer                         # read, write, getxattr, listxattr, setxattr, readdir, readlink, statfs
+    void *buffer                         # read, write, getxattr, listxattr, setxattr, readdir, readlink, statfs; ioctl: what it gives
     uint32_t buffer_length
+    const void *input                    # ioctl: what it takes
+    uint32_t input_length
     # out
     int error                            # positive errno, 0: done
     uint64_t length                      # bytes in buffer
@@ -57,6 +66,7 @@ cdef struct vfs_request_t:
     uint32_t out_open_flags              # FOPEN_*
     int32_t out_backing_id               # with FOPEN_PASSTHROUGH
     statx_t info                         # entry and attributes
+    lock_range_t lock                    # getlk: the lock in the way; type F_UNLCK: none
     double entry_timeout, attr_timeout   # seconds
     # what the base found
     node_t *found                        # entry: one lookup is counted for it until the request is done
@@ -72,6 +82,8 @@ cdef struct vfs_request_t:
     FILE_OBJECT *file
     FILE_OBJECT synthesised
     handle_t *handle                     # the handle the request goes by, or the one it opens
+    handle_t *source                     # copy_file_range: where from
+    lock_wait_t waiting                  # a SETLKW whose lock somebody else has
     node_t *node                         # the node it goes by, with a reference
     node_t *directory
     node_t *directory2
@@ -88,8 +100,22 @@ cdef enum:
 # in a thread that may block, without the GIL, then request_run() again where it was first called. REQUEST_TO_IRP_LANE
 # (on_device): a filter refused fast I/O: clear on_device and call request_run() again on the IRP lane.
 cdef int request_run(vfs_request_t *request) noexcept nogil
-cdef void request_flush(vfs_request_t *request) noexcept nogil            # FLUSH, which is no operation of the stack
 cdef void request_wait(vfs_request_t *request) noexcept nogil
+cdef void request_flush(vfs_request_t *request) noexcept nogil            # FLUSH: request_run(), which never stops for it
+# A SETLKW whose lock somebody else has stops too (request.waiting.wanted), on every lane, and needs no thread to wait:
+# set request.waiting.woken and .context, then request_park(). 1: woken(&request.waiting) will be called once, from any thread;
+# until then the request is not to be touched; then request_run() again. 0: request_run() again now.
+# (request_wait() waits for it too, at most LOCK_RETRY; then request_run() again.)
+cdef int request_park(vfs_request_t *request) noexcept nogil
+# A SETLK or SETLKW that is about to run: from here on an INTERRUPT finds it, however early. request_run() does it too, but a
+# device that lets others read INTERRUPTs meanwhile must have done it before it says that it has the request.
+cdef void request_expect_interrupt(vfs_request_t *request) noexcept nogil
+cdef void request_abandon(vfs_request_t *request) noexcept nogil          # it will not be run (again); then request_free()
+# INTERRUPT: 1: that request may wait for a lock: it is woken, and its next try answers EINTR. 0: no such request.
+cdef int volume_interrupt(FLT_VOLUME *volume, uint64_t unique) noexcept nogil
+cdef void volume_cancel_locks(FLT_VOLUME *volume) noexcept nogil          # the same for every one
+# To be called every LOCK_RETRY milliseconds while it says that somebody waits: releases beside the mount show nowhere else.
+cdef uint32_t volume_retry_locks(FLT_VOLUME *volume) noexcept nogil
 
 cdef class Volume:
     cdef readonly Stack stack
@@ -102,6 +128,8 @@ cdef class Request:
     cdef object buffer
     cdef Py_buffer view
     cdef bint held
+    cdef object input
+    cdef object woken
     cdef int set_name(self, bytes name) except -1
     cdef int set_name2(self, bytes name) except -1
     cdef int set_buffer(self, object buffer, bint writable) except -1

@@ -60,6 +60,12 @@ class Volume:
         """The bypass lane: negotiated, allowed, refused (the kernel's errno), bypassed, granted, vetoed, veto."""
     def forget(self, nodeid: int, lookups: int) -> None:
         """The kernel gives back that many lookups of a node."""
+    def interrupt(self, number: int) -> bool:
+        """INTERRUPT of a request, by number. True: it may wait for a lock; its next try ends it with EINTR."""
+    def retry_locks(self) -> int:
+        """Those who wait for locks held beside the mount try again; how many wait. To be called every 0.1 s."""
+    def restart_waiting_locks(self) -> None:
+        """Those who wait for locks take the callback lists there are now, and let go of older ones: before a drain."""
     def known(self) -> tuple[list[int], list[int], list[tuple[int, bytes]]]:
         """What the kernel may have cached: (nodeids with open files, other nodeids, [(parent nodeid, name), ...])."""
     def request(
@@ -70,6 +76,7 @@ class Volume:
         name: bytes | None = None,
         name2: bytes | None = None,
         buffer: Any = None,
+        input: bytes | None = None,
         uid: int = 0,
         gid: int = 0,
         tid: int = 0,
@@ -101,6 +108,14 @@ class Request:
         """The waiting part, without the GIL."""
     def do(self) -> Request:
         """Run to the end, waiting in place; raise VfsError when it failed. Returns self."""
+    @property
+    def waits_for_lock(self) -> bool:
+        """run() said False because somebody else has the lock: park(), which needs no thread, will do."""
+    def park(self, woken: Callable[[], object]) -> bool:
+        """True: woken() will be called once, by any thread: then run() again. False: run() again now."""
+    @property
+    def lock(self) -> tuple[int, int, int, int]:
+        """GETLK: (type, first byte, last byte, process id) of a lock in the way; type F_UNLCK: none."""
     @property
     def error(self) -> int:
         """A positive errno; 0: it succeeded."""

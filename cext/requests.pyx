@@ -14,7 +14,8 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
-from libc.errno cimport EBADF, EIO, ENOENT, ENOMEM, ENOTDIR, errno
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.errno cimport EBADF, EINVAL, EIO, ENOENT, ENOMEM, ENOTDIR, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset, strncmp
@@ -23,25 +24,34 @@ from stackfs.cext.backing cimport backing_free, backing_new, backing_perform, ba
 from stackfs.cext.threads cimport store_int
 from stackfs.cext.bypass cimport bypass_answer_t, bypass_open, bypass_possible, bypass_release, bypass_t
 from stackfs.cext.callback_data cimport (
-    DACL_SECURITY_INFORMATION, DELETE, FILE_APPEND_DATA, FILE_CREATE, FILE_DIRECTORY_FILE, FILE_NON_DIRECTORY_FILE,
-    FILE_NO_INTERMEDIATE_BUFFERING, FILE_OPEN, FILE_OPEN_IF, FILE_OPEN_REPARSE_POINT, FILE_OVERWRITE,
-    FILE_OVERWRITE_IF, FILE_READ_ATTRIBUTES, FILE_READ_DATA, FILE_READ_EA, FILE_WRITE_ATTRIBUTES, FILE_WRITE_DATA,
-    FILE_WRITE_EA, FILE_WRITE_THROUGH, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION, FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION,
-    FLT_IO_PARAMETER_BLOCK, FO_DIRECTORY, FO_UNREADABLE, FO_OPENED, FO_SYNTHESISED, FSCTL_GET_REPARSE_POINT, FSCTL_MANAGE_BYPASS_IO,
-    FSCTL_SET_REPARSE_POINT,
-    FileAllInformation, FileBasicInformation, FileDispositionInformation, FileEndOfFileInformation,
-    FileLinkInformation, FileNetworkOpenInformation, FileRenameInformation, FileRenameInformationEx,
-    GROUP_SECURITY_INFORMATION, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_DIRECTORY_CONTROL,
-    IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_FLUSH_BUFFERS, IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_QUERY_EA,
-    IRP_MJ_QUERY_INFORMATION, IRP_MJ_QUERY_OPEN, IRP_MJ_QUERY_SECURITY, IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_READ,
-    IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY, IRP_MJ_WRITE, IRP_NOCACHE, IRP_PAGING_IO,
-    LABEL_SECURITY_INFORMATION, OWNER_SECURITY_INFORMATION, READ_CONTROL, REQUEST_FIRST, REQUEST_PRINCIPAL,
-    WRITE_DAC, WRITE_OWNER, statx_timestamp)
+    DACL_SECURITY_INFORMATION, DELETE, FILE_APPEND_DATA, FILE_CREATE, FILE_DELETE_ON_CLOSE, FILE_DIRECTORY_FILE,
+    FILE_NON_DIRECTORY_FILE, FILE_NO_INTERMEDIATE_BUFFERING, FILE_OPEN, FILE_OPEN_IF, FILE_OPEN_REPARSE_POINT,
+    FILE_OVERWRITE, FILE_OVERWRITE_IF, FILE_READ_ATTRIBUTES, FILE_READ_DATA, FILE_READ_EA, FILE_WRITE_ATTRIBUTES,
+    FILE_WRITE_DATA, FILE_WRITE_EA, FILE_WRITE_THROUGH, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION,
+    FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION, FLT_IO_PARAMETER_BLOCK, FO_DIRECTORY, FO_LOCKED, FO_OPENED,
+    FO_SYNTHESISED, FO_UNREADABLE, FSCTL_DUPLICATE_EXTENTS_TO_FILE, FSCTL_GET_REPARSE_POINT, FSCTL_MANAGE_BYPASS_IO,
+    FSCTL_SET_REPARSE_POINT, FSCTL_SET_ZERO_DATA, GROUP_SECURITY_INFORMATION, IRP_MJ_CLEANUP, IRP_MJ_CLOSE,
+    IRP_MJ_CREATE, IRP_MJ_DEVICE_CONTROL, IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_FLUSH_BUFFERS,
+    IRP_MJ_LOCK_CONTROL, IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_QUERY_EA, IRP_MJ_QUERY_INFORMATION, IRP_MJ_QUERY_OPEN,
+    IRP_MJ_QUERY_SECURITY, IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_READ, IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION,
+    IRP_MJ_SET_SECURITY, IRP_MJ_WRITE, IRP_MN_LOCK, IRP_MN_QUERY_LOCK, IRP_MN_UNLOCK_ALL, IRP_MN_UNLOCK_ALL_BY_KEY,
+    IRP_MN_UNLOCK_SINGLE, IRP_NOCACHE, IRP_PAGING_IO, LABEL_SECURITY_INFORMATION, OWNER_SECURITY_INFORMATION,
+    READ_CONTROL, REQUEST_FIRST, REQUEST_PRINCIPAL, WRITE_DAC, WRITE_OWNER, FileAllInformation,
+    FileAllocationInformation, FileBasicInformation, FileDispositionInformation, FileEndOfFileInformation,
+    FileLinkInformation, FileNetworkOpenInformation, FilePositionInformation, FileRenameInformation,
+    FileRenameInformationEx, lock_range_t, statx_timestamp)
+from stackfs.cext.extents cimport extent_mode_known, extent_mode_zeroes
+from stackfs.cext.file_flags cimport is_file_control
 from stackfs.cext.listing cimport listing_run, listing_t
 from stackfs.cext.handles cimport handle_get, handle_new, handle_put
 from stackfs.cext.inode_table cimport (
     ROOT_ID, inode_table_t, name_of, name_t, node_forget, node_generation, node_get, node_hold, node_id, node_put)
-from stackfs.cext.ntstatus cimport NTSTATUS, NT_SUCCESS, STATUS_CANCELLED, STATUS_IO_DEVICE_ERROR, nt_to_errno
+from stackfs.cext.locks cimport (
+    lock_enter, lock_interrupt, lock_leave, lock_park, lock_wait, lock_wait_t, locks_cancel, locks_drop, locks_held,
+    locks_restart, locks_retry)
+from stackfs.cext.ntstatus cimport (
+    NTSTATUS, NT_SUCCESS, STATUS_CANCELLED, STATUS_INVALID_DEVICE_REQUEST, STATUS_IO_DEVICE_ERROR, STATUS_NOT_IMPLEMENTED,
+    nt_to_errno)
 from stackfs.cext.stack cimport (
     OPERATION_AT_BASE, OPERATION_GOING_DOWN, OPERATION_GOING_UP, Stack, list_release, operation_base, operation_begin,
     operation_end, operation_run, operation_run_below)
@@ -52,6 +62,7 @@ cdef extern from *:
     #ifndef _GNU_SOURCE
     #define _GNU_SOURCE
     #endif
+    #include <errno.h>
     #include <fcntl.h>
     #include <sys/stat.h>
     #include <sys/statvfs.h>
@@ -61,7 +72,7 @@ cdef extern from *:
     """
     uint64_t stackfs_next(uint64_t *counter) nogil
     int O_ACCMODE, O_RDONLY, O_WRONLY, O_RDWR, O_APPEND, O_CREAT, O_EXCL, O_TRUNC, O_DIRECT, O_SYNC, O_DSYNC, O_DIRECTORY
-    int AT_REMOVEDIR
+    int AT_REMOVEDIR, EOPNOTSUPP, ENOTTY, F_UNLCK, F_WRLCK
     unsigned S_IFMT, S_IFDIR, S_IFLNK, S_IFREG
     struct c_statvfs "statvfs":
         unsigned long f_bsize, f_frsize, f_blocks, f_bfree, f_bavail, f_files, f_ffree, f_favail, f_namemax
@@ -105,16 +116,27 @@ cdef enum:
     READDIR = 28
     RELEASEDIR = 29
     FSYNCDIR = 30
+    GETLK = 31
+    SETLK = 32
+    SETLKW = 33
     ACCESS = 34
     CREATE = 35
+    IOCTL = 39
     POLL = 40
+    FALLOCATE = 43
     READDIRPLUS = 44
     RENAME2 = 45
+    LSEEK = 46
+    COPY_FILE_RANGE = 47
+    TMPFILE = 51
     STATX = 52
+    COPY_FILE_RANGE_64 = 53
 
     FUSE_GETATTR_FH = 1
     FUSE_READ_LOCKOWNER = 2
     FUSE_WRITE_CACHE = 1
+    FUSE_RELEASE_FLOCK_UNLOCK = 2
+    FUSE_LK_FLOCK = 1
     FATTR_MODE = 1
     FATTR_UID = 2
     FATTR_GID = 4
@@ -175,10 +197,22 @@ plan(OPEN, [(IRP_MJ_CREATE, 1, 0), (IRP_MJ_FILE_SYSTEM_CONTROL, 0, FSCTL_MANAGE_
 plan(OPENDIR, [(IRP_MJ_CREATE, 1, 0)])
 plan(CREATE, [(IRP_MJ_CREATE, 1, 0), (IRP_MJ_QUERY_INFORMATION, 0, FileAllInformation),
               (IRP_MJ_FILE_SYSTEM_CONTROL, 0, FSCTL_MANAGE_BYPASS_IO)])
+plan(TMPFILE, [(IRP_MJ_CREATE, 1, 0), (IRP_MJ_QUERY_INFORMATION, 0, FileAllInformation),
+               (IRP_MJ_FILE_SYSTEM_CONTROL, 0, FSCTL_MANAGE_BYPASS_IO)])
 plan(READ, [(IRP_MJ_READ, 1, 0)])
 plan(WRITE, [(IRP_MJ_WRITE, 1, 0)])
 plan(STATFS, [(IRP_MJ_QUERY_VOLUME_INFORMATION, 1, 0)])
-plan(RELEASE, [(IRP_MJ_CLEANUP, 1, 0), (IRP_MJ_CLOSE, 0, 0)])
+plan(RELEASE, [(IRP_MJ_LOCK_CONTROL, 0, IRP_MN_UNLOCK_ALL), (IRP_MJ_CLEANUP, 1, 0), (IRP_MJ_CLOSE, 0, 0)])
+plan(FLUSH, [(IRP_MJ_LOCK_CONTROL, 0, IRP_MN_UNLOCK_ALL_BY_KEY)])
+plan(LSEEK, [(IRP_MJ_QUERY_INFORMATION, 1, FilePositionInformation)])
+# One of the two, as the mode says; the kind of control, as the number says.
+plan(FALLOCATE, [(IRP_MJ_SET_INFORMATION, 1, FileAllocationInformation), (IRP_MJ_FILE_SYSTEM_CONTROL, 1, FSCTL_SET_ZERO_DATA)])
+plan(IOCTL, [(IRP_MJ_FILE_SYSTEM_CONTROL, 1, 0), (IRP_MJ_DEVICE_CONTROL, 1, 0)])
+plan(COPY_FILE_RANGE, [(IRP_MJ_FILE_SYSTEM_CONTROL, 1, FSCTL_DUPLICATE_EXTENTS_TO_FILE)])
+plan(COPY_FILE_RANGE_64, [(IRP_MJ_FILE_SYSTEM_CONTROL, 1, FSCTL_DUPLICATE_EXTENTS_TO_FILE)])
+plan(GETLK, [(IRP_MJ_LOCK_CONTROL, 1, IRP_MN_QUERY_LOCK)])
+plan(SETLK, [(IRP_MJ_LOCK_CONTROL, 1, IRP_MN_LOCK)])       # or IRP_MN_UNLOCK_SINGLE
+plan(SETLKW, [(IRP_MJ_LOCK_CONTROL, 1, IRP_MN_LOCK)])
 plan(RELEASEDIR, [(IRP_MJ_CLEANUP, 1, 0), (IRP_MJ_CLOSE, 0, 0)])
 plan(FSYNC, [(IRP_MJ_FLUSH_BUFFERS, 1, 0)])
 plan(FSYNCDIR, [(IRP_MJ_FLUSH_BUFFERS, 1, 0)])
@@ -319,8 +353,20 @@ cdef int prepare(vfs_request_t *request) noexcept nogil:
     if opcode == LOOKUP or opcode == UNLINK or opcode == RMDIR or opcode == SYMLINK or opcode == MKNOD or opcode == MKDIR:
         return by_name(request)
     if opcode == READ or opcode == WRITE or opcode == FSYNC or opcode == FSYNCDIR or opcode == RELEASE or \
-            opcode == RELEASEDIR or opcode == READDIR or opcode == READDIRPLUS:
-        return by_handle(request)
+            opcode == RELEASEDIR or opcode == READDIR or opcode == READDIRPLUS or opcode == FLUSH or opcode == LSEEK or \
+            opcode == FALLOCATE or opcode == IOCTL or opcode == GETLK or opcode == SETLK or opcode == SETLKW:
+        if opcode == SETLK or opcode == SETLKW:
+            request_expect_interrupt(request)
+        return by_handle(request) if opcode != FALLOCATE or extent_mode_known(request.arguments.mode) else EOPNOTSUPP
+    if opcode == COPY_FILE_RANGE or opcode == COPY_FILE_RANGE_64:
+        request.source = handle_get(backing_of(request).handles, request.arguments.fh)
+        request.arguments.fh = request.arguments.fh2       # the request goes by its target
+        if opcode == COPY_FILE_RANGE:    # its answer has 32 bits
+            request.arguments.size = min(request.arguments.size, <uint64_t>0x7FFFF000)
+        error = by_handle(request)
+        if error == 0 and request.arguments.flags:
+            return EINVAL
+        return error if error or request.source is not NULL else EBADF
     if opcode == RENAME or opcode == RENAME2 or opcode == LINK:
         if opcode == LINK:               # nodeid: the new directory; nodeid2: the inode that gets one more name
             request.directory2 = node_get(backing_of(request).nodes, request.nodeid)
@@ -333,7 +379,7 @@ cdef int prepare(vfs_request_t *request) noexcept nogil:
         error = by_name(request)
         request.directory2 = node_get(backing_of(request).nodes, request.arguments.nodeid2)
         return error if error or request.directory2 is not NULL else ENOENT
-    if opcode == CREATE:
+    if opcode == CREATE or opcode == TMPFILE:
         error = new_handle(request)
         if error == 0:
             request.directory = node_get(backing_of(request).nodes, request.nodeid)
@@ -387,15 +433,19 @@ cdef void fill_create(vfs_request_t *request, FLT_IO_PARAMETER_BLOCK *p) noexcep
     cdef uint32_t flags = request.arguments.flags
     p.Parameters.Create.Mode = request.arguments.mode
     p.Parameters.Create.Umask = request.arguments.umask
-    if opcode == OPEN or opcode == OPENDIR or opcode == CREATE:
-        if opcode == CREATE:
+    if opcode == OPEN or opcode == OPENDIR or opcode == CREATE or opcode == TMPFILE:
+        if opcode == TMPFILE:
+            flags &= ~<uint32_t>(O_CREAT | O_TRUNC)
+            p.Parameters.Create.Mode = (p.Parameters.Create.Mode & 0o7777) | S_IFREG
+        elif opcode == CREATE:
             flags |= <uint32_t>O_CREAT
             p.Parameters.Create.Mode = (p.Parameters.Create.Mode & 0o7777) | S_IFREG
         elif opcode == OPENDIR:
             flags &= ~<uint32_t>(O_CREAT | O_EXCL | O_TRUNC)
         p.Parameters.Create.OpenFlags = flags
         p.Parameters.Create.DesiredAccess = access_of(flags)
-        p.Parameters.Create.Options = disposition_of(flags) << 24 | (
+        p.Parameters.Create.Options = (<uint32_t>FILE_CREATE if opcode == TMPFILE else disposition_of(flags)) << 24 | (
+            FILE_DELETE_ON_CLOSE if opcode == TMPFILE else 0) | (
             FILE_DIRECTORY_FILE if opcode == OPENDIR else FILE_NON_DIRECTORY_FILE) | (
             FILE_NO_INTERMEDIATE_BUFFERING if flags & <uint32_t>O_DIRECT else 0) | (
             FILE_WRITE_THROUGH if flags & <uint32_t>(O_SYNC | O_DSYNC) else 0)
@@ -453,12 +503,20 @@ cdef bint applies(vfs_request_t *request, const step_t *which) noexcept nogil:
         if which.major == IRP_MJ_SET_INFORMATION:
             return valid & (FATTR_SIZE if which.detail == FileEndOfFileInformation else FATTR_TIMES)
     if request.opcode == RELEASE or request.opcode == RELEASEDIR:
-        return True
+        return which.major != IRP_MJ_LOCK_CONTROL or request.file.Flags & FO_LOCKED != 0
+    if request.opcode == FLUSH:
+        return request.file.Flags & FO_LOCKED or locks_held(
+            backing_of(request).locks, request.file.Node, request.arguments.lock_owner)
+    if request.opcode == FALLOCATE:
+        return (which.major == IRP_MJ_FILE_SYSTEM_CONTROL) == extent_mode_zeroes(request.arguments.mode)
+    if request.opcode == IOCTL:
+        return (which.major == IRP_MJ_FILE_SYSTEM_CONTROL) == is_file_control(request.arguments.command)
     if which.detail == FSCTL_MANAGE_BYPASS_IO and which.major == IRP_MJ_FILE_SYSTEM_CONTROL:
         return request.volume.lists[which.major] is not NULL and may_be_bypassed(request)
     if which.major == IRP_MJ_CREATE:
         if not by_path(request):
-            return request.opcode == OPEN or request.opcode == OPENDIR or request.opcode == CREATE
+            return (request.opcode == OPEN or request.opcode == OPENDIR or request.opcode == CREATE
+                    or request.opcode == TMPFILE)
         # Nothing for the base to do, and nobody else wants to know: as if it had been done.
         if request.volume.lists[<int>IRP_MJ_CREATE] is NULL and request.opcode != MKDIR and request.opcode != MKNOD and \
                 request.opcode != LOOKUP:
@@ -488,6 +546,13 @@ cdef bint principal(const vfs_request_t *request, const step_t *which) noexcept 
     return which.major == IRP_MJ_QUERY_INFORMATION
 
 
+cdef bint offered_as_fast(const vfs_request_t *request, uint8_t major) noexcept nogil:
+    """READ and WRITE aside: what may have to wait (SETLKW), and what Windows has no fast entry for (LSEEK), is an IRP."""
+    if major == IRP_MJ_QUERY_INFORMATION:
+        return request.opcode == GETATTR or request.opcode == STATX
+    return major == IRP_MJ_DEVICE_CONTROL or (major == IRP_MJ_LOCK_CONTROL and request.opcode != SETLKW)
+
+
 cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
     """Starts the operation of a step: its kind, its target, its parameters."""
     cdef operation_t *op = &request.operation
@@ -515,11 +580,10 @@ cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
         op.data.RequestFlags |= REQUEST_FIRST
     if major == IRP_MJ_QUERY_OPEN:
         op.data.Flags = FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION
-    elif major == IRP_MJ_NETWORK_QUERY_OPEN or (major == IRP_MJ_QUERY_INFORMATION and not request.fast_io_refused
-                                                and (request.opcode == GETATTR or request.opcode == STATX)):
+    elif major == IRP_MJ_NETWORK_QUERY_OPEN or (not request.fast_io_refused and offered_as_fast(request, major)):
         op.data.Flags = FLTFL_CALLBACK_DATA_FAST_IO_OPERATION
     p.TargetFileObject = request.file
-    if request.directory is not NULL:
+    if request.directory is not NULL and request.opcode != TMPFILE:
         p.FileName.Buffer = request.name
         p.FileName.Length = request.name_length
     if major == IRP_MJ_READ or major == IRP_MJ_WRITE:
@@ -541,6 +605,11 @@ cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
         p.Parameters.QueryFile.Info = &request.info
         p.Parameters.QueryFile.Length = sizeof(statx_t)
         p.Parameters.QueryFile.FileInformationClass = which.detail
+        if which.detail == FilePositionInformation:
+            p.Parameters.QueryFile.Info = NULL
+            p.Parameters.QueryFile.Length = 0
+            p.Parameters.QueryFile.Offset = <int64_t>request.arguments.offset
+            p.Parameters.QueryFile.Whence = request.arguments.flags
     elif major == IRP_MJ_CREATE:
         fill_create(request, p)
     elif major == IRP_MJ_SET_INFORMATION:
@@ -554,6 +623,10 @@ cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
             p.Parameters.SetFile.atime_nsec = request.arguments.atimensec
             p.Parameters.SetFile.mtime_sec = request.arguments.mtime
             p.Parameters.SetFile.mtime_nsec = request.arguments.mtimensec
+        elif which.detail == FileAllocationInformation:
+            p.Parameters.SetFile.Flags = request.arguments.mode
+            p.Parameters.SetFile.AllocationOffset = <int64_t>request.arguments.offset
+            p.Parameters.SetFile.AllocationLength = <int64_t>request.arguments.size
         elif which.detail == FileDispositionInformation:
             p.Parameters.SetFile.Flags = AT_REMOVEDIR if request.opcode == RMDIR else 0
         else:
@@ -587,6 +660,25 @@ cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
     elif major == IRP_MJ_QUERY_VOLUME_INFORMATION:
         p.Parameters.Volume.Buffer = request.buffer
         p.Parameters.Volume.Length = request.buffer_length
+    elif major == IRP_MJ_LOCK_CONTROL:
+        fill_lock(request, which, p)
+    elif request.opcode == IOCTL:
+        p.Parameters.Control.ControlCode = request.arguments.command
+        p.Parameters.Control.InputBuffer = request.input
+        p.Parameters.Control.InputBufferLength = request.input_length
+        p.Parameters.Control.OutputBuffer = request.buffer
+        p.Parameters.Control.OutputBufferLength = request.buffer_length
+    elif which.detail == FSCTL_SET_ZERO_DATA and major == IRP_MJ_FILE_SYSTEM_CONTROL:
+        p.Parameters.Control.ControlCode = which.detail
+        p.Parameters.Control.Flags = request.arguments.mode
+        p.Parameters.Control.FileOffset = <int64_t>request.arguments.offset
+        p.Parameters.Control.ByteCount = <int64_t>request.arguments.size
+    elif which.detail == FSCTL_DUPLICATE_EXTENTS_TO_FILE and major == IRP_MJ_FILE_SYSTEM_CONTROL:
+        p.Parameters.Control.ControlCode = which.detail
+        p.Parameters.Control.SourceFile = &request.source.file
+        p.Parameters.Control.SourceFileOffset = <int64_t>request.arguments.offset
+        p.Parameters.Control.FileOffset = <int64_t>request.arguments.offset2
+        p.Parameters.Control.ByteCount = <int64_t>request.arguments.size
     elif major == IRP_MJ_FILE_SYSTEM_CONTROL:
         p.Parameters.Control.ControlCode = which.detail
         if which.detail == FSCTL_SET_REPARSE_POINT:
@@ -597,6 +689,26 @@ cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
             p.Parameters.Control.OutputBufferLength = request.buffer_length
 
 
+cdef void fill_lock(vfs_request_t *request, const step_t *which, FLT_IO_PARAMETER_BLOCK *p) noexcept nogil:
+    cdef uint64_t last = 0x7FFFFFFFFFFFFFFF
+    cdef uint32_t type = request.arguments.lock_type
+    p.MinorFunction = <uint8_t>which.detail
+    p.Parameters.Lock.LockOwner = request.arguments.lock_owner
+    p.Parameters.Lock.Length = last + 1
+    if which.detail == IRP_MN_UNLOCK_ALL or which.detail == IRP_MN_UNLOCK_ALL_BY_KEY:
+        return
+    if which.detail == IRP_MN_LOCK and type == <uint32_t>F_UNLCK:
+        p.MinorFunction = IRP_MN_UNLOCK_SINGLE
+    p.Parameters.Lock.Flock = request.arguments.flags & FUSE_LK_FLOCK
+    p.Parameters.Lock.ProcessId = request.arguments.lock_pid
+    p.Parameters.Lock.ExclusiveLock = type == <uint32_t>F_WRLCK
+    p.Parameters.Lock.FailImmediately = request.opcode != SETLKW
+    p.Parameters.Lock.Found = &request.lock
+    if not p.Parameters.Lock.Flock:
+        p.Parameters.Lock.ByteOffset = <int64_t>request.arguments.offset
+        p.Parameters.Lock.Length = request.arguments.end - request.arguments.offset + 1
+
+
 cdef void settle(vfs_request_t *request, const step_t *which) noexcept nogil:
     """Takes in the outcome of a step's operation."""
     cdef operation_t *op = &request.operation
@@ -604,12 +716,15 @@ cdef void settle(vfs_request_t *request, const step_t *which) noexcept nogil:
     cdef bint opens = which.major == IRP_MJ_CREATE
     if opens and op.base_done:
         request.opened = 1               # even when a post failed it afterwards: it is closed below
+    if which.major == IRP_MJ_LOCK_CONTROL and NT_SUCCESS(status) and op.current.MinorFunction == IRP_MN_LOCK:
+        request.file.Flags |= FO_LOCKED
     if which.detail == FSCTL_MANAGE_BYPASS_IO and which.major == IRP_MJ_FILE_SYSTEM_CONTROL:
         request.bypass_vetoed = not NT_SUCCESS(status)           # the open itself stands
         operation_end(op)
         return
     if not NT_SUCCESS(status):
-        if request.failed == 0:
+        # Locks end with what they are held by, whatever a filter says to that: finish() sees to it.
+        if request.failed == 0 and not (which.major == IRP_MJ_LOCK_CONTROL and not which.principal):
             request.failed = status
             if opens:
                 request.failed_by = op.failed_by
@@ -630,6 +745,12 @@ cdef bint believable(const vfs_request_t *request, uint8_t major) noexcept nogil
     an inode that changed its type the kernel would give up for good."""
     cdef uint64_t information = request.operation.data.IoStatus.Information
     cdef const node_t *node = request.found if request.found is not NULL else request.file.Node
+    if request.opcode == LSEEK:
+        return <int64_t>information >= 0
+    if request.opcode == COPY_FILE_RANGE or request.opcode == COPY_FILE_RANGE_64:
+        return information <= request.arguments.size
+    if request.opcode == IOCTL:
+        return information <= request.buffer_length
     if major == IRP_MJ_QUERY_OPEN or major == IRP_MJ_NETWORK_QUERY_OPEN or major == IRP_MJ_QUERY_INFORMATION:
         return node is NULL or (request.info.stx_mode & S_IFMT) == node.type
     if major == IRP_MJ_WRITE:
@@ -654,7 +775,9 @@ cdef bint restart_as_irp(vfs_request_t *request) noexcept nogil:
     if major == IRP_MJ_QUERY_OPEN or major == IRP_MJ_NETWORK_QUERY_OPEN:
         request.plan = SLOW_QUERY
         request.step = 0
-    return request.on_device and major != IRP_MJ_QUERY_OPEN
+    # What pyfuse3 has no handler for is done again in place: libfuse would answer ENOSYS, and the kernel would not ask again.
+    return request.on_device and major != IRP_MJ_QUERY_OPEN and request.opcode != STATX and request.opcode != IOCTL and \
+        request.opcode != GETLK and request.opcode != SETLK
 
 
 cdef void close_below(vfs_request_t *request) noexcept nogil:
@@ -713,17 +836,20 @@ cdef void choose_mode(vfs_request_t *request, backing_t *backing) noexcept nogil
         request.out_open_flags = FOPEN_KEEP_CACHE
     if request.out_open_flags & FOPEN_DIRECT_IO:
         request.out_open_flags |= FOPEN_PARALLEL_DIRECT_WRITES       # the backing file's own lock orders them
-    if flags & <uint32_t>O_ACCMODE == <uint32_t>O_RDONLY:
-        request.out_open_flags |= FOPEN_NOFLUSH                      # nothing of it can be kept back
+    if flags & <uint32_t>O_ACCMODE == <uint32_t>O_RDONLY and not request.volume.locks:
+        request.out_open_flags |= FOPEN_NOFLUSH                      # nothing of it can be kept back, no lock ends
 
 
 cdef int finish(vfs_request_t *request) noexcept nogil:
     """Answers: error or results; gives back what was held."""
     cdef backing_t *backing = backing_of(request)
     cdef uint32_t opcode = request.opcode
-    cdef bint opens = opcode == OPEN or opcode == OPENDIR or opcode == CREATE
+    cdef bint opens = opcode == OPEN or opcode == OPENDIR or opcode == CREATE or opcode == TMPFILE
+    lock_leave(backing.locks, &request.waiting)
     if request.failed and request.error == 0:
         request.error = nt_to_errno(request.failed)
+        if opcode == IOCTL and (request.failed == STATUS_INVALID_DEVICE_REQUEST or request.failed == STATUS_NOT_IMPLEMENTED):
+            request.error = ENOTTY
         if request.error == 0:
             request.error = EIO
     if request.found is not NULL:
@@ -752,9 +878,17 @@ cdef int finish(vfs_request_t *request) noexcept nogil:
         request.handle = NULL
     elif request.handle is not NULL:
         if opcode == RELEASE or opcode == RELEASEDIR:
+            locks_drop(backing.locks, request.file.Node, request.file.fh, False)
             drop_handle(request)
+        elif opcode == FLUSH:
+            locks_drop(backing.locks, request.file.Node, request.arguments.lock_owner, True)
+            if request.error == 0:
+                request.error = flush_below(request.file.fd)
         handle_put(backing.handles, request.handle)
         request.handle = NULL
+    if request.source is not NULL:
+        handle_put(backing.handles, request.source)
+        request.source = NULL
     if request.synthesised.Name is not NULL:
         free(request.synthesised.Name)
         node_put(backing.nodes, request.synthesised.NameDirectory)
@@ -770,6 +904,27 @@ cdef int finish(vfs_request_t *request) noexcept nogil:
         request.directory2 = NULL
     request.plan = NULL
     return 1
+
+
+cdef bint leave_old_list(vfs_request_t *request) noexcept nogil:
+    """A lock that waits holds its callback list, and a detach waits until nobody does: the operation ends, cancelled, for
+    those who have seen it, and begins again with the list that there is now. False: that is the same one."""
+    cdef operation_t *op = &request.operation
+    request.waiting.restart = 0
+    if op.list is request.volume.lists[op.current.MajorFunction]:
+        return False
+    cancel_operation(op)
+    operation_run(op)
+    operation_end(op)
+    request.resumable = 0
+    return True
+
+
+cdef void cancel_operation(operation_t *op) noexcept nogil:
+    """What stopped before the base does not reach it: the post callbacks that are owed are called."""
+    op.data.IoStatus.Status = STATUS_CANCELLED
+    op.data.IoStatus.Information = 0
+    op.state = OPERATION_GOING_UP
 
 
 cdef int request_run(vfs_request_t *request) noexcept nogil:
@@ -794,6 +949,11 @@ cdef int request_run(vfs_request_t *request) noexcept nogil:
             request.started += 1
             begin(request, which)
             request.resumable = 1
+        if request.waiting.wanted:           # stopped before, for a lock: try again
+            request.waiting.wanted = 0
+            if request.waiting.restart and leave_old_list(request):
+                continue
+            request.operation.would_block = request.nowait
         if operation_run(&request.operation) == 0:
             return 0
         request.resumable = 0
@@ -806,31 +966,53 @@ cdef int request_run(vfs_request_t *request) noexcept nogil:
 
 
 cdef void request_wait(vfs_request_t *request) noexcept nogil:
-    operation_base(&request.operation)
+    if request.waiting.wanted:
+        lock_wait(backing_of(request).locks, &request.waiting)
+    else:
+        operation_base(&request.operation)
+
+
+cdef int request_park(vfs_request_t *request) noexcept nogil:
+    return lock_park(backing_of(request).locks, &request.waiting)
+
+
+cdef int volume_interrupt(FLT_VOLUME *volume, uint64_t unique) noexcept nogil:
+    return lock_interrupt((<backing_t *>volume.backing).locks, unique)
+
+
+cdef void volume_cancel_locks(FLT_VOLUME *volume) noexcept nogil:
+    locks_cancel((<backing_t *>volume.backing).locks)
+
+
+cdef uint32_t volume_retry_locks(FLT_VOLUME *volume) noexcept nogil:
+    return locks_retry((<backing_t *>volume.backing).locks)
 
 
 cdef void request_abandon(vfs_request_t *request) noexcept nogil:
     """Ends a request that stopped before the base: the post callbacks that are owed are called, and what it holds is
     given back, above all its callback list, which a detach waits for."""
     request.nowait = 0
+    lock_leave(backing_of(request).locks, &request.waiting)
+    if not request.resumable:
+        return
+    request.waiting.restart = 0
     if request.operation.state == OPERATION_AT_BASE:
-        request.operation.data.IoStatus.Status = STATUS_CANCELLED
-        request.operation.data.IoStatus.Information = 0
-        request.operation.state = OPERATION_GOING_UP
+        cancel_operation(&request.operation)
     request_run(request)
 
 
+cdef void request_expect_interrupt(vfs_request_t *request) noexcept nogil:
+    lock_enter(backing_of(request).locks, &request.waiting, request.unique)
+
+
 cdef void request_flush(vfs_request_t *request) noexcept nogil:
-    """FLUSH: lets the backing filesystem report what it kept back (network filesystems do). Sets request.error."""
-    cdef handle_t *handle = handle_get(backing_of(request).handles, request.arguments.fh)
-    cdef int copy
-    if handle is NULL:
-        request.error = EBADF
-        return
-    copy = dup(handle.file.fd)
-    if copy >= 0 and close(copy) != 0:
-        request.error = errno
-    handle_put(backing_of(request).handles, handle)
+    request_run(request)
+
+
+cdef int flush_below(int fd) noexcept nogil:
+    """At each close(2): lets the backing filesystem report what it kept back (network filesystems do)."""
+    cdef int copy = dup(fd)
+    return errno if copy >= 0 and close(copy) != 0 else 0
 
 
 # --- the Python faces ---------------------------------------------------------------------------------------------
@@ -928,6 +1110,28 @@ cdef class Volume:
         with nogil:
             node_forget(nodes, nodeid, lookups)
 
+    def interrupt(self, uint64_t number) -> bool:
+        """INTERRUPT of the request with that number. True: it may wait for a lock; its next try ends it with EINTR."""
+        cdef FLT_VOLUME *volume = &self.stack.volume
+        cdef int found
+        with nogil:
+            found = volume_interrupt(volume, number)
+        return found != 0
+
+    def retry_locks(self) -> int:
+        """Those who wait for locks that are held beside the mount try again. How many still wait. Call it every 0.1 s."""
+        cdef FLT_VOLUME *volume = &self.stack.volume
+        cdef uint32_t count
+        with nogil:
+            count = volume_retry_locks(volume)
+        return count
+
+    def restart_waiting_locks(self):
+        """Those who wait for locks take the callback lists that there are now, and let go of older ones."""
+        cdef FLT_VOLUME *volume = &self.stack.volume
+        with nogil:
+            locks_restart((<backing_t *>volume.backing).locks)
+
     def known(self):
         """What the kernel may have cached: (nodeids with open files, other nodeids, [(parent nodeid, name), ...])."""
         cdef backing_t *backing = <backing_t *>self.stack.volume.backing
@@ -946,7 +1150,7 @@ cdef class Volume:
         pthread_mutex_unlock(<pthread_mutex_t *>&backing.nodes.mutex)
         return list(opened), others, names
 
-    def request(self, uint32_t opcode, uint64_t nodeid=ROOT_ID, *, bytes name=None, bytes name2=None, buffer=None,
+    def request(self, uint32_t opcode, uint64_t nodeid=ROOT_ID, *, bytes name=None, bytes name2=None, buffer=None, bytes input=None,
                 uint32_t uid=0, uint32_t gid=0, uint32_t tid=0, bint nowait=False, **arguments):
         """A request made by hand (tests, and the daemon's own): see Request for what it answers.
 
@@ -970,6 +1174,10 @@ cdef class Volume:
             request.set_name2(name2)
         if buffer is not None:
             request.set_buffer(buffer, not isinstance(buffer, bytes))
+        if input is not None:
+            request.input = input
+            pointer.input = PyBytes_AS_STRING(input)
+            pointer.input_length = <uint32_t>len(input)
         for key, value in arguments.items():
             set_argument(&pointer.arguments, key, value)
         return request
@@ -996,6 +1204,18 @@ cdef int set_argument(fuse_in_t *arguments, str key, value) except -1:
         arguments.umask = value
     elif key == "rdev":
         arguments.rdev = value
+    elif key == "fh2":
+        arguments.fh2 = value
+    elif key == "offset2":
+        arguments.offset2 = value
+    elif key == "end":
+        arguments.end = value
+    elif key == "lock_type":
+        arguments.lock_type = value
+    elif key == "lock_pid":
+        arguments.lock_pid = value
+    elif key == "command":
+        arguments.command = value
     elif key == "valid":
         arguments.valid = value
     elif key == "uid":
@@ -1129,7 +1349,33 @@ cdef class Request:
             raise VfsError(self.pointer.error, os.strerror(self.pointer.error))
         return self
 
+    @property
+    def waits_for_lock(self) -> bool:
+        """run() said False because somebody else has the lock: park(), which needs no thread, serves as well as wait()."""
+        return self.pointer.waiting.wanted != 0
+
+    def park(self, woken) -> bool:
+        """True: woken() will be called once, by any thread, when it is worth while to run() again. False: run() again now."""
+        cdef vfs_request_t *pointer = self.pointer
+        cdef int parked
+        pointer.waiting.woken = call_python
+        pointer.waiting.context = <PyObject *>self
+        self.woken = woken
+        Py_INCREF(self)                  # the lock table's
+        with nogil:
+            parked = request_park(pointer)
+        if not parked:
+            self.woken = None
+            Py_DECREF(self)
+        return parked != 0
+
     # Answers
+
+    @property
+    def lock(self):
+        """GETLK: (type, first byte, last byte, process id) of a lock in the way; type F_UNLCK: none."""
+        cdef lock_range_t *lock = &self.pointer.lock
+        return lock.type, lock.start, lock.end, lock.pid
 
     @property
     def error(self):
@@ -1227,6 +1473,22 @@ cdef class Request:
         """Make room for statistics(). Returns self."""
         self.allocate(sizeof(c_statvfs))
         return self
+
+
+cdef void call_python(lock_wait_t *waiting) noexcept nogil:
+    with gil:
+        wake_python(waiting)
+
+
+cdef void wake_python(lock_wait_t *waiting) noexcept:
+    cdef Request request = <Request><PyObject *>waiting.context
+    woken = request.woken
+    request.woken = None
+    Py_DECREF(request)
+    try:
+        woken()
+    except BaseException:
+        pass                             # the loop it would have told is gone
 
 
 @cython.freelist(16)

@@ -89,6 +89,7 @@ cdef struct FLT_VOLUME:
     PyObject *Object                     # the Python Volume (borrowed)
     double entry_timeout, attr_timeout   # seconds, while every instance's answers are cacheable
     int direct_io                        # cache=strict: no page cache above the stack
+    int locks                            # locks=stack: file locks are requests, and each close(2) has to reach us
     int keep_cache                       # exclusive: an open need not throw away what the page cache holds
     int writeback                        # writes stay in the page cache until it writes them back
     int filters_names_or_data            # some instance's answers are not cacheable: entry and attribute time-outs are 0
@@ -99,6 +100,8 @@ cdef void operation_begin(operation_t *op, FLT_VOLUME *volume, uint8_t major) no
 cdef int operation_run(operation_t *op) noexcept nogil
 cdef void operation_base(operation_t *op) noexcept nogil
 cdef void operation_run_below(operation_t *op, const FLT_INSTANCE *above) noexcept nogil       # only instances lower than `above`
+# True: an instance that registers `major` does not see this operation go down (it did not register it, or only its post).
+cdef bint operation_hidden_from(operation_t *op, uint8_t major) noexcept nogil
 cdef void operation_end(operation_t *op) noexcept nogil                                        # drops the list reference
 cdef void list_release(callback_list_t *callbacks) noexcept nogil                              # drops a reference taken over from op.list
 cdef int compare_altitudes(const char *a, const char *b) noexcept nogil                        # <0, 0, >0

@@ -352,6 +352,33 @@ cdef int operation_run(operation_t *op) noexcept nogil:
     return 1
 
 
+cdef bint operation_hidden_from(operation_t *op, uint8_t major) noexcept nogil:
+    cdef FLT_VOLUME *volume = op.volume
+    cdef callback_list_t *callbacks
+    cdef uint32_t i, j
+    cdef bint hidden = False
+    if volume.lists[major] is NULL:
+        return False
+    stackfs_spin_lock(&volume.lock)
+    callbacks = volume.lists[major]
+    if callbacks is not NULL:
+        stackfs_add(&callbacks.references, 1)
+    stackfs_spin_unlock(&volume.lock)
+    if callbacks is NULL:
+        return False
+    for i in range(callbacks.count):
+        j = 0
+        while op.list is not NULL and j < op.list.count and not (
+                op.list.callbacks[j].instance is callbacks.callbacks[i].instance
+                and op.list.callbacks[j].pre is not NULL and op.list.callbacks[j].flags == 0):
+            j += 1
+        if op.list is NULL or j == op.list.count:
+            hidden = True
+            break
+    stackfs_add(&callbacks.references, -1)
+    return hidden
+
+
 cdef void operation_base(operation_t *op) noexcept nogil:
     """The base's part alone, waiting as long as it takes; then operation_run() goes on with the post callbacks."""
     op.would_block = 0

@@ -13,12 +13,37 @@ cdef extern from *:
     #define add_int(at, by)         __atomic_add_fetch(at, by, __ATOMIC_ACQ_REL)
     #define load_count(at)          __atomic_load_n(at, __ATOMIC_RELAXED)
     #define count_one(at)           ((void)__atomic_fetch_add(at, 1, __ATOMIC_RELAXED))
+
+    /* `with gil` in a thread that Python did not start makes a new thread state every time: threading.local and
+     * contextvars of a callback would not live from one request to the next. So a thread of the core takes one before it
+     * first runs the stack, and keeps it, without the GIL, until it ends. */
+    __attribute__((unused)) static __thread PyThreadState *kept_thread_state;
+    __attribute__((unused)) static __thread PyGILState_STATE kept_gil_state;
+
+    static inline void python_attach(void)
+    {
+        if (kept_thread_state == NULL) {
+            kept_gil_state = PyGILState_Ensure();
+            kept_thread_state = PyEval_SaveThread();
+        }
+    }
+
+    static inline void python_detach(void)
+    {
+        if (kept_thread_state != NULL) {
+            PyEval_RestoreThread(kept_thread_state);
+            kept_thread_state = NULL;
+            PyGILState_Release(kept_gil_state);
+        }
+    }
     """
     int load_int(int *at) nogil
     void store_int(int *at, int value) nogil
     int add_int(int *at, int by) nogil
     uint64_t load_count(uint64_t *at) nogil
     void count_one(uint64_t *at) nogil
+    void python_attach() nogil
+    void python_detach() nogil
 
 cdef inline int start_thread(pthread_t *thread, void *(*main)(void *) noexcept nogil, void *argument) noexcept nogil:
     """A thread that blocks every signal: signals are the main thread's. 0, or an errno."""

@@ -43,6 +43,16 @@ cdef inline int unique_add(unique_set_t *uniques, uint64_t unique) noexcept nogi
     unique_place(uniques, unique)
     return 0
 
+cdef inline int unique_find(const unique_set_t *uniques, uint64_t unique) noexcept nogil:
+    """1: it is a member."""
+    cdef uint32_t at
+    if uniques.count == 0:
+        return 0
+    at = unique_slot(uniques, unique)
+    while uniques.slots[at] and uniques.slots[at] != unique:
+        at = (at + 1) & (uniques.capacity - 1)
+    return uniques.slots[at] == unique
+
 cdef inline int unique_remove(unique_set_t *uniques, uint64_t unique) noexcept nogil:
     """1: it was a member. Later entries of the same run move up, so that a free slot still ends every search."""
     cdef uint32_t at, hole, home, mask

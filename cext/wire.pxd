@@ -13,6 +13,7 @@ cdef enum wire_treatment_t:              # what becomes of an operation
     WIRE_REFUSE = 0                      # EOPNOTSUPP (ENOTTY for ioctl), never ENOSYS: the kernel would not ask again
     WIRE_FORWARD                         # to the IRP lane: pyfuse3 has a handler
     WIRE_SERVE                           # run by a device thread
+    WIRE_INTERRUPT
     WIRE_IGNORE                          # nothing to do and nothing to answer
     WIRE_INIT
     WIRE_DESTROY

@@ -57,29 +57,29 @@ rule(FUSE_OPENDIR,             b"OPENDIR",           sizeof(fuse_open_in),      
 rule(FUSE_READDIR,             b"READDIR",           sizeof(fuse_read_in),          0,     WIRE_SERVE)
 rule(FUSE_RELEASEDIR,          b"RELEASEDIR",        sizeof(fuse_release_in),       0,     WIRE_FORWARD, False, True)
 rule(FUSE_FSYNCDIR,            b"FSYNCDIR",          sizeof(fuse_fsync_in),         0,     WIRE_FORWARD)
-rule(FUSE_GETLK,               b"GETLK",             0,                             0,     WIRE_REFUSE)
-rule(FUSE_SETLK,               b"SETLK",             0,                             0,     WIRE_REFUSE)
-rule(FUSE_SETLKW,              b"SETLKW",            0,                             0,     WIRE_REFUSE)
+rule(FUSE_GETLK,               b"GETLK",             sizeof(fuse_lk_in),            0,     WIRE_SERVE)
+rule(FUSE_SETLK,               b"SETLK",             sizeof(fuse_lk_in),            0,     WIRE_SERVE)
+rule(FUSE_SETLKW,              b"SETLKW",            sizeof(fuse_lk_in),            0,     WIRE_SERVE)
 rule(FUSE_ACCESS,              b"ACCESS",            sizeof(fuse_access_in),        0,     WIRE_FORWARD)
 rule(FUSE_CREATE,              b"CREATE",            sizeof(fuse_create_in),        1,     WIRE_FORWARD)
-rule(FUSE_INTERRUPT,           b"INTERRUPT",         sizeof(fuse_interrupt_in),     0,     WIRE_IGNORE, True, True)
+rule(FUSE_INTERRUPT,           b"INTERRUPT",         sizeof(fuse_interrupt_in),     0,     WIRE_INTERRUPT, True, True)
 rule(FUSE_BMAP,                b"BMAP",              0,                             0,     WIRE_REFUSE)
 rule(FUSE_DESTROY,             b"DESTROY",           0,                             0,     WIRE_DESTROY, False, True)
-rule(FUSE_IOCTL,               b"IOCTL",             0,                             0,     WIRE_REFUSE)
+rule(FUSE_IOCTL,               b"IOCTL",             sizeof(fuse_ioctl_in),         0,     WIRE_SERVE)
 rule(FUSE_POLL,                b"POLL",              sizeof(fuse_poll_in),          0,     WIRE_FORWARD)
 rule(FUSE_NOTIFY_REPLY,        b"NOTIFY_REPLY",      0,                             0,     WIRE_IGNORE, True, True)
 rule(FUSE_BATCH_FORGET,        b"BATCH_FORGET",      sizeof(fuse_batch_forget_in),  0,     WIRE_FORWARD, True, True)
-rule(FUSE_FALLOCATE,           b"FALLOCATE",         0,                             0,     WIRE_REFUSE)
+rule(FUSE_FALLOCATE,           b"FALLOCATE",         sizeof(fuse_fallocate_in),     0,     WIRE_SERVE)
 rule(FUSE_READDIRPLUS,         b"READDIRPLUS",       sizeof(fuse_read_in),          0,     WIRE_FORWARD)
 rule(FUSE_RENAME2,             b"RENAME2",           sizeof(fuse_rename2_in),       2,     WIRE_FORWARD)
-rule(FUSE_LSEEK,               b"LSEEK",             0,                             0,     WIRE_REFUSE)
-rule(FUSE_COPY_FILE_RANGE,     b"COPY_FILE_RANGE",   0,                             0,     WIRE_REFUSE)
+rule(FUSE_LSEEK,               b"LSEEK",             sizeof(fuse_lseek_in),         0,     WIRE_SERVE)
+rule(FUSE_COPY_FILE_RANGE,     b"COPY_FILE_RANGE",   sizeof(fuse_copy_file_range_in), 0,      WIRE_SERVE)
 rule(FUSE_SETUPMAPPING,        b"SETUPMAPPING",      0,                             0,     WIRE_REFUSE)
 rule(FUSE_REMOVEMAPPING,       b"REMOVEMAPPING",     0,                             0,     WIRE_REFUSE)
 rule(FUSE_SYNCFS,              b"SYNCFS",            0,                             0,     WIRE_REFUSE)
-rule(FUSE_TMPFILE,             b"TMPFILE",           0,                             0,     WIRE_REFUSE)
+rule(FUSE_TMPFILE,             b"TMPFILE",           sizeof(fuse_create_in),        1,     WIRE_SERVE)
 rule(FUSE_STATX,               b"STATX",             sizeof(fuse_statx_in),         0,     WIRE_SERVE)
-rule(FUSE_COPY_FILE_RANGE_64,  b"COPY_FILE_RANGE_64", 0,                            0,     WIRE_REFUSE)
+rule(FUSE_COPY_FILE_RANGE_64,  b"COPY_FILE_RANGE_64", sizeof(fuse_copy_file_range_in), 0,     WIRE_SERVE)
 
 
 cdef const wire_rule_t *wire_rule(uint32_t opcode) noexcept nogil:
@@ -191,6 +191,9 @@ cdef int check_sizes(const wire_message_t *message, const wire_limits_t *limits,
     elif opcode == FUSE_GETXATTR or opcode == FUSE_LISTXATTR:
         if (<fuse_getxattr_in *>body).size > limits.max_write:
             return EIO
+    elif opcode == FUSE_IOCTL:
+        if (<fuse_ioctl_in *>body).in_size > rest or (<fuse_ioctl_in *>body).out_size > limits.max_write:
+            return EIO
     return 0
 
 
@@ -203,6 +206,7 @@ cdef void wire_decode(const wire_message_t *message, int setxattr_ext, vfs_reque
     kernel adds (read_flags, write_flags, release_flags, FUSE_OPEN_*, setxattr_flags). STATX has its getattr_flags in
     `flags`, as GETATTR, and its sx_flags in `open_flags`.
     FORGET: size is the number of lookups; BATCH_FORGET: the number of nodes. POLL: offset is the poll handle.
+    IOCTL: size is the room for the answer's data. Where data comes with it, request.input points into the message.
     """
     cdef const fuse_in_header *header = message.header
     cdef const char *body = message.body
@@ -298,6 +302,56 @@ cdef void wire_decode(const wire_message_t *message, int setxattr_ext, vfs_reque
         to.offset = (<fuse_poll_in *>body).kh
         to.flags = (<fuse_poll_in *>body).flags
         to.events = (<fuse_poll_in *>body).events
+    else:
+        decode_more(message, request)
+
+
+cdef void decode_more(const wire_message_t *message, vfs_request_t *request) noexcept nogil:
+    """What pyfuse3 has no handler for. After each: what is answered behind the header (offsets from there), on success."""
+    cdef const char *body = message.body
+    cdef fuse_in_t *to = &request.arguments
+    cdef uint32_t opcode = message.header.opcode
+    if opcode == FUSE_LSEEK:             # fuse_lseek_out: u64 offset 0 = request.length
+        to.fh = (<fuse_lseek_in *>body).fh
+        to.offset = (<fuse_lseek_in *>body).offset
+        to.flags = (<fuse_lseek_in *>body).whence
+    elif opcode == FUSE_FALLOCATE:       # nothing
+        to.fh = (<fuse_fallocate_in *>body).fh
+        to.offset = (<fuse_fallocate_in *>body).offset
+        to.size = (<fuse_fallocate_in *>body).length
+        to.mode = (<fuse_fallocate_in *>body).mode
+    elif opcode == FUSE_COPY_FILE_RANGE or opcode == FUSE_COPY_FILE_RANGE_64:
+        # 47: fuse_write_out: u32 size 0 = request.length, u32 padding 4. 64-bit form (53): u64 bytes_copied 0.
+        to.fh = (<fuse_copy_file_range_in *>body).fh_in
+        to.offset = (<fuse_copy_file_range_in *>body).off_in
+        to.nodeid2 = (<fuse_copy_file_range_in *>body).nodeid_out
+        to.fh2 = (<fuse_copy_file_range_in *>body).fh_out
+        to.offset2 = (<fuse_copy_file_range_in *>body).off_out
+        to.size = (<fuse_copy_file_range_in *>body).len
+        to.flags = <uint32_t>(<fuse_copy_file_range_in *>body).flags
+    elif opcode == FUSE_GETLK or opcode == FUSE_SETLK or opcode == FUSE_SETLKW:
+        # GETLK: fuse_lk_out, 24 bytes = request.lock (u64 start 0, u64 end 8, u32 type 16, u32 pid 20). Others: nothing.
+        to.fh = (<fuse_lk_in *>body).fh
+        to.lock_owner = (<fuse_lk_in *>body).owner
+        to.offset = (<fuse_lk_in *>body).lk.start
+        to.end = (<fuse_lk_in *>body).lk.end
+        to.lock_type = (<fuse_lk_in *>body).lk.type
+        to.lock_pid = (<fuse_lk_in *>body).lk.pid
+        to.flags = (<fuse_lk_in *>body).lk_flags
+    elif opcode == FUSE_IOCTL:
+        # fuse_ioctl_out, 16 bytes: i32 result 0 = 0, u32 flags 4 = 0, two zeros; at 16 request.length bytes of request.buffer,
+        # for which `size` bytes are to be made room there before it runs.
+        to.fh = (<fuse_ioctl_in *>body).fh
+        to.flags = (<fuse_ioctl_in *>body).flags
+        to.command = (<fuse_ioctl_in *>body).cmd
+        to.size = (<fuse_ioctl_in *>body).out_size
+        request.input = body + sizeof(fuse_ioctl_in)
+        request.input_length = (<fuse_ioctl_in *>body).in_size
+    elif opcode == FUSE_TMPFILE:         # as CREATE: fuse_entry_out 0, fuse_open_out 128. The name is "/" and means nothing
+        to.flags = (<fuse_create_in *>body).flags
+        to.mode = (<fuse_create_in *>body).mode
+        to.umask = (<fuse_create_in *>body).umask
+        to.open_flags = (<fuse_create_in *>body).open_flags
 
 
 cdef void decode_setattr(const fuse_setattr_in *body, fuse_in_t *to) noexcept nogil:
@@ -403,6 +457,12 @@ def operation_name(opcode: int) -> str:
     """The operation's name as in the FUSE protocol without FUSE_, or "OPCODE_n"."""
     cdef const wire_rule_t *row = wire_rule(opcode) if 0 <= opcode < WIRE_OPCODES else NULL
     return f"OPCODE_{opcode}" if row == NULL else row.name.decode()
+
+
+def is_refused(opcode: int) -> bool:
+    """True: the device answers this operation with an error without showing it to the stack."""
+    cdef const wire_rule_t *row = wire_rule(opcode) if 0 <= opcode < WIRE_OPCODES else NULL
+    return row == NULL or row.treatment == WIRE_REFUSE
 
 
 def decode(message: bytes, setxattr_ext: bool = True, max_write: int = 1 << 20) -> dict[str, object]:

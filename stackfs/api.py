@@ -134,6 +134,7 @@ for _enum in (
     _constants.CreateOptions,
     _constants.FileInformationClass,
     _constants.FsControlCode,
+    _constants.LockMinorFunction,
     _constants.SecurityInformation,
     NtStatus,
 ):

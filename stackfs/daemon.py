@@ -209,6 +209,7 @@ class Mounted:
         self.device: Any = None
         self.operations: Any = None
         self.lane_started = False
+        self.locks = "kernel"
         self.ended = trio.Event()
         self._stack_checks = config.options.permissions == "stack"
         reason = impersonation.unavailable() if self._stack_checks else ""
@@ -282,6 +283,7 @@ class Mounted:
             allow_other=options.allow_other,
             default_permissions=not self._stack_checks,
         )
+        self.locks = self._locks()
         fd = await trio.to_thread.run_sync(mounting.mount, self.config.mountpoint, settings)
         try:
             self.device = Device(
@@ -292,6 +294,7 @@ class Mounted:
                 cache_symlinks=options.cache == "normal" and not self._stack_checks,
                 stack_checks=self._stack_checks,
                 passthrough=options.bypass == "auto" and os.geteuid() == 0,
+                stack_locks=self.locks == "stack",
                 writeback=options.writeback,
             )
             self.operations = irp_lane.start(self.device, self.core)
@@ -313,6 +316,14 @@ class Mounted:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(self._unmount_for_good)
             raise
+
+    def _locks(self) -> str:
+        """Who keeps file locks, from the mount on: the kernel, or the stack and the base."""
+        if self.config.options.locks is not None:
+            return self.config.options.locks
+        named = {spec.name for spec in self.config.instances if spec.in_toml}
+        seen = any(instance.name in named and instance.sees_locks for instance in self.volume.instances)
+        return "stack" if seen else "kernel"
 
     async def _invalidate(self) -> None:
         """The kernel forgets data, attributes and names. From a thread of the device's own: never inside a request."""
@@ -501,6 +512,7 @@ class Mounted:
             "log": "stderr" if self.config.foreground else log_path(self.config),
             "cache": options.cache,
             "permissions": options.permissions,
+            "locks": self.locks,
             "lanes": {
                 "mode": options.lanes,
                 "bypass": self._bypass(),

@@ -86,6 +86,10 @@ class Instance:
         return not {api.IRP_MJ_READ, api.IRP_MJ_WRITE}.isdisjoint(self.entry.registered)
 
     @property
+    def sees_locks(self) -> bool:
+        return api.IRP_MJ_LOCK_CONTROL in self.entry.registered
+
+    @property
     def blocks_bypass(self) -> bool:
         """It wants to see reads or writes, and does not say that it can do without those of bypassed opens."""
         return self.sees_data and self.filter.manifest.bypass != "supported"
@@ -452,6 +456,7 @@ class FilterManager:
 
     @staticmethod
     async def _drain(volume: Volume) -> None:
+        volume.core.restart_waiting_locks()
         while not volume.core.stack.drained():
             await trio.sleep(DRAIN_POLL)
 

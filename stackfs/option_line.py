@@ -36,12 +36,12 @@ CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "bypass": ("auto", "off"),
     "lanes": ("auto", "irp"),
     "permissions": ("kernel", "stack"),
-    "locks": ("kernel",),
+    "locks": ("kernel", "stack"),
     "coherence": ("none",),
 }
-"""Options of few values: those this release has, the default first. bypass: both are off today."""
+"""Options of few values: those this release has, the default first (of locks, where nobody sees them)."""
 
-LATER: Final = frozenset(("verifier", "locks=stack", "coherence=lease"))
+LATER: Final = frozenset(("verifier", "coherence=lease"))
 """What a later release will have: refused until then."""
 
 _HINTS: Final = {
@@ -90,7 +90,8 @@ class MountOptions(MountFlags):
     lanes: str = "auto"
     permissions: str = "kernel"
     """Who checks them: the kernel, before the stack, or the base of the stack, as the caller."""
-    locks: str = "kernel"
+    locks: str | None = None
+    """None: stack if an instance that the volume TOML names registers LOCK_CONTROL, else kernel."""
     coherence: str = "none"
     filters: dict[str, str] = dataclasses.field(default_factory=dict)
     """filter=NAME, in the order given, and where: "-o filter=NAME", or "FILE:LINE". The filter's default instance."""

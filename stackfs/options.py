@@ -34,6 +34,8 @@ class InstanceSpec:
     name: str
     altitude: str | None
     options: OptionValues = dataclasses.field(default_factory=dict)
+    in_toml: bool = False
+    """The volume TOML names it, not the command line."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -194,6 +196,7 @@ class _Wanted:
     altitude: str | None
     where: str
     manual: bool = False
+    in_toml: bool = False
 
 
 class _Assembly:
@@ -232,7 +235,7 @@ class _Assembly:
         if self.toml is not None:
             for each in self.toml.instances:
                 where = f"{self.toml.path}:{each.lines['']}: "
-                found.append(_Wanted(each.filter, each.name, each.altitude, where, each.attach == "manual"))
+                found.append(_Wanted(each.filter, each.name, each.altitude, where, each.attach == "manual", True))
         found += [_Wanted(name, None, None, f"{where}: ") for name, where in self.options.filters.items()]
         return found
 
@@ -285,7 +288,7 @@ class _Assembly:
                 "or give it an altitude"
             )
         try:
-            return InstanceSpec(wanted.filter, name, manifest.check_altitude(altitude), dict(values))
+            return InstanceSpec(wanted.filter, name, manifest.check_altitude(altitude), dict(values), wanted.in_toml)
         except AltitudeError as error:
             raise UsageError(f"{wanted.where}{error}") from None
 

@@ -27,7 +27,7 @@ from stackfs.cext.stack import InstanceEntry
 LOOKUP, FORGET, GETATTR, SETATTR, SYMLINK, MKDIR, RENAME, LINK, OPEN = 1, 2, 3, 4, 6, 9, 12, 13, 14
 READ, WRITE, STATFS, RELEASE, SETXATTR, GETXATTR, FLUSH, INIT, SETLKW = 15, 16, 17, 18, 21, 22, 25, 26, 33
 INTERRUPT, DESTROY, IOCTL, BATCH_FORGET, READDIRPLUS, RENAME2, LSEEK = 36, 38, 39, 42, 44, 45, 46
-SYNCFS, TMPFILE, STATX, COPY_FILE_RANGE_64 = 50, 51, 52, 53
+BMAP, SETUPMAPPING, SYNCFS, TMPFILE, STATX, COPY_FILE_RANGE_64 = 37, 48, 50, 51, 52, 53
 KERNEL_FLAGS, KERNEL_FLAGS2 = 0x73FFFFFB, 0x5FD
 SETXATTR_EXT, INIT_EXT = 1 << 29, 1 << 30
 EXPIRE_ONLY = 1
@@ -467,18 +467,12 @@ def test_statx_tells_the_birth_time(live: Wire) -> None:
 
 @pytest.mark.parametrize(
     ("opcode", "error"),
-    [(SETLKW, errno.EOPNOTSUPP), (IOCTL, errno.ENOTTY), (LSEEK, errno.EOPNOTSUPP),
-     (SYNCFS, errno.EOPNOTSUPP), (TMPFILE, errno.EOPNOTSUPP), (COPY_FILE_RANGE_64, errno.EOPNOTSUPP),
+    [(BMAP, errno.EOPNOTSUPP), (SYNCFS, errno.EOPNOTSUPP), (SETUPMAPPING, errno.EOPNOTSUPP),
      (7, errno.EOPNOTSUPP), (54, errno.EOPNOTSUPP), (4096, errno.EOPNOTSUPP), (0xFFFFFFFF, errno.EOPNOTSUPP)],
 )
 def test_what_nobody_serves_is_refused_but_not_enosys(live: Wire, opcode: int, error: int) -> None:
     assert live.ask(message(opcode, 4, 7, bytes(48)))[0] == -error
     assert not readable(live.lane, 0)
-
-
-def test_interrupt_is_left_alone(live: Wire) -> None:
-    live.send(message(INTERRUPT, 5, 0, struct.pack("<Q", 4)))
-    assert not readable(live.kernel, 0.1) and not readable(live.lane, 0)
 
 
 def test_a_request_of_this_process_is_refused(live: Wire) -> None:

@@ -258,6 +258,38 @@ struct fuse_statx_in {
     uint32_t sx_mask;
 };
 
+/* Operations that libfuse 3.14 leaves out. */
+struct fuse_lseek_in { uint64_t fh; uint64_t offset; uint32_t whence; uint32_t padding; };
+struct fuse_lseek_out { uint64_t offset; };
+struct fuse_fallocate_in { uint64_t fh; uint64_t offset; uint64_t length; uint32_t mode; uint32_t padding; };
+
+struct fuse_copy_file_range_in {        /* the header's nodeid is the source's */
+    uint64_t fh_in;
+    uint64_t off_in;
+    uint64_t nodeid_out;
+    uint64_t fh_out;
+    uint64_t off_out;
+    uint64_t len;
+    uint64_t flags;
+};
+struct fuse_copy_file_range_out { uint64_t bytes_copied; };     /* of the 64-bit form; the other answers a fuse_write_out */
+
+struct fuse_file_lock { uint64_t start; uint64_t end; uint32_t type; uint32_t pid; };    /* end: its last byte */
+struct fuse_lk_in { uint64_t fh; uint64_t owner; struct fuse_file_lock lk; uint32_t lk_flags; uint32_t padding; };
+struct fuse_lk_out { struct fuse_file_lock lk; };
+#define FUSE_LK_FLOCK               (1U << 0)       /* lk_flags */
+
+struct fuse_ioctl_in {                  /* in_size bytes follow; out_size bytes at most are to be answered */
+    uint64_t fh;
+    uint32_t flags;
+    uint32_t cmd;
+    uint64_t arg;                       /* a pointer in the caller: of no use here */
+    uint32_t in_size;
+    uint32_t out_size;
+};
+struct fuse_ioctl_out { int32_t result; uint32_t flags; uint32_t in_iovs; uint32_t out_iovs; };
+#define FUSE_IOCTL_DIR              (1U << 4)       /* fuse_ioctl_in.flags */
+
 struct fuse_sx_time { int64_t tv_sec; uint32_t tv_nsec; int32_t reserved; };
 
 struct fuse_statx {
@@ -362,6 +394,13 @@ _Static_assert(sizeof(struct fuse_setattr_in) == 88, "fuse_setattr_in");
 _Static_assert(sizeof(struct fuse_read_in) == 40, "fuse_read_in");
 _Static_assert(sizeof(struct fuse_write_in) == 40, "fuse_write_in");
 _Static_assert(sizeof(struct fuse_statx_in) == 24, "fuse_statx_in");
+_Static_assert(sizeof(struct fuse_lseek_in) == 24, "fuse_lseek_in");
+_Static_assert(sizeof(struct fuse_fallocate_in) == 32, "fuse_fallocate_in");
+_Static_assert(sizeof(struct fuse_copy_file_range_in) == 56, "fuse_copy_file_range_in");
+_Static_assert(sizeof(struct fuse_lk_in) == 48, "fuse_lk_in");
+_Static_assert(sizeof(struct fuse_lk_out) == 24, "fuse_lk_out");
+_Static_assert(sizeof(struct fuse_ioctl_in) == 32, "fuse_ioctl_in");
+_Static_assert(sizeof(struct fuse_ioctl_out) == 16, "fuse_ioctl_out");
 _Static_assert(sizeof(struct fuse_statx) == 256, "fuse_statx");
 _Static_assert(sizeof(struct fuse_statx_out) == 288, "fuse_statx_out");
 _Static_assert(sizeof(struct fuse_attr) == 88, "fuse_attr");

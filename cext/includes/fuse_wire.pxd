@@ -120,6 +120,8 @@ cdef extern from "fuse_wire.h" nogil:
     const uint32_t FUSE_SETXATTR_ACL_KILL_SGID
     const uint32_t FUSE_POLL_SCHEDULE_NOTIFY
     const uint32_t FUSE_EXT_GROUPS
+    const uint32_t FUSE_LK_FLOCK
+    const uint32_t FUSE_IOCTL_DIR
     const uint32_t FUSE_COMPAT_INIT_IN_SIZE
     const uint32_t FUSE_COMPAT_SETXATTR_IN_SIZE
 
@@ -277,6 +279,61 @@ cdef extern from "fuse_wire.h" nogil:
         uint64_t fh
         uint32_t sx_flags
         uint32_t sx_mask
+
+    struct fuse_lseek_in:
+        uint64_t fh
+        uint64_t offset
+        uint32_t whence
+
+    struct fuse_lseek_out:
+        uint64_t offset
+
+    struct fuse_fallocate_in:
+        uint64_t fh
+        uint64_t offset
+        uint64_t length
+        uint32_t mode
+
+    struct fuse_copy_file_range_in:
+        uint64_t fh_in
+        uint64_t off_in
+        uint64_t nodeid_out
+        uint64_t fh_out
+        uint64_t off_out
+        uint64_t len
+        uint64_t flags
+
+    struct fuse_copy_file_range_out:
+        uint64_t bytes_copied
+
+    struct fuse_file_lock:
+        uint64_t start
+        uint64_t end
+        uint32_t type
+        uint32_t pid
+
+    struct fuse_lk_in:
+        uint64_t fh
+        uint64_t owner
+        fuse_file_lock lk
+        uint32_t lk_flags
+
+    struct fuse_lk_out:
+        fuse_file_lock lk
+
+    struct fuse_ioctl_in:
+        uint64_t fh
+        uint32_t flags
+        uint32_t cmd
+        uint64_t arg
+        uint32_t in_size
+        uint32_t out_size
+
+    struct fuse_ioctl_out:
+        int32_t result
+        uint32_t flags
+        uint32_t in_iovs
+        uint32_t out_iovs
 
     struct fuse_sx_time:
         int64_t tv_sec

@@ -1,0 +1,1 @@
+"""Extents of open files. Nothing for Python."""

@@ -1,0 +1,1 @@
+"""Locks of files: whose they are, who waits for them. Nothing for Python."""
