@@ -10,7 +10,7 @@ Where it would have to wait for the disk and the operation may not (op.would_blo
 """
 
 cimport cython
-from libc.errno cimport EAGAIN, EBADF, EEXIST, EINTR, EINVAL, ENAMETOOLONG, ENOENT, ENOMEM, EPERM, errno
+from libc.errno cimport EAGAIN, EBADF, EBUSY, EEXIST, EINTR, EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOMEM, EPERM, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
@@ -29,8 +29,9 @@ from stackfs.cext.callback_data cimport (
 from stackfs.cext.credentials cimport assume, credentials_t, drop_fsetid, restore
 from stackfs.cext.handles cimport handle_t, handles_free, handles_new
 from stackfs.cext.inode_table cimport (
-    identify, identity_t, make_id, name_moved, name_of, name_pin, name_removed, name_unpin, node_close, node_found,
-    node_is, node_open, node_put, table_free, table_new)
+    generation_of, identify, identity_t, make_id, name_changes, name_moved, name_of, name_pin, name_removed,
+    name_unless_open, name_unpin, names_linked, node_close, node_found, node_is, node_open, node_put, node_type, table_free,
+    table_new)
 from stackfs.cext.ntstatus cimport STATUS_SUCCESS, errno_to_nt
 from stackfs.cext.requests cimport vfs_request_t
 from stackfs.cext.stack cimport operation_t
@@ -50,6 +51,7 @@ cdef extern from *:
     #include <sys/xattr.h>
     #include <unistd.h>
     #include <errno.h>
+    static inline int stackfs_exchange(int *at, int value) { return __atomic_exchange_n(at, value, __ATOMIC_ACQ_REL); }
     static inline long stackfs_getdents(int fd, void *buffer, size_t size) {
         return syscall(SYS_getdents64, fd, buffer, size);
     }
@@ -102,6 +104,7 @@ cdef extern from *:
     int lsetxattr(const char *path, const char *name, const void *value, size_t size, int flags) nogil
     int removexattr(const char *path, const char *name) nogil
     int lremovexattr(const char *path, const char *name) nogil
+    int stackfs_exchange(int *at, int value) nogil
     long stackfs_getdents(int fd, void *buffer, size_t size) nogil
     ssize_t stackfs_read_cached(int fd, void *buffer, size_t size, int64_t offset) nogil
     unsigned long stackfs_device(unsigned packed) nogil
@@ -116,6 +119,7 @@ cdef enum:
     FATTR_ATIME_NOW = 1 << 7
     FATTR_MTIME_NOW = 1 << 8
     PROC_PATH = 32                       # "/proc/self/fd/2147483647"
+    LOOKUP_TRIES = 8
 
 
 cdef backing_t *backing_new(int root_fd, uint32_t descriptor_limit) noexcept nogil:
@@ -129,9 +133,12 @@ cdef backing_t *backing_new(int root_fd, uint32_t descriptor_limit) noexcept nog
         return NULL
     identify(&found, &what)
     backing.device = what.device
-    backing.nodes = table_new(root_fd, &what, descriptor_limit)
     backing.handles = handles_new()
-    if backing.nodes is NULL or backing.handles is NULL:
+    if backing.handles is not NULL:
+        backing.nodes = table_new(root_fd, &what, descriptor_limit)
+    if backing.nodes is NULL:
+        if backing.handles is not NULL:
+            handles_free(backing.handles)
         free(backing)
         return NULL
     return backing
@@ -157,9 +164,9 @@ cdef int stat_node(backing_t *backing, node_t *node, statx_t *info) noexcept nog
     cdef node_t *parent
     cdef identity_t what
     cdef int fd, result
-    if node.fd < 0 and node.type != S_IFDIR:
+    if node_type(node) != S_IFDIR:
         # One system call by the parent's descriptor, if the name still leads to this inode.
-        if name_of(backing.nodes, node, 0, name, &parent):
+        if name_unless_open(backing.nodes, node, name, &parent):
             fd = node_open(backing.nodes, parent)
             result = -1
             if fd >= 0:
@@ -168,7 +175,7 @@ cdef int stat_node(backing_t *backing, node_t *node, statx_t *info) noexcept nog
             node_put(backing.nodes, parent)
             if result == 0:
                 identify(info, &what)
-                if node_is(node, &what):
+                if node_is(backing.nodes, node, &what):
                     present(backing, info)
                     return 0
     fd = node_open(backing.nodes, node)
@@ -198,18 +205,26 @@ cdef int found_below(backing_t *backing, vfs_request_t *request, int directory_f
                      const char *terminated, int opened_fd) noexcept nogil:
     """What stands under (directory, name), or behind opened_fd, becomes the request's entry: one lookup is counted."""
     cdef identity_t what
-    cdef int result
-    if opened_fd >= 0:
-        result = statx(opened_fd, b"", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_BTIME, &request.info)
-    else:
-        result = statx(directory_fd, terminated, AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS | STATX_BTIME, &request.info)
+    cdef uint32_t changes = 0
+    cdef int result, tries
+    for tries in range(LOOKUP_TRIES):
+        if opened_fd >= 0:
+            result = statx(opened_fd, b"", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_BTIME, &request.info)
+        else:
+            changes = name_changes(backing.nodes, directory, name.Buffer, name.Length)
+            result = statx(directory_fd, terminated, AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS | STATX_BTIME, &request.info)
+        if result != 0:
+            return -errno
+        identify(&request.info, &what)
+        # A name that was taken away meanwhile must not come back into the table: look again. In the end it is taken as found.
+        request.found = node_found(backing.nodes, &what, directory, name.Buffer, name.Length,
+                                   NULL if opened_fd >= 0 or tries == LOOKUP_TRIES - 1 else &changes, &result)
+        if result != EAGAIN:
+            break
     if result != 0:
-        return -errno
-    identify(&request.info, &what)
+        return -result
     present(backing, &request.info)
-    request.found = node_found(backing.nodes, &what, directory, name.Buffer, name.Length)
-    if request.found is NULL:
-        return -ENOMEM
+    request.out_generation = generation_of(&what)
     request.info_known = 1
     return 0
 
@@ -357,6 +372,9 @@ cdef int64_t perform_write(operation_t *op, const READ_WRITE_PARAMETERS *p, cons
                 continue
             error = errno
             break
+        if put == 0:
+            error = EIO
+            break
         total += <uint64_t>put
     if kill:
         restore(&credentials)
@@ -434,6 +452,7 @@ cdef int rename_name(backing_t *backing, FILE_OBJECT *file, const FILE_NAME *nam
     cdef int result = terminate(name, old)
     cdef int old_fd, new_fd
     cdef bint exchange = p.Flags & <uint32_t>RENAME_EXCHANGE != 0
+    cdef bint linked
     cdef node_t *pinned
     if result == 0:
         result = terminate(&p.TargetName, new)
@@ -447,9 +466,11 @@ cdef int rename_name(backing_t *backing, FILE_OBJECT *file, const FILE_NAME *nam
         node_close(backing.nodes, file.Directory)
         return new_fd
     pinned = name_pin(backing.nodes, p.TargetDirectory, p.TargetName.Buffer, p.TargetName.Length)
+    linked = names_linked(backing.nodes, file.Directory, name.Buffer, name.Length,
+                          p.TargetDirectory, p.TargetName.Buffer, p.TargetName.Length)
     if renameat2(old_fd, old, new_fd, new, p.Flags) == 0:
         name_moved(backing.nodes, file.Directory, name.Buffer, name.Length,
-                   p.TargetDirectory, p.TargetName.Buffer, p.TargetName.Length, exchange, pinned)
+                   p.TargetDirectory, p.TargetName.Buffer, p.TargetName.Length, exchange, linked, pinned)
     else:
         result = -errno
         name_unpin(backing.nodes, pinned)
@@ -528,7 +549,7 @@ cdef int64_t perform_ea(backing_t *backing, vfs_request_t *request, const EA_PAR
     cdef char path[PROC_PATH + 256]
     cdef char name[256]
     cdef node_t *parent = NULL
-    cdef bint link = file.Node.type == S_IFLNK
+    cdef bint link = node_type(file.Node) == S_IFLNK
     cdef int64_t result
     cdef int fd
     cdef statx_t info
@@ -560,7 +581,7 @@ cdef int64_t perform_ea(backing_t *backing, vfs_request_t *request, const EA_PAR
                 chmod(path, info.stx_mode & 0o7777 & ~S_ISGID)
     if result < 0:
         result = -errno
-    elif query and p.EaName is NULL and p.Buffer is not NULL and request.who.uid != 0:
+    elif query and p.EaName is NULL and p.Length and request.who.uid != 0:
         result = without_trusted(<char *>p.Buffer, result)
     node_close(backing.nodes, parent if link else file.Node)
     if parent is not NULL:
@@ -584,16 +605,19 @@ cdef int64_t without_trusted(char *names, int64_t length) noexcept nogil:
 # --- the rest ---------------------------------------------------------------------------------------------------------
 
 cdef int64_t read_directory(const DIRECTORY_PARAMETERS *p, handle_t *handle) noexcept nogil:
-    cdef long got
-    if handle.position != p.Offset:
-        if lseek(handle.file.fd, p.Offset, SEEK_SET) < 0:
-            return -errno
-    got = stackfs_getdents(handle.file.fd, p.Buffer, p.Length)
-    if got < 0:
-        handle.position = -1
-        return -errno
-    if got > 0:                          # the last record's d_off is where the descriptor stands now
-        handle.position = last_offset(<const char *>p.Buffer, got)
+    cdef int64_t got = 0
+    if stackfs_exchange(&handle.reading, 1):
+        return -EBUSY                    # not the kernel's doing: it reads one handle by one request at a time
+    if handle.position != p.Offset and lseek(handle.file.fd, p.Offset, SEEK_SET) < 0:
+        got = -errno
+    if got == 0:
+        got = stackfs_getdents(handle.file.fd, p.Buffer, p.Length)
+        if got < 0:
+            got = -errno
+            handle.position = -1
+        elif got > 0:                    # the last record's d_off is where the descriptor stands now
+            handle.position = last_offset(<const char *>p.Buffer, got)
+    stackfs_exchange(&handle.reading, 0)
     return got
 
 
@@ -688,10 +712,7 @@ cdef void backing_perform(operation_t *op) noexcept nogil:
     elif major == IRP_MJ_CLEANUP:
         result = 0
     elif major == IRP_MJ_CLOSE:
-        if file.fd >= 0:
-            close(file.fd)
-            file.fd = -1
-        result = 0
+        result = 0                       # the descriptor is closed by the handle's last user (requests.put_handle)
     elif major == IRP_MJ_DIRECTORY_CONTROL:
         result = -EBADF if file.fd < 0 else read_directory(&p.Parameters.Directory, <handle_t *>file)
     elif major == IRP_MJ_SET_INFORMATION:
@@ -736,8 +757,10 @@ cdef void backing_perform(operation_t *op) noexcept nogil:
 
 
 cdef int query_volume(backing_t *backing, FLT_IO_PARAMETER_BLOCK *p) noexcept nogil:
-    cdef int fd = node_open(backing.nodes, p.TargetFileObject.Node)
-    cdef int result
+    cdef int fd, result
+    if p.Parameters.Volume.Length < sizeof(c_statvfs):
+        return -EINVAL
+    fd = node_open(backing.nodes, p.TargetFileObject.Node)
     if fd < 0:
         return fd
     result = 0 if fstatvfs(fd, <c_statvfs *>p.Parameters.Volume.Buffer) == 0 else -errno

@@ -15,7 +15,7 @@ call. Functions take and release it themselves; those named *_locked expect it h
 """
 
 cimport cython
-from libc.errno cimport ENAMETOOLONG, ESTALE, errno
+from libc.errno cimport EAGAIN, ELOOP, ENAMETOOLONG, ENOENT, ENOMEM, ESTALE, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from stackfs.cext.stack cimport FLT_VOLUME  # no-cython-lint: completes the struct
@@ -39,7 +39,12 @@ cdef extern from *:
     #include <sys/stat.h>
     #include <sys/sysmacros.h>
     #include <unistd.h>
+    /* The type is read without the mutex: it changes only when a number is reused. */
+    #define stackfs_type(at)             __atomic_load_n(at, __ATOMIC_RELAXED)
+    #define stackfs_set_type(at, value)  __atomic_store_n(at, value, __ATOMIC_RELAXED)
     """
+    uint16_t stackfs_type(const uint16_t *at) nogil
+    void stackfs_set_type(uint16_t *at, uint16_t value) nogil
     int O_PATH, O_NOFOLLOW, O_CLOEXEC, AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW
     unsigned STATX_BTIME, STATX_INO, STATX_TYPE
     int openat(int directory, const char *path, int flags, ...) nogil
@@ -50,6 +55,9 @@ cdef extern from *:
 cdef enum:
     SLAB = 1024                          # nodes allocated at a time
     EVICT_AT_ONCE = 16
+    OPEN_DEPTH = 64                      # parents opened one inside the other (open_within)
+    OPEN_STRIDE = 32                     # a longer way is gone in steps of this many (open_far)
+    OPEN_TRIES = 256                     # names tried for one descriptor
 
 
 # --- hashing ------------------------------------------------------------------------------------------------------
@@ -312,38 +320,86 @@ cdef uint64_t node_id(const node_t *node) noexcept nogil:
     return node.id
 
 
-cdef uint64_t node_generation(const node_t *node) noexcept nogil:
-    return (node.birth ^ node.birth >> 31) & 0x7FFFFFFF
+cdef uint16_t node_type(const node_t *node) noexcept nogil:
+    return stackfs_type(&node.type)
 
 
-cdef bint node_is(const node_t *node, const identity_t *what) noexcept nogil:
+cdef uint64_t generation_of(const identity_t *what) noexcept nogil:
+    return (what.birth ^ what.birth >> 31) & 0x7FFFFFFF
+
+
+cdef bint is_locked(const node_t *node, const identity_t *what) noexcept nogil:
     return node.inode == what.inode and node.device == what.device and node.type == what.type and node.birth == what.birth
 
 
-cdef node_t *node_found(inode_table_t *table, const identity_t *what, node_t *parent, const char *name, uint16_t length) noexcept nogil:
+cdef bint node_is(inode_table_t *table, const node_t *node, const identity_t *what) noexcept nogil:
+    cdef bint same
+    pthread_mutex_lock(&table.mutex)
+    same = is_locked(node, what)
+    pthread_mutex_unlock(&table.mutex)
+    return same
+
+
+cdef node_t *node_found(inode_table_t *table, const identity_t *what, node_t *parent, const char *name, uint16_t length,
+                        const uint32_t *changes, int *error) noexcept nogil:
     cdef node_t *node
     cdef node_t *former_parent = NULL
+    cdef node_t *closing = NULL
     cdef uint64_t nodeid = make_id(table.device, what.device, what.inode)
+    cdef int fd = -1
+    error[0] = 0
     pthread_mutex_lock(&table.mutex)
     node = by_id_locked(table, nodeid)
-    if node is not NULL and (node.inode != what.inode or node.device != what.device):
-        pthread_mutex_unlock(&table.mutex)
-        return NULL
-    if node is not NULL and not node_is(node, what):
-        # The number was reused, so nothing of the old inode is left, and no descriptor of it is open here.
-        while node.names is not NULL and not node.deleted:
-            remove_name_locked(table, node, node.names.parent, node.names.bytes, node.names.length)
-        node.birth = what.birth
-        node.type = what.type
-    if node is NULL:
+    if changes is not NULL and changes[0] != table.changes[hash_name(parent, name, length) % NAME_CHANGES]:
+        error[0] = EAGAIN
+    elif node is not NULL and (node.inode != what.inode or node.device != what.device):
+        error[0] = ESTALE
+    elif node is not NULL and not is_locked(node, what):
+        # The number was reused, so nothing of the old inode is left; or `what` is the old one, found before and told late.
+        if node.fd_users or node.pinned:
+            error[0] = ESTALE            # the late one: an inode with an open descriptor keeps its number
+        else:
+            fd = node.fd                 # of whichever it is: who opens it again finds out
+            node.fd = -1
+            unlink_lru_locked(table, node)
+            closing = strip_names_locked(table, node)
+            node.birth = what.birth
+            stackfs_set_type(&node.type, what.type)
+    if error[0] == 0 and node is NULL:
         node = node_new_locked(table, what, nodeid)
-    if node is not NULL:
+        if node is NULL:
+            error[0] = ENOMEM
+    if error[0] == 0:
         node.lookups += 1
         former_parent = add_name_locked(table, node, parent, name, length)
     pthread_mutex_unlock(&table.mutex)
+    if fd >= 0:
+        close(fd)
+    close_chain(table, closing)
     if former_parent is not NULL:
         node_put(table, former_parent)
-    return node
+    return node if error[0] == 0 else NULL
+
+
+cdef node_t *strip_names_locked(inode_table_t *table, node_t *node) noexcept nogil:
+    """Its names lead to it no more. Returns a chain for close_chain(), as release_locked() does."""
+    cdef node_t *closing = NULL
+    cdef node_t *parent
+    while node.names is not NULL and not node.deleted:
+        parent = node.names.parent
+        parent.references += 1           # the name's own may be the last
+        remove_name_locked(table, node, parent, node.names.bytes, node.names.length)
+        parent.references -= 1
+        closing = join_chains(closing, release_locked(table, parent))
+    return closing
+
+
+cdef uint32_t name_changes(inode_table_t *table, const node_t *parent, const char *name, uint16_t length) noexcept nogil:
+    cdef uint32_t changes
+    pthread_mutex_lock(&table.mutex)
+    changes = table.changes[hash_name(parent, name, length) % NAME_CHANGES]
+    pthread_mutex_unlock(&table.mutex)
+    return changes
 
 
 cdef void node_forget(inode_table_t *table, uint64_t nodeid, uint64_t lookups) noexcept nogil:
@@ -404,6 +460,58 @@ cdef int evict_locked(inode_table_t *table, int *victims) noexcept nogil:
 
 
 cdef int node_open(inode_table_t *table, node_t *node) noexcept nogil:
+    cdef int tries = OPEN_TRIES
+    cdef int fd = open_within(table, node, OPEN_DEPTH, &tries)
+    return open_far(table, node) if fd == -ELOOP else fd
+
+
+cdef int open_far(inode_table_t *table, node_t *node) noexcept nogil:
+    """For a node deep below the nearest open one: opens some of its ancestors first, from the top. A directory tree may be
+    deeper than any stack, and where it was changed beside the mount the names known may lead in a circle."""
+    cdef node_t **stations = NULL
+    cdef node_t *held = NULL
+    cdef node_t *at = node
+    cdef uint64_t depth = 0
+    cdef uint64_t count, i
+    cdef int tries
+    cdef int fd = 0
+    pthread_mutex_lock(&table.mutex)
+    while at.fd < 0 and at.names is not NULL and not at.deleted and depth <= table.node_count:
+        at = at.names.parent
+        depth += 1
+    count = depth // OPEN_STRIDE
+    if depth <= table.node_count:
+        stations = <node_t **>malloc((count + 1) * cython.sizeof(void_pointer))
+    if stations is NULL:
+        pthread_mutex_unlock(&table.mutex)
+        return -ESTALE if depth > table.node_count else -ENOMEM
+    at = node
+    for i in range(count * OPEN_STRIDE):
+        at = at.names.parent
+        if (i + 1) % OPEN_STRIDE == 0:
+            at.references += 1
+            stations[i // OPEN_STRIDE] = at
+    pthread_mutex_unlock(&table.mutex)
+    for i in range(count + 1):
+        at = node if i == count else stations[count - 1 - i]
+        if fd >= 0:
+            tries = OPEN_TRIES
+            fd = open_within(table, at, OPEN_DEPTH, &tries)
+        if held is not NULL:
+            node_close(table, held)
+            node_put(table, held)
+            held = NULL
+        if i < count:
+            if fd >= 0:
+                held = at
+            else:
+                node_put(table, at)
+    free(stations)
+    return -ESTALE if fd == -ELOOP else fd
+
+
+cdef int open_within(inode_table_t *table, node_t *node, int depth, int *tries) noexcept nogil:
+    """node_open() with at most `depth` parents opened one inside the other (else -ELOOP)."""
     cdef char name[256]
     cdef node_t *parent
     cdef int parent_fd, fd, error, index = 0
@@ -421,31 +529,37 @@ cdef int node_open(inode_table_t *table, node_t *node) noexcept nogil:
         pthread_mutex_unlock(&table.mutex)
         return fd
     pthread_mutex_unlock(&table.mutex)
+    if depth == 0:
+        return -ELOOP
     error = -ESTALE
     while True:
-        if name_of(table, node, index, name, &parent) == 0:
+        if tries[0] == 0 or name_of(table, node, index, name, &parent) == 0:
             return error
         index += 1
-        parent_fd = node_open(table, parent)
+        tries[0] -= 1
+        parent_fd = open_within(table, parent, depth - 1, tries)
         if parent_fd < 0:
             error = parent_fd
             node_put(table, parent)
+            if error == -ELOOP:
+                return error
             continue
         fd = openat(parent_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
         error = -errno
         node_close(table, parent)
         node_put(table, parent)
         if fd < 0:
-            if error == -2:              # ENOENT: taken away beside the mount
+            if error == -ENOENT:         # taken away beside the mount
                 error = -ESTALE
             continue
         if statx(fd, b"", AT_EMPTY_PATH, STATX_INO | STATX_TYPE | STATX_BTIME, &found) == 0:
             identify(&found, &what)
-            if node_is(node, &what):
+            pthread_mutex_lock(&table.mutex)
+            if is_locked(node, &what):
                 break
+            pthread_mutex_unlock(&table.mutex)
         close(fd)
         error = -ESTALE
-    pthread_mutex_lock(&table.mutex)
     if node.fd >= 0:                     # somebody else was faster
         victims[0] = fd
         count = 1
@@ -498,7 +612,7 @@ cdef name_t *find_name_locked(node_t *node, const node_t *parent, const char *by
     return NULL
 
 
-cdef node_t *holder_locked(inode_table_t *table, node_t *parent, const char *bytes, uint16_t length) noexcept nogil:
+cdef node_t *holder_locked(inode_table_t *table, const node_t *parent, const char *bytes, uint16_t length) noexcept nogil:
     """The node that goes by (parent, name), or NULL. Only for the rare operations: it looks through the bucket's nodes."""
     cdef name_t *name = table.names[hash_name(parent, bytes, length) & table.name_mask]
     while name is not NULL:
@@ -622,6 +736,7 @@ cdef void keep_pin(inode_table_t *table, node_t *pinned) noexcept nogil:
 cdef void name_removed(inode_table_t *table, node_t *parent, const char *name, uint16_t length, node_t *pinned) noexcept nogil:
     cdef node_t *node
     pthread_mutex_lock(&table.mutex)
+    table.changes[hash_name(parent, name, length) % NAME_CHANGES] += 1
     node = holder_locked(table, parent, name, length)
     if node is not NULL:
         remove_name_locked(table, node, parent, name, length)
@@ -630,15 +745,20 @@ cdef void name_removed(inode_table_t *table, node_t *parent, const char *name, u
 
 
 cdef void name_moved(inode_table_t *table, node_t *parent, const char *name, uint16_t length,
-                     node_t *new_parent, const char *new_name, uint16_t new_length, bint exchange, node_t *pinned) noexcept nogil:
+                     node_t *new_parent, const char *new_name, uint16_t new_length, bint exchange, bint linked,
+                     node_t *pinned) noexcept nogil:
     cdef node_t *moved
     cdef node_t *target
     cdef node_t *former_parents[2]
     former_parents[0] = former_parents[1] = NULL
     pthread_mutex_lock(&table.mutex)
+    table.changes[hash_name(parent, name, length) % NAME_CHANGES] += 1
+    table.changes[hash_name(new_parent, new_name, new_length) % NAME_CHANGES] += 1
     moved = holder_locked(table, parent, name, length)
     target = holder_locked(table, new_parent, new_name, new_length)
-    if moved is not target or moved is NULL:
+    if moved is target and moved is not NULL and not linked and not exchange:
+        remove_name_locked(table, moved, parent, name, length)       # a lookup has found it by its new name already
+    elif moved is not target:
         if target is not NULL:
             remove_name_locked(table, target, new_parent, new_name, new_length)
         if moved is not NULL:
@@ -657,11 +777,39 @@ cdef void name_moved(inode_table_t *table, node_t *parent, const char *name, uin
         keep_pin(table, pinned)
 
 
+cdef bint names_linked(inode_table_t *table, const node_t *parent, const char *name, uint16_t length,
+                       const node_t *new_parent, const char *new_name, uint16_t new_length) noexcept nogil:
+    cdef node_t *node
+    cdef bint linked
+    pthread_mutex_lock(&table.mutex)
+    node = holder_locked(table, parent, name, length)
+    linked = node is not NULL and node is holder_locked(table, new_parent, new_name, new_length)
+    pthread_mutex_unlock(&table.mutex)
+    return linked
+
+
 cdef uint16_t name_of(inode_table_t *table, node_t *node, int index, char *buffer, node_t **parent) noexcept nogil:
-    cdef name_t *name
+    cdef uint16_t length
+    pthread_mutex_lock(&table.mutex)
+    length = name_of_locked(node, index, buffer, parent)
+    pthread_mutex_unlock(&table.mutex)
+    return length
+
+
+cdef uint16_t name_unless_open(inode_table_t *table, node_t *node, char *buffer, node_t **parent) noexcept nogil:
     cdef uint16_t length = 0
     parent[0] = NULL
     pthread_mutex_lock(&table.mutex)
+    if node.fd < 0:
+        length = name_of_locked(node, 0, buffer, parent)
+    pthread_mutex_unlock(&table.mutex)
+    return length
+
+
+cdef uint16_t name_of_locked(node_t *node, int index, char *buffer, node_t **parent) noexcept nogil:
+    cdef name_t *name
+    cdef uint16_t length = 0
+    parent[0] = NULL
     if not node.deleted:
         name = node.names
         while name is not NULL and index > 0:
@@ -672,7 +820,6 @@ cdef uint16_t name_of(inode_table_t *table, node_t *node, int index, char *buffe
             memcpy(buffer, name.bytes, length + 1)
             parent[0] = name.parent
             name.parent.references += 1
-    pthread_mutex_unlock(&table.mutex)
     return length
 
 
@@ -683,6 +830,8 @@ cdef int climb_locked(inode_table_t *table, const node_t *node, const name_t *fi
     cdef size_t at = size - 1
     cdef const name_t *name = first
     cdef bint deleted = node.deleted
+    if size < 2:
+        return -1
     buffer[at] = 0
     if deleted:
         if size < 11:
@@ -708,7 +857,8 @@ cdef int climb_locked(inode_table_t *table, const node_t *node, const name_t *fi
 
 cdef int settle(char *buffer, size_t size, int start) noexcept nogil:
     if start < 0:
-        buffer[0] = 0
+        if size:
+            buffer[0] = 0
         return -ENAMETOOLONG
     memmove(buffer, buffer + start, size - start)
     return <int>(size - 1 - start)

@@ -4,7 +4,7 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from stackfs.cext.callback_data cimport FILE_OBJECT, FLT_INSTANCE, FLT_VOLUME, REQUESTOR, node_t, statx_t
-from stackfs.cext.handles cimport handle_t
+from stackfs.cext.handles cimport handle_t, listing_t
 from stackfs.cext.stack cimport Stack, operation_t
 
 ctypedef struct fuse_in_t:               # the request's fixed part, decoded from the wire (only the fields its opcode has)
@@ -96,7 +96,7 @@ cdef class Request:
     cdef int set_name2(self, bytes name) except -1
     cdef int set_buffer(self, object buffer, bint writable) except -1
     cdef bytes allocate(self, Py_ssize_t size)
-    cdef int list_handle(self, handle_t *handle, emit, make_entry) except -1
+    cdef int list_handle(self, handle_t *handle, listing_t *listing, emit, make_entry) except -1
     cdef bint emit_entry(self, handle_t *handle, char *name, size_t length, uint64_t inode, int64_t following,
                          emit, make_entry) except -1
 

@@ -34,9 +34,10 @@ from stackfs.cext.callback_data cimport (
     IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY, IRP_MJ_WRITE, IRP_NOCACHE, IRP_PAGING_IO,
     LABEL_SECURITY_INFORMATION, OWNER_SECURITY_INFORMATION, READ_CONTROL, REQUEST_FIRST, REQUEST_LAST,
     REQUEST_PRINCIPAL, WRITE_DAC, WRITE_OWNER, statx_timestamp)
-from stackfs.cext.handles cimport handle_get, handle_new, handle_put
+from stackfs.cext.handles cimport (
+    handle_free, handle_get, handle_new, handle_publish, handle_put, handle_take, listing_give, listing_t, listing_take)
 from stackfs.cext.inode_table cimport (
-    ROOT_ID, inode_table_t, name_of, name_t, node_forget, node_generation, node_get, node_hold, node_id, node_put)
+    ROOT_ID, inode_table_t, name_of, name_t, node_forget, node_get, node_hold, node_id, node_put, node_type)
 from stackfs.cext.ntstatus cimport NTSTATUS, NT_SUCCESS, STATUS_IO_DEVICE_ERROR, nt_to_errno
 from stackfs.cext.stack cimport (
     OPERATION_GOING_DOWN, Stack, operation_base, operation_begin, operation_end, operation_run, operation_run_below)
@@ -234,8 +235,11 @@ cdef inline backing_t *backing_of(const vfs_request_t *request) noexcept nogil:
 
 
 cdef int by_handle(vfs_request_t *request) noexcept nogil:
-    """The request goes by an open file."""
-    request.handle = handle_get(backing_of(request).handles, request.arguments.fh)
+    """The request goes by an open file. A RELEASE ends its number at once: it can be released once."""
+    if request.opcode == RELEASE or request.opcode == RELEASEDIR:
+        request.handle = handle_take(backing_of(request).handles, request.arguments.fh)
+    else:
+        request.handle = handle_get(backing_of(request).handles, request.arguments.fh)
     if request.handle is NULL:
         return EBADF
     request.file = &request.handle.file
@@ -256,7 +260,7 @@ cdef int by_name(vfs_request_t *request) noexcept nogil:
     request.directory = node_get(backing_of(request).nodes, request.nodeid)
     if request.directory is NULL:
         return ENOENT
-    if request.directory.type != S_IFDIR:
+    if node_type(request.directory) != S_IFDIR:
         return ENOTDIR
     request.synthesised.Directory = request.directory
     return 0
@@ -605,22 +609,20 @@ cdef void close_below(vfs_request_t *request) noexcept nogil:
     request.opened = 0
 
 
-cdef void drop_handle(vfs_request_t *request) noexcept nogil:
-    """Takes the open file's own references back and gives its handle number up."""
-    cdef handle_t *handle = request.handle
-    cdef inode_table_t *nodes = backing_of(request).nodes
-    cdef node_t *node = handle.file.Node
-    cdef node_t *name_directory = handle.file.NameDirectory
+cdef void put_handle(backing_t *backing, handle_t *handle) noexcept nogil:
+    """One user less. The last one closes the descriptor and gives back what the open file holds."""
+    if not handle_put(backing.handles, handle):
+        return
     if handle.file.fd >= 0:
         close(handle.file.fd)
         handle.file.fd = -1
+    if handle.file.Node is not NULL and handle.file.Flags & FO_OPENED:
+        node_put(backing.nodes, handle.file.Node)
+    if handle.file.NameDirectory is not NULL:
+        node_put(backing.nodes, handle.file.NameDirectory)
     handle.file.Node = NULL
     handle.file.NameDirectory = NULL
-    if node is not NULL and handle.file.Flags & FO_OPENED:
-        node_put(nodes, node)
-    if name_directory is not NULL:
-        node_put(nodes, name_directory)
-    handle_put(backing_of(request).handles, handle)
+    handle_free(backing.handles, handle)
 
 
 cdef int finish(vfs_request_t *request) noexcept nogil:
@@ -637,7 +639,6 @@ cdef int finish(vfs_request_t *request) noexcept nogil:
             node_forget(backing.nodes, node_id(request.found), 1)
         else:
             request.out_nodeid = node_id(request.found)
-            request.out_generation = node_generation(request.found)
     if request.volume.filters_names_or_data:
         request.entry_timeout = request.attr_timeout = 0
     else:
@@ -645,7 +646,7 @@ cdef int finish(vfs_request_t *request) noexcept nogil:
         request.attr_timeout = request.volume.attr_timeout
     if opens and request.handle is not NULL:
         if request.error:
-            drop_handle(request)
+            put_handle(backing, request.handle)
         else:
             node_hold(backing.nodes, request.file.Node)
             request.file.Flags |= FO_OPENED
@@ -656,11 +657,12 @@ cdef int finish(vfs_request_t *request) noexcept nogil:
             request.out_open_flags = 0
             if request.volume.direct_io or request.arguments.flags & <uint32_t>O_DIRECT:
                 request.out_open_flags = FOPEN_DIRECT_IO if opcode != OPENDIR else 0
+            handle_publish(backing.handles, request.handle)
         request.handle = NULL
     elif request.handle is not NULL:
         if opcode == RELEASE or opcode == RELEASEDIR:
-            drop_handle(request)
-        handle_put(backing.handles, request.handle)
+            put_handle(backing, request.handle)
+        put_handle(backing, request.handle)
         request.handle = NULL
     if request.synthesised.Name is not NULL:
         free(request.synthesised.Name)
@@ -1044,16 +1046,19 @@ cdef class Request:
         """
         cdef vfs_request_t *request = self.pointer
         cdef handle_t *handle = handle_get(backing_of(request).handles, request.arguments.fh)
+        cdef listing_t listing
         if handle is NULL:
             request.error = EBADF
             return
+        listing_take(backing_of(request).handles, handle, &listing)
         try:
-            self.list_handle(handle, emit, make_entry)
+            self.list_handle(handle, &listing, emit, make_entry)
         finally:
             with nogil:
-                handle_put(backing_of(request).handles, handle)
+                listing_give(backing_of(request).handles, handle, &listing)
+                put_handle(backing_of(request), handle)
 
-    cdef int list_handle(self, handle_t *handle, emit, make_entry) except -1:
+    cdef int list_handle(self, handle_t *handle, listing_t *listing, emit, make_entry) except -1:
         cdef vfs_request_t *request = self.pointer
         cdef int64_t offset = <int64_t>request.arguments.offset
         cdef int64_t following
@@ -1061,18 +1066,18 @@ cdef class Request:
         cdef uint16_t record
         cdef char *name
         cdef size_t length
-        if handle.entries is NULL:
-            handle.entries = <char *>malloc(DIRECTORY_BUFFER)
-            if handle.entries is NULL:
+        if listing.entries is NULL:
+            listing.entries = <char *>malloc(DIRECTORY_BUFFER)
+            if listing.entries is NULL:
                 request.error = ENOMEM
                 return 0
-            handle.entries_length = handle.entries_at = 0
-        if offset == 0 or handle.entries_offset != offset:
-            handle.entries_length = handle.entries_at = 0
+            listing.length = listing.at = 0
+        if offset == 0 or listing.offset != offset:
+            listing.length = listing.at = 0
         while True:
-            if handle.entries_at >= handle.entries_length:
+            if listing.at >= listing.length:
                 request.arguments.offset = <uint64_t>offset
-                request.buffer = handle.entries
+                request.buffer = listing.entries
                 request.buffer_length = DIRECTORY_BUFFER
                 request.plan = NULL
                 request.step = request.started = 0
@@ -1080,27 +1085,27 @@ cdef class Request:
                     request_run(request)
                 request.within_listing = 1           # reading on is part of the same request
                 if request.error or request.length == 0:
-                    handle.entries_length = handle.entries_at = 0
+                    listing.length = listing.at = 0
                     return 0
-                handle.entries_length = <uint32_t>request.length
-                handle.entries_at = 0
-            while handle.entries_at + 19 < handle.entries_length:
-                memcpy(&inode, handle.entries + handle.entries_at, 8)
-                memcpy(&following, handle.entries + handle.entries_at + 8, 8)
-                memcpy(&record, handle.entries + handle.entries_at + 16, 2)
-                if record < 20 or handle.entries_at + record > handle.entries_length:
+                listing.length = <uint32_t>request.length
+                listing.at = 0
+            while listing.at + 19 < listing.length:
+                memcpy(&inode, listing.entries + listing.at, 8)
+                memcpy(&following, listing.entries + listing.at + 8, 8)
+                memcpy(&record, listing.entries + listing.at + 16, 2)
+                if record < 20 or listing.at + record > listing.length:
                     request.error = EIO
                     return 0
-                name = handle.entries + handle.entries_at + 19
+                name = listing.entries + listing.at + 19
                 length = strlen(name)
-                handle.entries_offset = offset
+                listing.offset = offset
                 if not self.emit_entry(handle, name, length, inode, following, emit, make_entry):
                     return 0
-                handle.entries_at += record
+                listing.at += record
                 offset = following
-                handle.entries_offset = offset
-            if handle.entries_at < handle.entries_length:
-                handle.entries_at = handle.entries_length
+                listing.offset = offset
+            if listing.at < listing.length:
+                listing.at = listing.length
 
     cdef bint emit_entry(self, handle_t *handle, char *name, size_t length, uint64_t inode, int64_t following,
                          emit, make_entry) except -1:
@@ -1155,7 +1160,7 @@ cdef class Request:
                 copy = dup(handle.file.fd)
                 if copy >= 0 and close(copy) != 0:
                     request.error = errno
-                handle_put(backing_of(request).handles, handle)
+                put_handle(backing_of(request), handle)
 
     def statistics(self):
         """STATFS: bsize, frsize, blocks, bfree, bavail, files, ffree, favail, namemax."""
