@@ -3,9 +3,10 @@
 
 from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from stackfs.cext.backing cimport backing_t
 from stackfs.cext.callback_data cimport FILE_OBJECT, FLT_INSTANCE, FLT_VOLUME, REQUESTOR, node_t, statx_t
 from stackfs.cext.handles cimport handle_t, listing_t
-from stackfs.cext.stack cimport Stack, operation_t
+from stackfs.cext.stack cimport Stack, callback_list_t, operation_t
 
 ctypedef struct fuse_in_t:               # the request's fixed part, decoded from the wire (only the fields its opcode has)
     uint64_t fh
@@ -71,18 +72,22 @@ ctypedef struct vfs_request_t:
     node_t *node                         # the node it goes by, with a reference
     node_t *directory
     node_t *directory2
-    const FLT_INSTANCE *failed_by
+    const FLT_INSTANCE *failed_by        # alive while failed_list is held
+    callback_list_t *failed_list
     operation_t operation
 
 cdef vfs_request_t *request_new(FLT_VOLUME *volume) noexcept nogil        # from a pool, zeroed; NULL: no memory
 cdef void request_free(vfs_request_t *request) noexcept nogil
 # 1: answered (error and the out fields are set). 0: stopped because the base would block (nowait): call request_wait()
-# in a thread that may block, without the GIL, then request_run() again where it was first called.
+# in a thread that may block, without the GIL, then request_run() again where it was first called; or request_abandon(),
+# which ends it there as cancelled.
 cdef int request_run(vfs_request_t *request) noexcept nogil
 cdef void request_wait(vfs_request_t *request) noexcept nogil
+cdef void request_abandon(vfs_request_t *request) noexcept nogil
 
 cdef class Volume:
     cdef readonly Stack stack
+    cdef backing_t *open_backing(self) except NULL
 
 cdef class Request:
     cdef vfs_request_t *pointer
@@ -92,6 +97,8 @@ cdef class Request:
     cdef object buffer
     cdef Py_buffer view
     cdef bint held
+    cdef bint busy
+    cdef int enter(self) except -1
     cdef int set_name(self, bytes name) except -1
     cdef int set_name2(self, bytes name) except -1
     cdef int set_buffer(self, object buffer, bint writable) except -1

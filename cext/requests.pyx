@@ -16,7 +16,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
 from libc.errno cimport EBADF, EIO, ENOENT, ENOMEM, ENOTDIR, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset, strlen, strncmp
 
 from stackfs.cext.backing cimport backing_free, backing_new, backing_perform, backing_t
@@ -40,7 +40,8 @@ from stackfs.cext.inode_table cimport (
     ROOT_ID, inode_table_t, name_of, name_t, node_forget, node_get, node_hold, node_id, node_put, node_type)
 from stackfs.cext.ntstatus cimport NTSTATUS, NT_SUCCESS, STATUS_IO_DEVICE_ERROR, nt_to_errno
 from stackfs.cext.stack cimport (
-    OPERATION_GOING_DOWN, Stack, operation_base, operation_begin, operation_end, operation_run, operation_run_below)
+    OPERATION_GOING_DOWN, Stack, list_drop, list_hold, operation_abandon, operation_base, operation_begin, operation_end,
+    operation_listed, operation_run, operation_run_below)
 
 
 cdef extern from *:
@@ -54,8 +55,10 @@ cdef extern from *:
     #include <sys/sysmacros.h>
     #include <unistd.h>
     static inline uint64_t stackfs_next(uint64_t *counter) { return __atomic_add_fetch(counter, 1, __ATOMIC_RELAXED); }
+    static inline int stackfs_flag(int *what) { return __atomic_load_n(what, __ATOMIC_RELAXED); }
     """
     uint64_t stackfs_next(uint64_t *counter) nogil
+    int stackfs_flag(int *what) nogil
     int O_ACCMODE, O_RDONLY, O_WRONLY, O_RDWR, O_APPEND, O_CREAT, O_EXCL, O_TRUNC, O_DIRECT, O_SYNC, O_DSYNC, O_DIRECTORY
     int AT_REMOVEDIR
     unsigned S_IFMT, S_IFDIR, S_IFLNK, S_IFREG
@@ -441,11 +444,11 @@ cdef bint applies(vfs_request_t *request, const step_t *which) noexcept nogil:
         if not by_path(request):
             return request.opcode == OPEN or request.opcode == OPENDIR or request.opcode == CREATE
         # Nothing for the base to do, and nobody else wants to know: as if it had been done.
-        if request.volume.lists[<int>IRP_MJ_CREATE] is NULL and request.opcode != MKDIR and request.opcode != MKNOD:
+        if not operation_listed(request.volume, IRP_MJ_CREATE) and request.opcode != MKDIR and request.opcode != MKNOD:
             request.opened = 1
             return False
     if which.major == IRP_MJ_CLEANUP or which.major == IRP_MJ_CLOSE:
-        return request.opened and by_path(request) and request.volume.lists[which.major] is not NULL
+        return request.opened and by_path(request) and operation_listed(request.volume, which.major)
     return True
 
 
@@ -498,7 +501,7 @@ cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
         p.FileName.Buffer = request.name
         p.FileName.Length = request.name_length
     if major == IRP_MJ_READ or major == IRP_MJ_WRITE:
-        p.Parameters.Read.Length = <uint32_t>request.arguments.size
+        p.Parameters.Read.Length = <uint32_t>min(request.arguments.size, <uint64_t>request.buffer_length)
         p.Parameters.Read.ByteOffset = <int64_t>request.arguments.offset
         p.Parameters.Read.Buffer = request.buffer
         p.Parameters.Read.LockOwner = request.arguments.lock_owner
@@ -570,6 +573,10 @@ cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
             p.Parameters.Control.OutputBufferLength = request.buffer_length
 
 
+cdef bint fills_buffer(uint8_t major) noexcept nogil:
+    return major == IRP_MJ_READ or major == IRP_MJ_DIRECTORY_CONTROL or major == IRP_MJ_FILE_SYSTEM_CONTROL
+
+
 cdef void settle(vfs_request_t *request, const step_t *which) noexcept nogil:
     """Takes in the outcome of a step's operation."""
     cdef operation_t *op = &request.operation
@@ -581,11 +588,16 @@ cdef void settle(vfs_request_t *request, const step_t *which) noexcept nogil:
         if request.failed == 0:
             request.failed = status
             if opens:
-                request.failed_by = op.failed_by
+                if op.failed_by is not NULL and request.failed_list is NULL:
+                    list_hold(op.list)   # the instance is compared with once more, in close_below()
+                    request.failed_list = op.list
+                    request.failed_by = op.failed_by
                 if not op.base_done:
                     request.opened = 0
     elif principal(request, which):
         request.length = op.data.IoStatus.Information
+        if fills_buffer(which.major):    # whatever a filter says: never more than there is
+            request.length = min(request.length, <uint64_t>request.buffer_length)
     if NT_SUCCESS(status) and not op.base_done and which.major != IRP_MJ_CLEANUP and which.major != IRP_MJ_CLOSE:
         # A filter completed it in the base's place. It can give data or refuse; it cannot make up an inode or an open file.
         if opens or which.major == IRP_MJ_QUERY_OPEN:
@@ -606,6 +618,9 @@ cdef void close_below(vfs_request_t *request) noexcept nogil:
     begin(request, closing)
     operation_run_below(op, request.failed_by)
     operation_end(op)
+    list_drop(request.failed_list)
+    request.failed_list = NULL
+    request.failed_by = NULL
     request.opened = 0
 
 
@@ -639,7 +654,7 @@ cdef int finish(vfs_request_t *request) noexcept nogil:
             node_forget(backing.nodes, node_id(request.found), 1)
         else:
             request.out_nodeid = node_id(request.found)
-    if request.volume.filters_names_or_data:
+    if stackfs_flag(&request.volume.filters_names_or_data):
         request.entry_timeout = request.attr_timeout = 0
     else:
         request.entry_timeout = request.volume.entry_timeout
@@ -692,10 +707,10 @@ cdef int request_run(vfs_request_t *request) noexcept nogil:
     while True:
         which = &request.plan[request.step]
         if not request.resumable:
-            if which.detail == STEP_END:
-                return finish(request)
             if request.failed and request.failed_by is not NULL and request.opened:
                 close_below(request)
+            if which.detail == STEP_END:
+                return finish(request)
             if (request.failed and which.major != IRP_MJ_CLEANUP and which.major != IRP_MJ_CLOSE) or \
                     not applies(request, which):
                 request.step += 1
@@ -712,6 +727,12 @@ cdef int request_run(vfs_request_t *request) noexcept nogil:
 
 cdef void request_wait(vfs_request_t *request) noexcept nogil:
     operation_base(&request.operation)
+
+
+cdef void request_abandon(vfs_request_t *request) noexcept nogil:
+    request.nowait = 0
+    operation_abandon(&request.operation)
+    request_run(request)
 
 
 # --- the Python faces ---------------------------------------------------------------------------------------------
@@ -755,43 +776,62 @@ cdef class Volume:
         if self.stack is not None:
             self.close()
 
+    cdef backing_t *open_backing(self) except NULL:
+        if self.stack.volume.backing is NULL:
+            raise ValueError("the volume is closed")
+        return <backing_t *>self.stack.volume.backing
+
     @property
     def open_files(self):
         """Handles the kernel holds."""
-        return (<backing_t *>self.stack.volume.backing).handles.open_count
+        return self.open_backing().handles.open_count
 
     @property
     def known_inodes(self):
         """Inodes the kernel knows, the root included."""
-        return (<backing_t *>self.stack.volume.backing).nodes.node_count
+        return self.open_backing().nodes.node_count
 
     @property
     def cached_descriptors(self):
         """O_PATH descriptors kept for reuse."""
-        return (<backing_t *>self.stack.volume.backing).nodes.descriptors
+        return self.open_backing().nodes.descriptors
 
     def forget(self, uint64_t nodeid, uint64_t lookups):
         """The kernel gives back that many lookups of a node."""
-        cdef inode_table_t *nodes = (<backing_t *>self.stack.volume.backing).nodes
+        cdef inode_table_t *nodes = self.open_backing().nodes
         with nogil:
             node_forget(nodes, nodeid, lookups)
 
     def known(self):
         """What the kernel may have cached: (nodeids with open files, other nodeids, [(parent nodeid, name), ...])."""
-        cdef backing_t *backing = <backing_t *>self.stack.volume.backing
+        cdef backing_t *backing = self.open_backing()
+        cdef snapshot_t taken
         cdef set opened = set()
         cdef list others = []
         cdef list names = []
-        cdef uint32_t i
-        # Whoever else takes these two locks needs no GIL to give them back.
-        pthread_mutex_lock(<pthread_mutex_t *>&backing.handles.mutex)
-        for i in range(backing.handles.count):
-            if backing.handles.handles[i].references and backing.handles.handles[i].file.Node is not NULL:
-                opened.add(backing.handles.handles[i].file.Node.id)
-        pthread_mutex_unlock(<pthread_mutex_t *>&backing.handles.mutex)
-        pthread_mutex_lock(<pthread_mutex_t *>&backing.nodes.mutex)
-        known_nodes(backing.nodes, opened, others, names)
-        pthread_mutex_unlock(<pthread_mutex_t *>&backing.nodes.mutex)
+        cdef uint64_t number
+        cdef uint16_t length
+        cdef size_t at = 0
+        memset(&taken, 0, sizeof(taken))
+        with nogil:
+            take_snapshot(backing, &taken)
+        try:
+            if taken.failed:
+                raise MemoryError()
+            while at < taken.size:       # 'h' nodeid | 'n' nodeid | 'p' parent's nodeid, length, name
+                memcpy(&number, taken.bytes + at + 1, 8)
+                if taken.bytes[at] == c'h':
+                    opened.add(number)
+                elif taken.bytes[at] == c'n':
+                    if number not in opened:
+                        others.append(number)
+                else:
+                    memcpy(&length, taken.bytes + at + 9, 2)
+                    names.append((number, PyBytes_FromStringAndSize(taken.bytes + at + 11, length)))
+                    at += <size_t>2 + length
+                at += 9
+        finally:
+            free(taken.bytes)
         return list(opened), others, names
 
     def request(self, uint32_t opcode, uint64_t nodeid=ROOT_ID, *, bytes name=None, bytes name2=None, buffer=None,
@@ -800,6 +840,7 @@ cdef class Volume:
 
         arguments: fields of fuse_in_t (fh, offset, size, flags, mode, umask, rdev, valid, nodeid2, ...).
         """
+        self.open_backing()
         cdef vfs_request_t *pointer = request_new(&self.stack.volume)
         if pointer is NULL:
             raise MemoryError()
@@ -861,20 +902,57 @@ cdef int set_argument(fuse_in_t *arguments, str key, value) except -1:
     return 0
 
 
-cdef void known_nodes(inode_table_t *nodes, set opened, list ids, list names):
+# What known() answers, copied under the tables' mutexes: no Python object is made under a mutex, since making one may run
+# Python code, which may wait for the same mutex.
+cdef struct snapshot_t:
+    char *bytes
+    size_t size
+    size_t room
+    int failed
+
+
+cdef void note(snapshot_t *taken, char kind, uint64_t number, const char *name, uint16_t length) noexcept nogil:
+    cdef char *larger
+    cdef size_t wanted = taken.size + 11 + length
+    if wanted > taken.room:
+        larger = <char *>realloc(taken.bytes, wanted * 2 + 4096)
+        if larger is NULL:
+            taken.failed = 1
+            return
+        taken.bytes = larger
+        taken.room = wanted * 2 + 4096
+    taken.bytes[taken.size] = kind
+    memcpy(taken.bytes + taken.size + 1, &number, 8)
+    taken.size += 9
+    if name is not NULL:
+        memcpy(taken.bytes + taken.size, &length, 2)
+        memcpy(taken.bytes + taken.size + 2, name, length)
+        taken.size += 2 + length
+
+
+cdef void take_snapshot(backing_t *backing, snapshot_t *taken) noexcept nogil:
+    cdef inode_table_t *nodes = backing.nodes
+    cdef handle_t *handle
     cdef node_t *node
     cdef name_t *name
     cdef uint32_t i
+    pthread_mutex_lock(<pthread_mutex_t *>&backing.handles.mutex)
+    for i in range(backing.handles.count):
+        handle = backing.handles.handles[i]
+        if handle.open:
+            note(taken, c'h', handle.file.Node.id, NULL, 0)
+    pthread_mutex_unlock(<pthread_mutex_t *>&backing.handles.mutex)
+    pthread_mutex_lock(<pthread_mutex_t *>&nodes.mutex)
     for i in range(nodes.slots):
         node = &nodes.slabs[i // 1024][i % 1024]
         if not node.live or node.lookups == 0:
             continue
-        if node.id not in opened:
-            ids.append(node.id)
+        note(taken, c'n', node.id, NULL, 0)
         name = NULL if node.deleted else node.names
         while name is not NULL:
-            names.append((name.parent.id, PyBytes_FromStringAndSize(name.bytes, name.length)))
+            note(taken, c'p', name.parent.id, name.bytes, name.length)
             name = name.next
+    pthread_mutex_unlock(<pthread_mutex_t *>&nodes.mutex)
 
 
 @cython.freelist(64)
@@ -889,6 +967,9 @@ cdef class Request:
 
     def __dealloc__(self):
         if self.pointer is not NULL:
+            if self.pointer.resumable and self.volume is not None and self.volume.stack.volume.backing is not NULL:
+                with nogil:              # stopped at the base, and nobody is left to go on with it
+                    request_abandon(self.pointer)
             request_free(self.pointer)
         if self.held:
             PyBuffer_Release(&self.view)
@@ -910,6 +991,9 @@ cdef class Request:
         return 0
 
     cdef int set_buffer(self, object buffer, bint writable) except -1:
+        if self.held:
+            self.held = False
+            PyBuffer_Release(&self.view)
         PyObject_GetBuffer(buffer, &self.view, PyBUF_WRITABLE if writable else PyBUF_SIMPLE)
         self.held = True
         self.buffer = buffer
@@ -950,19 +1034,33 @@ cdef class Request:
 
     # Running
 
+    cdef int enter(self) except -1:
+        """Before the GIL is given back; the other end of it is `busy = False`."""
+        self.volume.open_backing()
+        if self.busy:
+            raise RuntimeError("a request is run by one thread at a time")
+        self.busy = True
+        return 0
+
     def run(self) -> bool:
         """True: done. False: the base would have to wait: call wait() in a thread that may, then run() again."""
         cdef int done
         cdef vfs_request_t *pointer = self.pointer
+        self.enter()
         with nogil:
             done = request_run(pointer)
+        self.busy = False
         return done != 0
 
     def wait(self):
-        """The waiting part, without the GIL."""
+        """The waiting part, without the GIL. Only after run() said False."""
         cdef vfs_request_t *pointer = self.pointer
+        if not pointer.resumable:
+            raise RuntimeError("the request does not wait")
+        self.enter()
         with nogil:
             request_wait(pointer)
+        self.busy = False
 
     def do(self):
         """Run to the end, waiting in place; raise VfsError when it failed. Returns self."""
@@ -1013,7 +1111,8 @@ cdef class Request:
         cdef bytes buffer = self.buffer
         if <uint64_t>len(buffer) == self.pointer.length:
             return buffer
-        return PyBytes_FromStringAndSize(<char *>self.pointer.buffer, <Py_ssize_t>self.pointer.length)
+        return PyBytes_FromStringAndSize(<char *>self.pointer.buffer, <Py_ssize_t>min(self.pointer.length,
+                                                                                      <uint64_t>len(buffer)))
 
     @property
     def stat(self):
@@ -1045,10 +1144,13 @@ cdef class Request:
         EntryAttributes to fill.
         """
         cdef vfs_request_t *request = self.pointer
-        cdef handle_t *handle = handle_get(backing_of(request).handles, request.arguments.fh)
+        cdef handle_t *handle
         cdef listing_t listing
+        self.enter()
+        handle = handle_get(backing_of(request).handles, request.arguments.fh)
         if handle is NULL:
             request.error = EBADF
+            self.busy = False
             return
         listing_take(backing_of(request).handles, handle, &listing)
         try:
@@ -1057,6 +1159,7 @@ cdef class Request:
             with nogil:
                 listing_give(backing_of(request).handles, handle, &listing)
                 put_handle(backing_of(request), handle)
+            self.busy = False
 
     cdef int list_handle(self, handle_t *handle, listing_t *listing, emit, make_entry) except -1:
         cdef vfs_request_t *request = self.pointer
@@ -1152,6 +1255,7 @@ cdef class Request:
         cdef vfs_request_t *request = self.pointer
         cdef handle_t *handle
         cdef int copy
+        self.enter()
         with nogil:
             handle = handle_get(backing_of(request).handles, request.arguments.fh)
             if handle is NULL:
@@ -1161,10 +1265,13 @@ cdef class Request:
                 if copy >= 0 and close(copy) != 0:
                     request.error = errno
                 put_handle(backing_of(request), handle)
+        self.busy = False
 
     def statistics(self):
         """STATFS: bsize, frsize, blocks, bfree, bavail, files, ffree, favail, namemax."""
         cdef c_statvfs *result = <c_statvfs *>self.pointer.buffer
+        if self.pointer.buffer_length < sizeof(c_statvfs):
+            raise ValueError("call for_statistics() first")
         return (result.f_bsize, result.f_frsize, result.f_blocks, result.f_bfree, result.f_bavail,
                 result.f_files, result.f_ffree, result.f_favail, result.f_namemax)
 

@@ -94,6 +94,10 @@ cdef int operation_run(operation_t *op) noexcept nogil
 cdef void operation_base(operation_t *op) noexcept nogil
 cdef void operation_run_below(operation_t *op, const FLT_INSTANCE *above) noexcept nogil       # only instances lower than `above`
 cdef void operation_end(operation_t *op) noexcept nogil                                        # drops the list reference
+cdef void operation_abandon(operation_t *op) noexcept nogil      # stopped at the base and never to go on: as if cancelled there
+cdef bint operation_listed(FLT_VOLUME *volume, int major) noexcept nogil                       # did anybody register it, just now
+cdef void list_hold(callback_list_t *callbacks) noexcept nogil   # +1 reference, by somebody who has one
+cdef void list_drop(callback_list_t *callbacks) noexcept nogil
 cdef int compare_altitudes(const char *a, const char *b) noexcept nogil                        # <0, 0, >0; canonical strings
 
 cdef class Stack:
@@ -103,7 +107,7 @@ cdef class Stack:
     cdef list retired                    # replaced lists, until unreferenced
     cdef list held                       # what FLT_VOLUME points to, kept alive
     cdef publish_for(self, InstanceEntry entry)
-    cdef void publish(self, int major, InstanceEntry changed)
+    cdef callback_list_t *exchange(self, int major, callback_list_t *new) noexcept
 
 cdef class InstanceEntry:
     """Owns one FLT_INSTANCE and keeps alive what it points to."""
