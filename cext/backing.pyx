@@ -267,6 +267,7 @@ cdef int create_under(backing_t *backing, vfs_request_t *request, operation_t *o
     cdef char name[256]
     cdef credentials_t credentials
     cdef uint32_t options = p.Parameters.Create.Options
+    cdef uint32_t mode
     cdef int result = terminate(&p.FileName, name)
     cdef int directory_fd, fd = -1
     if result < 0:
@@ -274,15 +275,15 @@ cdef int create_under(backing_t *backing, vfs_request_t *request, operation_t *o
     directory_fd = node_open(backing.nodes, file.Directory)
     if directory_fd < 0:
         return directory_fd
-    assume(&credentials, op.data.Thread, p.Parameters.Create.Umask)
+    mode = p.Parameters.Create.Mode & ~assume(&credentials, op.data.Thread, p.Parameters.Create.Umask)
     if options & FILE_DIRECTORY_FILE:
-        result = mkdirat(directory_fd, name, p.Parameters.Create.Mode & 0o7777)
+        result = mkdirat(directory_fd, name, mode & 0o7777)
     elif file.Flags & FO_SYNTHESISED:
-        result = mknodat(directory_fd, name, p.Parameters.Create.Mode, stackfs_device(p.Parameters.Create.Device))
+        result = mknodat(directory_fd, name, mode, stackfs_device(p.Parameters.Create.Device))
     else:
         # Never an existing file: its permissions were not checked. ESTALE makes the kernel look it up and open it.
         fd = openat(directory_fd, name, (p.Parameters.Create.OpenFlags & ~(O_DIRECT | O_TRUNC))
-                    | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC | O_NOCTTY, p.Parameters.Create.Mode & 0o7777)
+                    | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC | O_NOCTTY, mode & 0o7777)
         result = 0 if fd >= 0 else -1
     result = 0 if result == 0 else -errno
     restore(&credentials)

@@ -6,13 +6,15 @@ from stackfs.cext.callback_data cimport REQUESTOR
 
 ctypedef struct credentials_t:
     int assumed                          # restore() has something to undo
+    int own_umask
     uint32_t umask
     int without_fsetid
 
 # Become the caller for one creating system call: fsuid, fsgid, the supplementary group the kernel named, umask.
 # Permissions were checked above (default_permissions), so the right to override them is kept; the right to keep
-# set-id bits (CAP_FSETID) is not, unless the caller is root.
-cdef void assume(credentials_t *saved, const REQUESTOR *who, uint32_t umask) noexcept nogil
+# set-id bits (CAP_FSETID) is not, unless the caller is root. Returns the mode bits that the system call must be given
+# without: none, unless this thread could get no umask of its own.
+cdef uint32_t assume(credentials_t *saved, const REQUESTOR *who, uint32_t umask) noexcept nogil
 cdef void restore(credentials_t *saved) noexcept nogil
 # Give up CAP_FSETID around one write or truncate, so that the backing filesystem clears set-id bits as for the caller.
 cdef void drop_fsetid(credentials_t *saved) noexcept nogil

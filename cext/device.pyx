@@ -715,7 +715,7 @@ cdef int handle(device_t *device, char *buffer, size_t length, wire_message_t *m
     index = header.opcode if header.opcode < WIRE_OPCODES else 0
     if error:
         count_one(&device.malformed)
-        if rule == NULL or not rule.answerless:
+        if header.unique and (rule == NULL or not rule.answerless):
             write_error(device, header.unique, error)
         return 0
     if rule != NULL and rule.treatment == WIRE_INIT:
@@ -972,6 +972,8 @@ cdef void device_free(device_t *device) noexcept nogil:
     pthread_mutex_destroy(&device.forward_lock)
     pthread_mutex_destroy(&device.header_lock)
     pthread_mutex_destroy(&device.notify_lock)
+    pthread_mutex_destroy(&device.relay_lock)
+    pthread_cond_destroy(&device.relay_changed)
     pthread_cond_destroy(&device.lead_free)
     pthread_cond_destroy(&device.forward_changed)
     pthread_cond_destroy(&device.forward_room)

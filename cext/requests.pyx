@@ -17,7 +17,7 @@ from cpython.object cimport PyObject
 from libc.errno cimport EBADF, EIO, ENOENT, ENOMEM, ENOTDIR, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memcpy, memset, strlen, strncmp
+from libc.string cimport memcpy, memset, strncmp
 
 from stackfs.cext.backing cimport backing_free, backing_new, backing_perform, backing_t
 from stackfs.cext.callback_data cimport (
@@ -67,6 +67,9 @@ cdef extern from *:
     uint64_t makedev(unsigned major, unsigned minor) nogil
     int dup(int fd) nogil
     int close(int fd) nogil
+
+cdef extern from "<string.h>" nogil:
+    size_t strnlen(const char *text, size_t most)
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
@@ -1200,7 +1203,10 @@ cdef class Request:
                     request.error = EIO
                     return 0
                 name = listing.entries + listing.at + 19
-                length = strlen(name)
+                length = strnlen(name, record - 19)
+                if length == record - <size_t>19:
+                    request.error = EIO
+                    return 0
                 listing.offset = offset
                 if not self.emit_entry(handle, name, length, inode, following, emit, make_entry):
                     return 0

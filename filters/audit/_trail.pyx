@@ -186,6 +186,7 @@ cdef struct trail_t:
     int draining                         # the instance is being torn down
     int give_up                          # waiting callbacks pass: the trail closes and cannot be written
     int running
+    int ended                            # the writer is done: no seal will come any more
     uint64_t flush_wanted, flush_done    # flush(): tickets
     pthread_t thread
     # the writer's
@@ -706,6 +707,7 @@ cdef void *writer(void *argument) noexcept nogil:
     seal(t, HEAD_CLOSED)
     pthread_mutex_lock(&t.mutex)
     t.give_up = 1
+    t.ended = 1
     t.flush_done = t.flush_wanted
     pthread_cond_broadcast(&t.space)
     pthread_mutex_unlock(&t.mutex)
@@ -930,6 +932,7 @@ cdef class Trail:
             record = body + bytes((8 - len(body) % 8) % 8)
             if len(record) > PAGE:
                 raise ValueError("a record is too long")
+            check(make_room(t, 24 + len(record) + MAC_SIZE), "trail")
             at = begin_record(t, kind, 24 + <uint32_t>len(record))
             memcpy(at + 24, <const char *>record, len(record))
             put(t, 24 + <uint32_t>len(record))
@@ -1003,7 +1006,7 @@ cdef class Trail:
             t.flush_wanted += 1
             ticket = t.flush_wanted
             pthread_cond_signal(&t.data)
-            while t.flush_done < ticket:
+            while t.flush_done < ticket and not t.ended:
                 pthread_cond_wait(&t.space, &t.mutex)
             pthread_mutex_unlock(&t.mutex)
 
