@@ -10,7 +10,7 @@ Where it would have to wait for the disk and the operation may not (op.would_blo
 """
 
 cimport cython
-from libc.errno cimport EAGAIN, EBADF, EBUSY, EEXIST, EINTR, EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOMEM, EPERM, errno
+from libc.errno cimport EAGAIN, EBADF, EBUSY, EEXIST, EINTR, EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOMEM, ENXIO, EPERM, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
@@ -51,6 +51,8 @@ cdef extern from *:
     #include <sys/xattr.h>
     #include <unistd.h>
     #include <errno.h>
+    /* Of a caller's flags: what an open by inode goes by. Never O_CREAT, O_TMPFILE, O_PATH, O_DIRECT, O_ASYNC. */
+    #define OPENS_WITH (O_ACCMODE | O_APPEND | O_TRUNC | O_NONBLOCK | O_SYNC | O_DSYNC | O_NOATIME | O_DIRECTORY | O_LARGEFILE)
     static inline int stackfs_exchange(int *at, int value) { return __atomic_exchange_n(at, value, __ATOMIC_ACQ_REL); }
     static inline long stackfs_getdents(int fd, void *buffer, size_t size) {
         return syscall(SYS_getdents64, fd, buffer, size);
@@ -65,6 +67,7 @@ cdef extern from *:
     }
     """
     int O_PATH, O_NOFOLLOW, O_CLOEXEC, O_DIRECTORY, O_RDONLY, O_WRONLY, O_ACCMODE, O_CREAT, O_EXCL, O_TRUNC, O_DIRECT
+    int OPENS_WITH
     int O_NONBLOCK, O_SYNC, O_DSYNC, O_NOCTTY, O_APPEND, O_TMPFILE
     int AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, AT_SYMLINK_FOLLOW, AT_FDCWD, AT_REMOVEDIR, UTIME_OMIT, UTIME_NOW
     unsigned STATX_BASIC_STATS, STATX_BTIME
@@ -254,7 +257,7 @@ cdef int open_node(backing_t *backing, node_t *node, int flags) noexcept nogil:
     if fd < 0:
         return fd
     snprintf(path, PROC_PATH, b"/proc/self/fd/%d", fd)
-    opened = open(path, (flags & ~(O_NOFOLLOW | O_CREAT | O_EXCL | O_DIRECT)) | O_CLOEXEC | O_NOCTTY)
+    opened = open(path, (flags & OPENS_WITH) | O_CLOEXEC | O_NOCTTY)
     if opened < 0:
         opened = -errno
     node_close(backing.nodes, node)
@@ -282,7 +285,7 @@ cdef int create_under(backing_t *backing, vfs_request_t *request, operation_t *o
         result = mknodat(directory_fd, name, mode, stackfs_device(p.Parameters.Create.Device))
     else:
         # Never an existing file: its permissions were not checked. ESTALE makes the kernel look it up and open it.
-        fd = openat(directory_fd, name, (p.Parameters.Create.OpenFlags & ~(O_DIRECT | O_TRUNC))
+        fd = openat(directory_fd, name, (p.Parameters.Create.OpenFlags & OPENS_WITH & ~O_TRUNC)
                     | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC | O_NOCTTY, mode & 0o7777)
         result = 0 if fd >= 0 else -1
     result = 0 if result == 0 else -errno
@@ -311,6 +314,9 @@ cdef int perform_create(backing_t *backing, vfs_request_t *request, operation_t 
         return create_under(backing, request, op, p, file)
     if file.Flags & FO_SYNTHESISED:
         return 0                         # the open around a by-path request: no system call of its own
+    # The kernel opens pipes, sockets and devices itself; here a pipe would wait for its other end.
+    if node_type(file.Node) != S_IFREG and node_type(file.Node) != S_IFDIR and node_type(file.Node) != S_IFLNK:
+        return -ENXIO
     flags = <int>p.Parameters.Create.OpenFlags
     if file.Flags & FO_DIRECTORY:
         flags = O_RDONLY | O_DIRECTORY
