@@ -10,7 +10,7 @@ build/c/. Only what changed is compiled again: Cython follows cimports and exter
 settings rebuilds everything.
 
 STACKFS_COMPILE=0 leaves the extensions out (the Makefile's editable install, which compiles in its own step).
-STACKFS_SANITIZE=address or thread compiles with that sanitizer (`make sanitize`, docs/sanitizers.md), from C of its own.
+STACKFS_SANITIZE=address or thread compiles with that sanitizer (`make sanitize`).
 """
 
 import os

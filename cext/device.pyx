@@ -788,7 +788,7 @@ cdef int start_reader(device_t *device) noexcept nogil:
         free(reader.buffer)
         reader.buffer = NULL
         return error
-    device.threads += 1
+    store_int(&device.threads, device.threads + 1)
     return 0
 
 

@@ -6,7 +6,6 @@ crashes, never stops answering and never answers what nobody asked. `make saniti
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import socket
