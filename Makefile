@@ -5,7 +5,8 @@
 #   make test        the tests, 12 minutes at most; make test-long: the full numbers
 #   make sanitize    the core's tests under AddressSanitizer and UBSan; SANITIZE=thread under ThreadSanitizer
 #   make lint        ruff, mypy --strict, cython-lint
-#   make bench       the benchmarks, 8 minutes at most; FULL=1 for everything
+#   make bench       the benchmarks, 8 minutes at most; FULL=1 for everything, CHECK=1 fails when a target is missed,
+#                    RECORD=1 keeps the result in docs/performance.md
 #   make docs        the documentation as HTML in docs/_build
 #   make install     for the machine: $(PREFIX)/lib/stackfs, $(PREFIX)/bin, /sbin/mount.fuse.stackfs; DESTDIR is honoured
 #   make uninstall   takes that away again;  make clean: takes away whatever was built here
@@ -21,7 +22,9 @@ PYTHON ?=
 VENV := .venv
 SETUP := PYTHON='$(PYTHON)' PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' ./setup.sh
 
-CORE := $(shell find cext filters -name __pycache__ -prune -o \( -name '*.pyx' -o -name '*.pxd' -o -name '*.h' \) -print)
+on = $(filter-out 0,$(1))
+
+CORE := $(shell find cext filters benchmarks -name __pycache__ -prune -o \( -name '*.pyx' -o -name '*.pxd' -o -name '*.h' \) -print)
 
 .PHONY: always build run test test-long sanitize lint bench docs install uninstall clean
 
@@ -59,12 +62,16 @@ sanitize: build
 lint: build
 	@echo "stackfs: ruff";        $(VENV)/bin/ruff check --quiet --output-format concise .
 	@echo "stackfs: mypy";        $(VENV)/bin/mypy --no-error-summary
-	@echo "stackfs: cython-lint"; PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint cext filters
+	@echo "stackfs: cython-lint"; PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint cext filters benchmarks
 	@echo "stackfs: lint finds nothing"
 
-bench: build
-	@echo "stackfs: benchmarks$(if $(FULL),, (FULL=1 for everything))"
-	@$(VENV)/bin/python -m benchmarks $(if $(FULL),--full)
+$(VENV)/.bench: $(VENV)/.ready pyproject.toml
+	@$(SETUP) bench
+
+bench: build $(VENV)/.bench
+	@echo "stackfs: benchmarks, results in build/bench$(if $(call on,$(FULL)),, (FULL=1 for everything))"
+	@$(VENV)/bin/stackfs bench --output build/bench $(if $(call on,$(FULL)),--full) $(if $(call on,$(CHECK)),--check) \
+		$(if $(call on,$(RECORD)),--record docs/performance.md)
 
 docs: build
 	@$(SETUP) docs

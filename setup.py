@@ -1,13 +1,13 @@
 """Builds the compiled core and lays out the one import name, `stackfs`.
 
-The sources live in three top-level folders, stackfs/, cext/ and filters/, and are imported as stackfs, stackfs.cext
-and stackfs.filters. Cython finds `from stackfs.cext.stack cimport ...` by walking folders, so a package_dir mapping is
-not enough for it: before anything else this file makes the links stackfs/cext, stackfs/filters and stackfs/mountpoints
-(ignored by git). With them one tree serves cimport, the wheel and an editable install alike.
+The sources live in top-level folders, stackfs/, cext/, filters/ and benchmarks/, and are imported as stackfs,
+stackfs.cext, stackfs.filters and stackfs.benchmarks. Cython finds `from stackfs.cext.stack cimport ...` by walking
+folders, so a package_dir mapping is not enough for it: before anything else this file makes the links stackfs/cext,
+stackfs/filters and so on (ignored by git). With them one tree serves cimport, the wheel and an editable install alike.
 
-Every .pyx under cext/ and filters/ becomes an extension module; nothing has to be listed here. Generated C goes to
-build/c/. Only what changed is compiled again: Cython follows cimports and extern headers, and a change of this file's
-settings rebuilds everything.
+Every .pyx under cext/, filters/ and benchmarks/ becomes an extension module; nothing has to be listed here. Generated C
+goes to build/c/. Only what changed is compiled again: Cython follows cimports and extern headers, and a change of this
+file's settings rebuilds everything.
 
 STACKFS_COMPILE=0 leaves the extensions out (the Makefile's editable install, which compiles in its own step).
 STACKFS_SANITIZE=address or thread compiles with that sanitizer (`make sanitize`).
@@ -24,7 +24,7 @@ from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
-LINKED = ("cext", "filters", "mountpoints")
+LINKED = ("cext", "filters", "mountpoints", "benchmarks")
 JOBS = min(os.cpu_count() or 1, 8)
 
 COMPILE_ARGUMENTS = ["-O2", "-g0", "-fno-strict-aliasing", "-pthread", "-Wall", "-Wno-unused-function"]
@@ -147,7 +147,9 @@ class CopyModules(build_py):
 
 os.chdir(ROOT)
 link_folders()
-compiled = [] if os.environ.get("STACKFS_COMPILE") == "0" else [*sources("cext"), *sources("filters")]
+compiled = []
+if os.environ.get("STACKFS_COMPILE") != "0":
+    compiled = [source for folder in ("cext", "filters", "benchmarks") for source in sources(folder)]
 setup(
     packages=packages(),
     package_data={"": ["*.pyx", "*.pxd", "*.pyi", "*.h", "py.typed"], "stackfs.mountpoints": ["*.toml", "*.md"]},

@@ -89,7 +89,7 @@ core() {
     local log=build/core.log module
     say "compiling the core"
     touch build/.core.begun
-    for module in $(find cext filters -name '*.so'); do
+    for module in $(find cext filters benchmarks -name '*.so'); do
         [ -e "${module%.cpython*}.pyx" ] || rm "$module"
     done
     if ! .venv/bin/python setup.py --quiet build_ext --inplace >"$log" 2>&1; then
@@ -144,6 +144,15 @@ docs() {
     say "docs/_build/index.html"
 }
 
+# Only the charts need it: without it the benchmarks run all the same.
+bench() {
+    one_at_a_time
+    say "installing what the charts of the benchmarks need"
+    (STACKFS_COMPILE=0 quiet_pip .venv install --no-build-isolation --editable '.[bench]') ||
+        say "the benchmarks go on without charts"
+    touch .venv/.bench
+}
+
 # A virtual environment of its own under PREFIX/lib/stackfs; the commands are links into it.
 install() {
     umask 022                                # what others could write would not be loaded by root
@@ -184,13 +193,13 @@ uninstall() {
 clean() {
     one_at_a_time
     say "removing build/, .venv/ and what was compiled"
-    find cext filters -name '*.so' -delete
+    find cext filters benchmarks -name '*.so' -delete
     find . -path ./.git -prune -o -name __pycache__ -type d -print0 | xargs -0r rm -rf
-    rm -f stackfs/cext stackfs/filters stackfs/mountpoints
+    rm -f stackfs/cext stackfs/filters stackfs/mountpoints stackfs/benchmarks
     rm -rf build dist .venv docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 }
 
 case "${1:-}" in
-    packages | venv | core | sanitize | docs | install | uninstall | clean) "$1" ;;
-    *) fail "setup.sh packages|venv|core|sanitize|docs|install|uninstall|clean" ;;
+    packages | venv | core | sanitize | bench | docs | install | uninstall | clean) "$1" ;;
+    *) fail "setup.sh packages|venv|core|sanitize|bench|docs|install|uninstall|clean" ;;
 esac

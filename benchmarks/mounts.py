@@ -1,16 +1,19 @@
-"""Puts either side of a measurement on a temporary directory, and takes it away again, whatever happens.
+"""Puts a filesystem under test on a directory, and takes it away again, whatever happens.
 
 A mountpoint is never looked at (stat, listdir) from this process before it is known to answer, and every command that
 touches one has a time limit: a filesystem under test may hang, the measurement must not.
 """
 
+import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 START_LIMIT = 30.0     # seconds until a mount has to answer
@@ -18,7 +21,7 @@ END_LIMIT = 20.0       # seconds an unmount may take before it is forced
 
 
 class MountFailed(Exception):
-    """The side could not be mounted; one line that says why."""
+    """It could not be mounted; one line that says why."""
 
 
 def stackfs_command(name: str = "stackfs") -> list[str]:
@@ -73,40 +76,68 @@ def unmount(mountpoint: Path) -> bool:
 
 
 @contextmanager
-def plain(source: Path, mountpoint: Path, *options: str) -> Iterator[Path]:
-    """The plain pyfuse3 filesystem, in a process of its own."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.plain_pyfuse3", *options, str(source), str(mountpoint)], cwd=ROOT
-    )
-    try:
-        wait_until_it_answers(mountpoint, process)
-        yield mountpoint
-    finally:
-        unmount(mountpoint)
+def foreground(command: Sequence[str | Path], mountpoint: Path) -> Iterator[int]:
+    """A filesystem that stays in the foreground: its process id, while it is mounted."""
+    with tempfile.TemporaryFile() as said:
         try:
-            process.wait(END_LIMIT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            process = subprocess.Popen(
+                [str(word) for word in command], cwd="/", stdin=subprocess.DEVNULL, stdout=said, stderr=said
+            )
+        except OSError as error:
+            raise MountFailed(f"{command[0]}: {error.strerror}") from None
+        try:
+            try:
+                wait_until_it_answers(mountpoint, process)
+            except MountFailed as error:
+                said.seek(0)
+                words = said.read().decode(errors="replace").strip().splitlines()
+                raise MountFailed(f"{error}: {words[-1]}" if words else str(error)) from None
+            yield process.pid
+        finally:
+            unmount(mountpoint)
+            try:
+                process.wait(END_LIMIT)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 @contextmanager
-def stackfs(source: Path, mountpoint: Path, options: Sequence[str]) -> Iterator[Path]:
-    """A stackfs volume, mounted and unmounted as a user does it."""
-    command = [*stackfs_command(), "mount", str(source), str(mountpoint)]
-    for option in options:
-        command += ["-o", option]
+def stackfs(toml: Path, mountpoint: Path) -> Iterator[int]:
+    """A stackfs volume, mounted and unmounted as a user does it: its daemon's process id, while it is mounted."""
+    command = [*stackfs_command(), "mount", str(toml)]
+    log = None
     try:
-        # its daemon inherits the outputs: a pipe here would never end
-        result = subprocess.run(command, cwd=ROOT, timeout=START_LIMIT * 2)
-        if result.returncode != 0:
-            raise MountFailed(f"`{' '.join(command)}` ended with exit code {result.returncode}")
+        with tempfile.TemporaryFile() as said:  # not a pipe: the daemon inherits it, and it would never end
+            try:
+                code = subprocess.run(command, cwd="/", stderr=said, timeout=START_LIMIT * 2).returncode
+            except subprocess.TimeoutExpired:
+                raise MountFailed(f"`{' '.join(command)}` took more than {START_LIMIT * 2:.0f} s") from None
+            if code != 0:
+                said.seek(0)
+                words = said.read().decode(errors="replace").strip().splitlines() or [f"exit code {code}"]
+                raise MountFailed(words[-1].removeprefix("stackfs: "))
         wait_until_it_answers(mountpoint)
-        yield mountpoint
+        shown = stackfs_status(mountpoint)
+        log = shown["status"].get("log")
+        yield int(shown["pid"])
     finally:
         if is_mounted(mountpoint):
             try:
-                subprocess.run([*stackfs_command(), "umount", str(mountpoint)], cwd=ROOT, timeout=END_LIMIT)
+                subprocess.run([*stackfs_command(), "umount", str(mountpoint)], cwd="/", timeout=END_LIMIT)
             except subprocess.TimeoutExpired:
                 pass
             unmount(mountpoint)
+        if log and os.path.isabs(log):
+            Path(log).unlink(missing_ok=True)
+
+
+def stackfs_status(mountpoint: Path) -> dict[str, Any]:
+    """What `stackfs status --json` says of one volume."""
+    command = [*stackfs_command(), "status", "--json", "-v", str(mountpoint)]
+    try:
+        done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=START_LIMIT)
+        volume: dict[str, Any] = json.loads(done.stdout)["volumes"][0]
+    except (subprocess.TimeoutExpired, ValueError, LookupError):
+        raise MountFailed(f"`{' '.join(command)}` does not answer") from None
+    return volume

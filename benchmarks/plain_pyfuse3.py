@@ -5,7 +5,7 @@ makes the system call at once (os.pread, os.pwrite, os.lstat, ...) and returns; 
 copy that can be saved. It defines no `flush`, `access` or extended attributes: the kernel then stops asking, which is
 an advantage over stackfs, and left to it. Cache mode and time-outs are given, so that both sides get the same ones.
 
-    python -m benchmarks.plain_pyfuse3 [--direct-io] [--entry-timeout S] [--attr-timeout S] SOURCE MOUNTPOINT
+    python plain_pyfuse3.py [--direct-io] [--entry-timeout S] [--attr-timeout S] SOURCE MOUNTPOINT
 
 Runs in the foreground until it is unmounted.
 """
@@ -226,9 +226,9 @@ class PlainFilesystem(pyfuse3.Operations):
     async def rename(
         self,
         parent_inode_old: InodeT,
-        name_old: FileNameT,
+        name_old: FileNameT,  # type: ignore[override, unused-ignore]   # str in the stubs of 3.4
         parent_inode_new: InodeT,
-        name_new: FileNameT,
+        name_new: FileNameT,  # type: ignore[override, unused-ignore]
         flags: FlagT,
         ctx: RequestContext,
     ) -> None:
@@ -328,7 +328,7 @@ class PlainFilesystem(pyfuse3.Operations):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks.plain_pyfuse3", description="A plain pyfuse3 filesystem.")
+    parser = argparse.ArgumentParser("plain_pyfuse3.py", description="A plain pyfuse3 filesystem.")
     parser.add_argument("source", help="directory to show")
     parser.add_argument("mountpoint")
     parser.add_argument("--direct-io", action="store_true", help="every read(2) and write(2) reaches the handlers")

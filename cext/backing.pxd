@@ -1,6 +1,7 @@
 # The base of the stack: the backing directory (docs/semantics.md, D).
 
 from libc.stdint cimport uint32_t, uint64_t
+from stackfs.cext.bypass cimport bypass_t
 from stackfs.cext.callback_data cimport node_t, statx_t
 from stackfs.cext.handles cimport handle_table_t
 from stackfs.cext.inode_table cimport inode_table_t
@@ -9,6 +10,7 @@ from stackfs.cext.stack cimport operation_t
 cdef struct backing_t:
     inode_table_t *nodes
     handle_table_t *handles
+    bypass_t *bypass
     uint32_t device                      # the root's: inode numbers of other devices are told apart
     int sync_all                         # -o sync
 

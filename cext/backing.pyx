@@ -10,31 +10,35 @@ Where it would have to wait for the disk and the operation may not (op.would_blo
 """
 
 cimport cython
-from libc.errno cimport EAGAIN, EBADF, EBUSY, EEXIST, EINTR, EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOMEM, ENXIO, EPERM, errno
+from libc.errno cimport (
+    EAGAIN, EBADF, EBUSY, EEXIST, EINTR, EINVAL, EIO, EMFILE, ENAMETOOLONG, ENOENT, ENOMEM, ENXIO, EPERM, errno)
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memmove, strlen, strncmp
 
+from stackfs.cext.bypass cimport bypass_free, bypass_new
 from stackfs.cext.callback_data cimport (
     DACL_SECURITY_INFORMATION, DIRECTORY_PARAMETERS, EA_PARAMETERS, FILE_DIRECTORY_FILE, FILE_NAME, FILE_OBJECT,
     FILE_OPEN, FILE_OPEN_REPARSE_POINT, FLT_IO_PARAMETER_BLOCK, FO_DIRECTORY, FO_SYNTHESISED, FSCTL_GET_REPARSE_POINT,
-    FSCTL_SET_REPARSE_POINT, FileBasicInformation, FileDispositionInformation, FileEndOfFileInformation,
+    FSCTL_MANAGE_BYPASS_IO, FSCTL_SET_REPARSE_POINT, FileBasicInformation, FileDispositionInformation, FileEndOfFileInformation,
     FileLinkInformation, GROUP_SECURITY_INFORMATION, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE,
     IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_FLUSH_BUFFERS, IRP_MJ_NETWORK_QUERY_OPEN,
     IRP_MJ_QUERY_EA, IRP_MJ_QUERY_INFORMATION, IRP_MJ_QUERY_OPEN, IRP_MJ_QUERY_SECURITY,
     IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_READ, IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY,
-    IRP_MJ_WRITE, LABEL_SECURITY_INFORMATION, OWNER_SECURITY_INFORMATION, READ_WRITE_PARAMETERS, SECURITY_PARAMETERS,
-    SET_FILE_PARAMETERS, node_t, statx_t)
-from stackfs.cext.credentials cimport assume, credentials_t, drop_fsetid, restore
+    IRP_MJ_WRITE, LABEL_SECURITY_INFORMATION, OWNER_SECURITY_INFORMATION, READ_WRITE_PARAMETERS, REQUESTOR,
+    SECURITY_PARAMETERS, SET_FILE_PARAMETERS, node_t, statx_t)
+from stackfs.cext.credentials cimport add_group, assume, credentials_t, drop_fsetid, restore
 from stackfs.cext.handles cimport handle_t, handles_free, handles_new
 from stackfs.cext.inode_table cimport (
-    generation_of, identify, identity_t, make_id, name_changes, name_moved, name_of, name_pin, name_removed,
+    descriptors_shed, generation_of, identify, identity_t, make_id, name_changes, name_moved, name_pin, name_removed,
     name_unless_open, name_unpin, names_linked, node_close, node_found, node_is, node_open, node_put, node_type, table_free,
     table_new)
 from stackfs.cext.ntstatus cimport STATUS_SUCCESS, errno_to_nt
+from stackfs.cext.process cimport requestor_in_group
 from stackfs.cext.requests cimport vfs_request_t
 from stackfs.cext.stack cimport operation_t
+from stackfs.cext.threads cimport exchange_int, store_int
 
 
 cdef extern from *:
@@ -53,13 +57,16 @@ cdef extern from *:
     #include <errno.h>
     /* Of a caller's flags: what an open by inode goes by. Never O_CREAT, O_TMPFILE, O_PATH, O_DIRECT, O_ASYNC. */
     #define OPENS_WITH (O_ACCMODE | O_APPEND | O_TRUNC | O_NONBLOCK | O_SYNC | O_DSYNC | O_NOATIME | O_DIRECTORY | O_LARGEFILE)
-    static inline int stackfs_exchange(int *at, int value) { return __atomic_exchange_n(at, value, __ATOMIC_ACQ_REL); }
     static inline long stackfs_getdents(int fd, void *buffer, size_t size) {
         return syscall(SYS_getdents64, fd, buffer, size);
     }
     static inline ssize_t stackfs_read_cached(int fd, void *buffer, size_t size, off_t offset) {
         struct iovec vector = {buffer, size};
         return preadv2(fd, &vector, 1, offset, RWF_NOWAIT);
+    }
+    static inline ssize_t stackfs_append(int fd, const void *buffer, size_t size) {
+        struct iovec vector = {(void *)buffer, size};
+        return pwritev2(fd, &vector, 1, 0, RWF_APPEND);
     }
     /* The kernel's FUSE client sends a device number as new_encode_dev packs it. */
     static inline dev_t stackfs_device(unsigned packed) {
@@ -69,10 +76,11 @@ cdef extern from *:
     int O_PATH, O_NOFOLLOW, O_CLOEXEC, O_DIRECTORY, O_RDONLY, O_WRONLY, O_ACCMODE, O_CREAT, O_EXCL, O_TRUNC, O_DIRECT
     int OPENS_WITH
     int O_NONBLOCK, O_SYNC, O_DSYNC, O_NOCTTY, O_APPEND, O_TMPFILE
+    int F_GETFL
     int AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, AT_SYMLINK_FOLLOW, AT_FDCWD, AT_REMOVEDIR, UTIME_OMIT, UTIME_NOW
     unsigned STATX_BASIC_STATS, STATX_BTIME
     unsigned S_IFMT, S_IFLNK, S_IFDIR, S_IFREG, S_ISUID, S_ISGID, S_IXGRP
-    int RENAME_EXCHANGE, SEEK_SET, EOPNOTSUPP, ESTALE, ENODATA
+    int RENAME_EXCHANGE, RENAME_WHITEOUT, SEEK_SET, EOPNOTSUPP, ESTALE, ENODATA
     struct timespec:
         int64_t tv_sec
         long tv_nsec
@@ -81,6 +89,7 @@ cdef extern from *:
     int openat(int directory, const char *path, int flags, ...) nogil
     int open(const char *path, int flags, ...) nogil
     int close(int fd) nogil
+    int fcntl(int fd, int command) nogil
     int statx(int directory, const char *path, int flags, unsigned mask, statx_t *buffer) nogil
     int mkdirat(int directory, const char *path, unsigned mode) nogil
     int mknodat(int directory, const char *path, unsigned mode, unsigned long device) nogil
@@ -100,20 +109,18 @@ cdef extern from *:
     int64_t lseek(int fd, int64_t offset, int whence) nogil
     int fstatvfs(int fd, c_statvfs *buffer) nogil
     ssize_t getxattr(const char *path, const char *name, void *value, size_t size) nogil
-    ssize_t lgetxattr(const char *path, const char *name, void *value, size_t size) nogil
     ssize_t listxattr(const char *path, char *list, size_t size) nogil
-    ssize_t llistxattr(const char *path, char *list, size_t size) nogil
     int setxattr(const char *path, const char *name, const void *value, size_t size, int flags) nogil
-    int lsetxattr(const char *path, const char *name, const void *value, size_t size, int flags) nogil
     int removexattr(const char *path, const char *name) nogil
-    int lremovexattr(const char *path, const char *name) nogil
-    int stackfs_exchange(int *at, int value) nogil
     long stackfs_getdents(int fd, void *buffer, size_t size) nogil
     ssize_t stackfs_read_cached(int fd, void *buffer, size_t size, int64_t offset) nogil
+    ssize_t stackfs_append(int fd, const void *buffer, size_t size) nogil
     unsigned long stackfs_device(unsigned packed) nogil
     uint32_t makedev(unsigned major, unsigned minor) nogil
 
 cdef enum:
+    FUSE_LOOKUP = 1
+    FUSE_WRITE_CACHE = 1
     FUSE_WRITE_KILL_SUIDGID = 4
     FUSE_SETXATTR_ACL_KILL_SGID = 1
     FATTR_KILL_SUIDGID = 1 << 11
@@ -136,12 +143,15 @@ cdef backing_t *backing_new(int root_fd, uint32_t descriptor_limit) noexcept nog
         return NULL
     identify(&found, &what)
     backing.device = what.device
+    backing.bypass = bypass_new()
     backing.handles = handles_new()
-    if backing.handles is not NULL:
+    if backing.bypass is not NULL and backing.handles is not NULL:
         backing.nodes = table_new(root_fd, &what, descriptor_limit)
     if backing.nodes is NULL:
         if backing.handles is not NULL:
             handles_free(backing.handles)
+        if backing.bypass is not NULL:
+            bypass_free(backing.bypass)
         free(backing)
         return NULL
     return backing
@@ -150,6 +160,7 @@ cdef backing_t *backing_new(int root_fd, uint32_t descriptor_limit) noexcept nog
 cdef void backing_free(backing_t *backing) noexcept nogil:
     handles_free(backing.handles)
     table_free(backing.nodes)
+    bypass_free(backing.bypass)
     free(backing)
 
 
@@ -247,19 +258,45 @@ cdef int terminate(const FILE_NAME *name, char *buffer) noexcept nogil:
     return 0
 
 
+cdef int look_up(backing_t *backing, vfs_request_t *request, const FLT_IO_PARAMETER_BLOCK *p, FILE_OBJECT *file) noexcept nogil:
+    """The inode under FileName in Directory becomes the request's entry."""
+    cdef char name[256]
+    cdef int result = terminate(&p.FileName, name)
+    cdef int fd
+    if result < 0:
+        return result
+    fd = node_open(backing.nodes, file.Directory)
+    if fd < 0:
+        return fd
+    result = found_below(backing, request, fd, file.Directory, &p.FileName, name, -1)
+    node_close(backing.nodes, file.Directory)
+    return result
+
+
 # --- create -------------------------------------------------------------------------------------------------------
 
 cdef int open_node(backing_t *backing, node_t *node, int flags) noexcept nogil:
-    """Opens the very inode, never by a name that may have changed hands. A descriptor or a negative errno."""
+    """Opens the very inode, never by a name that may have changed hands. A descriptor or a negative errno.
+
+    Without O_APPEND: each write says whether it appends (perform_write). Only a file that may be nothing but appended to
+    (chattr +a) is opened with it."""
     cdef char path[PROC_PATH]
     cdef int fd = node_open(backing.nodes, node)
-    cdef int opened
+    cdef int opened, error
     if fd < 0:
         return fd
     snprintf(path, PROC_PATH, b"/proc/self/fd/%d", fd)
-    opened = open(path, (flags & OPENS_WITH) | O_CLOEXEC | O_NOCTTY)
+    flags = (flags & OPENS_WITH) | O_CLOEXEC | O_NOCTTY
+    while True:
+        opened = open(path, flags & ~O_APPEND)
+        error = errno
+        if opened < 0 and error == EPERM and flags & O_APPEND:
+            opened = open(path, flags)
+            error = errno
+        if opened >= 0 or error != EMFILE or descriptors_shed(backing.nodes) == 0:
+            break
     if opened < 0:
-        opened = -errno
+        opened = -error
     node_close(backing.nodes, node)
     return opened
 
@@ -273,20 +310,31 @@ cdef int create_under(backing_t *backing, vfs_request_t *request, operation_t *o
     cdef uint32_t mode
     cdef int result = terminate(&p.FileName, name)
     cdef int directory_fd, fd = -1
+    cdef REQUESTOR who
+    cdef statx_t info
     if result < 0:
         return result
     directory_fd = node_open(backing.nodes, file.Directory)
     if directory_fd < 0:
         return directory_fd
-    mode = p.Parameters.Create.Mode & ~assume(&credentials, op.data.Thread, p.Parameters.Create.Umask)
+    who = op.data.Thread[0]
+    if who.uid != 0 and who.group < 0 and p.Parameters.Create.Mode & S_ISGID and not options & FILE_DIRECTORY_FILE:
+        # A kernel before 6.3 does not name the group by which a set-group-ID file may get its directory's group.
+        if statx(directory_fd, b"", AT_EMPTY_PATH, STATX_BASIC_STATS, &info) == 0 and info.stx_mode & S_ISGID and \
+                requestor_in_group(&who, info.stx_gid):
+            who.group = info.stx_gid
+    mode = p.Parameters.Create.Mode & ~assume(&credentials, &who, p.Parameters.Create.Umask)
     if options & FILE_DIRECTORY_FILE:
         result = mkdirat(directory_fd, name, mode & 0o7777)
     elif file.Flags & FO_SYNTHESISED:
         result = mknodat(directory_fd, name, mode, stackfs_device(p.Parameters.Create.Device))
     else:
         # Never an existing file: its permissions were not checked. ESTALE makes the kernel look it up and open it.
-        fd = openat(directory_fd, name, (p.Parameters.Create.OpenFlags & OPENS_WITH & ~O_TRUNC)
-                    | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC | O_NOCTTY, mode & 0o7777)
+        while True:
+            fd = openat(directory_fd, name, (p.Parameters.Create.OpenFlags & OPENS_WITH & ~(O_TRUNC | O_APPEND))
+                        | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC | O_NOCTTY, mode & 0o7777)
+            if fd >= 0 or errno != EMFILE or descriptors_shed(backing.nodes) == 0:
+                break
         result = 0 if fd >= 0 else -1
     result = 0 if result == 0 else -errno
     restore(&credentials)
@@ -309,9 +357,15 @@ cdef int perform_create(backing_t *backing, vfs_request_t *request, operation_t 
     cdef uint32_t options = p.Parameters.Create.Options
     cdef int fd
     cdef int flags
+    cdef bint kill
     cdef credentials_t credentials
     if file.Directory is not NULL and file.Node is NULL and options >> 24 != FILE_OPEN and not options & FILE_OPEN_REPARSE_POINT:
         return create_under(backing, request, op, p, file)
+    if file.Flags & FO_SYNTHESISED and request.opcode == FUSE_LOOKUP:
+        fd = look_up(backing, request, p, file)
+        if fd == 0:
+            file.Node = request.found
+        return fd
     if file.Flags & FO_SYNTHESISED:
         return 0                         # the open around a by-path request: no system call of its own
     # The kernel opens pipes, sockets and devices itself; here a pipe would wait for its other end.
@@ -321,9 +375,14 @@ cdef int perform_create(backing_t *backing, vfs_request_t *request, operation_t 
     if file.Flags & FO_DIRECTORY:
         flags = O_RDONLY | O_DIRECTORY
     if request.arguments.open_flags & 1 and flags & O_TRUNC:       # FUSE_OPEN_KILL_SUIDGID
-        drop_fsetid(&credentials)
+        fd = node_open(backing.nodes, file.Node)
+        if fd < 0:
+            return fd
+        kill = kills_set_id(op.data.Thread, fd, &credentials)
+        node_close(backing.nodes, file.Node)
         fd = open_node(backing, file.Node, flags)
-        restore(&credentials)
+        if kill:
+            restore(&credentials)
     else:
         fd = open_node(backing, file.Node, flags)
     if fd < 0:
@@ -362,18 +421,46 @@ cdef int64_t perform_read(operation_t *op, const READ_WRITE_PARAMETERS *p, const
     return <int64_t>total
 
 
-cdef int64_t perform_write(operation_t *op, const READ_WRITE_PARAMETERS *p, const FILE_OBJECT *file, bint kill) noexcept nogil:
+cdef bint kills_set_id(const REQUESTOR *who, int fd, credentials_t *credentials) noexcept nogil:
+    """The caller is about to change the file's content, or owner, and is not root. True: the set-id bits that this change
+    costs on a local filesystem will be cleared by the backing one, until restore(). False: there are none, nothing changed."""
+    cdef statx_t info
+    if statx(fd, b"", AT_EMPTY_PATH, STATX_BASIC_STATS, &info) != 0:
+        drop_fsetid(credentials, -1)
+        return True
+    if info.stx_mode & S_IFMT == S_IFDIR or not info.stx_mode & (S_ISUID | S_ISGID):
+        return False
+    drop_fsetid(credentials, info.stx_gid if keeps_set_group_id(who, &info) else -1)
+    return True
+
+
+cdef bint keeps_set_group_id(const REQUESTOR *who, const statx_t *info) noexcept nogil:
+    """A set-group-ID bit without group execution makes no program run as the group: whoever is in the group leaves it."""
+    return info.stx_mode & (S_ISGID | S_IXGRP) == S_ISGID and (who.uid == 0 or requestor_in_group(who, info.stx_gid))
+
+
+cdef int64_t perform_write(operation_t *op, const READ_WRITE_PARAMETERS *p, const FILE_OBJECT *file, uint32_t flags,
+                           bint appends, bint kill) noexcept nogil:
+    """flags: the wire's. appends: the program's descriptor says O_APPEND now; where a filter has moved the write, its
+    offset counts. Pages of a shared mapping come with any descriptor of the file and never append."""
     cdef ssize_t put
     cdef uint64_t total = 0
     cdef int error = 0
     cdef credentials_t credentials
+    if flags & FUSE_WRITE_CACHE:
+        appends = False
+        if fcntl(file.fd, F_GETFL) & O_APPEND:       # see open_node()
+            return -EPERM
     if op.would_block == 1 and file.OpenFlags & <uint32_t>(O_SYNC | O_DSYNC):
         op.would_block = 2
         return 0
     if kill:
-        drop_fsetid(&credentials)
+        kill = kills_set_id(op.data.Thread, file.fd, &credentials)
     while total < p.Length:
-        put = pwrite(file.fd, <const char *>p.Buffer + total, p.Length - total, p.ByteOffset + <int64_t>total)
+        if appends:
+            put = stackfs_append(file.fd, <const char *>p.Buffer + total, p.Length - total)
+        else:
+            put = pwrite(file.fd, <const char *>p.Buffer + total, p.Length - total, p.ByteOffset + <int64_t>total)
         if put < 0:
             if errno == EINTR:
                 continue
@@ -390,7 +477,7 @@ cdef int64_t perform_write(operation_t *op, const READ_WRITE_PARAMETERS *p, cons
 
 # --- set information ------------------------------------------------------------------------------------------------
 
-cdef int truncate_file(backing_t *backing, FILE_OBJECT *file, int64_t size, bint kill) noexcept nogil:
+cdef int truncate_file(backing_t *backing, const REQUESTOR *who, FILE_OBJECT *file, int64_t size, bint kill) noexcept nogil:
     cdef int fd = file.fd
     cdef int result = 0
     cdef credentials_t credentials
@@ -399,7 +486,7 @@ cdef int truncate_file(backing_t *backing, FILE_OBJECT *file, int64_t size, bint
         if fd < 0:
             return fd
     if kill:
-        drop_fsetid(&credentials)
+        kill = kills_set_id(who, fd, &credentials)
     if ftruncate(fd, size) != 0:
         result = -errno
     if kill:
@@ -453,13 +540,16 @@ cdef int remove_name(backing_t *backing, FILE_OBJECT *file, const FILE_NAME *nam
     return result
 
 
-cdef int rename_name(backing_t *backing, FILE_OBJECT *file, const FILE_NAME *name, const SET_FILE_PARAMETERS *p) noexcept nogil:
+cdef int rename_name(backing_t *backing, const REQUESTOR *who, FILE_OBJECT *file, const FILE_NAME *name,
+                     const SET_FILE_PARAMETERS *p) noexcept nogil:
     cdef char old[256]
     cdef char new[256]
     cdef int result = terminate(name, old)
     cdef int old_fd, new_fd
     cdef bint exchange = p.Flags & <uint32_t>RENAME_EXCHANGE != 0
     cdef bint linked
+    cdef bint makes = p.Flags & <uint32_t>RENAME_WHITEOUT != 0       # a new inode takes the old name: the caller's
+    cdef credentials_t credentials
     cdef node_t *pinned
     if result == 0:
         result = terminate(&p.TargetName, new)
@@ -475,11 +565,17 @@ cdef int rename_name(backing_t *backing, FILE_OBJECT *file, const FILE_NAME *nam
     pinned = name_pin(backing.nodes, p.TargetDirectory, p.TargetName.Buffer, p.TargetName.Length)
     linked = names_linked(backing.nodes, file.Directory, name.Buffer, name.Length,
                           p.TargetDirectory, p.TargetName.Buffer, p.TargetName.Length)
-    if renameat2(old_fd, old, new_fd, new, p.Flags) == 0:
+    if makes:
+        assume(&credentials, who, 0)
+    result = renameat2(old_fd, old, new_fd, new, p.Flags)
+    if result != 0:
+        result = -errno
+    if makes:
+        restore(&credentials)
+    if result == 0:
         name_moved(backing.nodes, file.Directory, name.Buffer, name.Length,
                    p.TargetDirectory, p.TargetName.Buffer, p.TargetName.Length, exchange, linked, pinned)
     else:
-        result = -errno
         name_unpin(backing.nodes, pinned)
     node_close(backing.nodes, p.TargetDirectory)
     node_close(backing.nodes, file.Directory)
@@ -514,25 +610,32 @@ cdef int link_name(backing_t *backing, vfs_request_t *request, FILE_OBJECT *file
     return result
 
 
-cdef int set_security(backing_t *backing, FILE_OBJECT *file, const SECURITY_PARAMETERS *p) noexcept nogil:
+cdef int set_security(backing_t *backing, const REQUESTOR *who, FILE_OBJECT *file, const SECURITY_PARAMETERS *p) noexcept nogil:
     """chown, then chmod: the other way round chown would take the set-id bits away again."""
     cdef char path[PROC_PATH]
     cdef statx_t info
     cdef unsigned mode
+    cdef credentials_t credentials
+    cdef bint kill
     cdef int result = 0
     cdef int fd = node_open(backing.nodes, file.Node)
     if fd < 0:
         return fd
     if p.SecurityInformation & (OWNER_SECURITY_INFORMATION | GROUP_SECURITY_INFORMATION):
+        kill = who.uid != 0 and kills_set_id(who, fd, &credentials)
+        if kill and p.SecurityInformation & GROUP_SECURITY_INFORMATION and requestor_in_group(who, p.Gid):
+            add_group(&credentials, p.Gid)
         if fchownat(fd, b"", p.Uid if p.SecurityInformation & OWNER_SECURITY_INFORMATION else <unsigned>-1,
                     p.Gid if p.SecurityInformation & GROUP_SECURITY_INFORMATION else <unsigned>-1, AT_EMPTY_PATH) != 0:
             result = -errno
+        if kill:
+            restore(&credentials)
     if result == 0 and p.SecurityInformation & DACL_SECURITY_INFORMATION:
         mode = p.Mode & 0o7777
         if p.KillSetId:
             if statx(fd, b"", AT_EMPTY_PATH, STATX_BASIC_STATS, &info) != 0:
                 result = -errno
-            mode = without_set_id(info.stx_mode)
+            mode = without_set_id(who, &info)
         if result == 0 and not (p.KillSetId and mode == (info.stx_mode & 0o7777)):
             snprintf(path, PROC_PATH, b"/proc/self/fd/%d", fd)
             if chmod(path, mode) != 0:
@@ -541,10 +644,12 @@ cdef int set_security(backing_t *backing, FILE_OBJECT *file, const SECURITY_PARA
     return result
 
 
-cdef unsigned without_set_id(unsigned mode) noexcept nogil:
-    mode &= 0o7777
+cdef unsigned without_set_id(const REQUESTOR *who, const statx_t *info) noexcept nogil:
+    cdef unsigned mode = info.stx_mode & 0o7777
+    if info.stx_mode & S_IFMT == S_IFDIR:
+        return mode
     mode &= ~S_ISUID
-    if mode & S_IXGRP:
+    if not keeps_set_group_id(who, info):
         mode &= ~S_ISGID
     return mode
 
@@ -552,47 +657,30 @@ cdef unsigned without_set_id(unsigned mode) noexcept nogil:
 # --- extended attributes --------------------------------------------------------------------------------------------
 
 cdef int64_t perform_ea(backing_t *backing, vfs_request_t *request, const EA_PARAMETERS *p, FILE_OBJECT *file, bint query) noexcept nogil:
-    """By the inode's descriptor; a symbolic link's, which no descriptor gives, by its name under its parent's."""
-    cdef char path[PROC_PATH + 256]
-    cdef char name[256]
-    cdef node_t *parent = NULL
-    cdef bint link = node_type(file.Node) == S_IFLNK
+    """By the inode's descriptor. What /proc/self/fd leads to is that inode itself: a symbolic link there is not followed."""
+    cdef char path[PROC_PATH]
     cdef int64_t result
-    cdef int fd
     cdef statx_t info
-    if link:
-        if name_of(backing.nodes, file.Node, 0, name, &parent) == 0:
-            return -ESTALE
-        fd = node_open(backing.nodes, parent)
-        if fd >= 0:
-            snprintf(path, sizeof(path), b"/proc/self/fd/%d/%s", fd, name)
-    else:
-        fd = node_open(backing.nodes, file.Node)
-        if fd >= 0:
-            snprintf(path, sizeof(path), b"/proc/self/fd/%d", fd)
+    cdef int fd = node_open(backing.nodes, file.Node)
     if fd < 0:
-        if parent is not NULL:
-            node_put(backing.nodes, parent)
         return fd
+    snprintf(path, PROC_PATH, b"/proc/self/fd/%d", fd)
     if query and p.EaName is NULL:
-        result = llistxattr(path, <char *>p.Buffer, p.Length) if link else listxattr(path, <char *>p.Buffer, p.Length)
+        result = listxattr(path, <char *>p.Buffer, p.Length)
     elif query:
-        result = lgetxattr(path, p.EaName, p.Buffer, p.Length) if link else getxattr(path, p.EaName, p.Buffer, p.Length)
+        result = getxattr(path, p.EaName, p.Buffer, p.Length)
     elif p.Remove:
-        result = lremovexattr(path, p.EaName) if link else removexattr(path, p.EaName)
+        result = removexattr(path, p.EaName)
     else:
-        result = (lsetxattr(path, p.EaName, p.Buffer, p.Length, <int>p.Flags) if link
-                  else setxattr(path, p.EaName, p.Buffer, p.Length, <int>p.Flags))
-        if result == 0 and request.arguments.open_flags & FUSE_SETXATTR_ACL_KILL_SGID and not link:
+        result = setxattr(path, p.EaName, p.Buffer, p.Length, <int>p.Flags)
+        if result == 0 and request.arguments.open_flags & FUSE_SETXATTR_ACL_KILL_SGID:
             if statx(fd, b"", AT_EMPTY_PATH, STATX_BASIC_STATS, &info) == 0 and info.stx_mode & S_ISGID:
                 chmod(path, info.stx_mode & 0o7777 & ~S_ISGID)
     if result < 0:
         result = -errno
     elif query and p.EaName is NULL and p.Length and request.who.uid != 0:
         result = without_trusted(<char *>p.Buffer, result)
-    node_close(backing.nodes, parent if link else file.Node)
-    if parent is not NULL:
-        node_put(backing.nodes, parent)
+    node_close(backing.nodes, file.Node)
     return result
 
 
@@ -611,12 +699,15 @@ cdef int64_t without_trusted(char *names, int64_t length) noexcept nogil:
 
 # --- the rest ---------------------------------------------------------------------------------------------------------
 
-cdef int64_t read_directory(const DIRECTORY_PARAMETERS *p, handle_t *handle) noexcept nogil:
+cdef int64_t read_directory(vfs_request_t *request, const DIRECTORY_PARAMETERS *p, handle_t *handle) noexcept nogil:
     cdef int64_t got = 0
-    if stackfs_exchange(&handle.reading, 1):
+    if exchange_int(&handle.reading, 1):
         return -EBUSY                    # not the kernel's doing: it reads one handle by one request at a time
-    if handle.position != p.Offset and lseek(handle.file.fd, p.Offset, SEEK_SET) < 0:
-        got = -errno
+    if handle.position != p.Offset:
+        if lseek(handle.file.fd, p.Offset, SEEK_SET) < 0:
+            got = -errno
+        else:
+            handle.position = p.Offset
     if got == 0:
         got = stackfs_getdents(handle.file.fd, p.Buffer, p.Length)
         if got < 0:
@@ -624,7 +715,10 @@ cdef int64_t read_directory(const DIRECTORY_PARAMETERS *p, handle_t *handle) noe
             handle.position = -1
         elif got > 0:                    # the last record's d_off is where the descriptor stands now
             handle.position = last_offset(<const char *>p.Buffer, got)
-    stackfs_exchange(&handle.reading, 0)
+    if got >= 0:
+        request.listed = got
+        request.listed_to = handle.position
+    store_int(&handle.reading, 0)
     return got
 
 
@@ -657,6 +751,8 @@ cdef int64_t perform_control(backing_t *backing, vfs_request_t *request, operati
             result = -errno
         node_close(backing.nodes, file.Node)
         return result
+    if p.Parameters.Control.ControlCode == FSCTL_MANAGE_BYPASS_IO:
+        return 0                         # what stands in the way is asked where the open is answered (bypass.pyx)
     if p.Parameters.Control.ControlCode != FSCTL_SET_REPARSE_POINT:
         return -EOPNOTSUPP
     result = terminate(&p.FileName, name)
@@ -682,19 +778,9 @@ cdef int64_t perform_control(backing_t *backing, vfs_request_t *request, operati
 
 cdef int64_t query(backing_t *backing, vfs_request_t *request, FLT_IO_PARAMETER_BLOCK *p, FILE_OBJECT *file) noexcept nogil:
     """Attributes: of a name (LOOKUP: the inode becomes the request's entry), of a node, of an open file."""
-    cdef char name[256]
-    cdef int fd, result
     cdef statx_t *info = p.Parameters.QueryFile.Info
     if p.FileName.Length and file.Directory is not NULL and p.MajorFunction == IRP_MJ_QUERY_OPEN:
-        result = terminate(&p.FileName, name)
-        if result < 0:
-            return result
-        fd = node_open(backing.nodes, file.Directory)
-        if fd < 0:
-            return fd
-        result = found_below(backing, request, fd, file.Directory, &p.FileName, name, -1)
-        node_close(backing.nodes, file.Directory)
-        return result
+        return look_up(backing, request, p, file)
     if request.info_known and info == &request.info:
         return 0
     return stat_file(backing, file, info)
@@ -711,7 +797,9 @@ cdef void backing_perform(operation_t *op) noexcept nogil:
         result = -EBADF if file.fd < 0 else perform_read(op, &p.Parameters.Read, file)
     elif major == IRP_MJ_WRITE:
         result = -EBADF if file.fd < 0 else perform_write(
-            op, &p.Parameters.Write, file, request.arguments.open_flags & FUSE_WRITE_KILL_SUIDGID)
+            op, &p.Parameters.Write, file, request.arguments.open_flags,
+            request.arguments.flags & <uint32_t>O_APPEND and p.Parameters.Write.ByteOffset == <int64_t>request.arguments.offset,
+            request.arguments.open_flags & FUSE_WRITE_KILL_SUIDGID)
     elif major == IRP_MJ_QUERY_OPEN or major == IRP_MJ_NETWORK_QUERY_OPEN or major == IRP_MJ_QUERY_INFORMATION:
         result = query(backing, request, p, file)
     elif major == IRP_MJ_CREATE:
@@ -721,11 +809,12 @@ cdef void backing_perform(operation_t *op) noexcept nogil:
     elif major == IRP_MJ_CLOSE:
         result = 0                       # the descriptor is closed by the handle's last user (requests.put_handle)
     elif major == IRP_MJ_DIRECTORY_CONTROL:
-        result = -EBADF if file.fd < 0 else read_directory(&p.Parameters.Directory, <handle_t *>file)
+        result = -EBADF if file.fd < 0 else read_directory(request, &p.Parameters.Directory, <handle_t *>file)
     elif major == IRP_MJ_SET_INFORMATION:
         request.info_known = 0
         if p.Parameters.SetFile.FileInformationClass == FileEndOfFileInformation:
-            result = truncate_file(backing, file, p.Parameters.SetFile.EndOfFile, p.Parameters.SetFile.Flags & FATTR_KILL_SUIDGID)
+            result = truncate_file(backing, op.data.Thread, file, p.Parameters.SetFile.EndOfFile,
+                                   p.Parameters.SetFile.Flags & FATTR_KILL_SUIDGID)
         elif p.Parameters.SetFile.FileInformationClass == FileBasicInformation:
             result = set_times(backing, file, &p.Parameters.SetFile)
         elif p.Parameters.SetFile.FileInformationClass == FileDispositionInformation:
@@ -733,10 +822,10 @@ cdef void backing_perform(operation_t *op) noexcept nogil:
         elif p.Parameters.SetFile.FileInformationClass == FileLinkInformation:
             result = link_name(backing, request, file, &p.Parameters.SetFile)
         else:
-            result = rename_name(backing, file, &p.FileName, &p.Parameters.SetFile)
+            result = rename_name(backing, op.data.Thread, file, &p.FileName, &p.Parameters.SetFile)
     elif major == IRP_MJ_SET_SECURITY and not p.Parameters.Security.SecurityInformation & LABEL_SECURITY_INFORMATION:
         request.info_known = 0
-        result = set_security(backing, file, &p.Parameters.Security)
+        result = set_security(backing, op.data.Thread, file, &p.Parameters.Security)
     elif major == IRP_MJ_QUERY_EA or major == IRP_MJ_QUERY_SECURITY:
         result = perform_ea(backing, request, &p.Parameters.Ea, file, True)
     elif major == IRP_MJ_SET_EA or major == IRP_MJ_SET_SECURITY:

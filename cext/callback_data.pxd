@@ -143,6 +143,7 @@ cpdef enum FileInformationClass:
 cpdef enum FsControlCode:
     FSCTL_SET_REPARSE_POINT = 0x900A4   # symlink
     FSCTL_GET_REPARSE_POINT = 0x900A8   # readlink
+    FSCTL_MANAGE_BYPASS_IO = 0x90448    # may this open be bypassed? Completing it with an error vetoes that
 
 # QuerySecurity/SetSecurity.SecurityInformation
 cpdef enum SecurityInformation:
@@ -181,6 +182,9 @@ cdef enum:
     FO_DIRECTORY = 2
     FO_VOLUME_OPEN = 4                   # the volume itself (SKIP_NON_DASD_IO spares nothing else)
     FO_OPENED = 8                        # the base has it open (fd, or the synthesised open has succeeded)
+    FO_COUNTED = 16                      # its inode counts it among its open files (bypass.pyx, with the two below)
+    FO_ON_BACKING_ID = 32                # the kernel maps the backing file for it, and reads and writes it unless DIRECT_IO
+    FO_BYPASSED = 64                     # no filter sees its reads and writes
 
 ctypedef struct FILE_OBJECT:
     node_t *Node                         # what is open; NULL before a create by name has succeeded
@@ -240,7 +244,7 @@ ctypedef struct SECURITY_PARAMETERS:     # SET_SECURITY of mode and owner
     uint32_t Mode
     uint32_t Uid
     uint32_t Gid
-    uint32_t KillSetId                   # clear set-user-ID, and set-group-ID where the group may execute (Mode is then not given)
+    uint32_t KillSetId                   # clear set-user-ID, and set-group-ID unless a member of the group asks and the group may not execute (Mode is then not given)
 
 ctypedef struct DIRECTORY_PARAMETERS:    # QUERY_DIRECTORY
     uint32_t Length                      # of Buffer
@@ -301,7 +305,6 @@ ctypedef struct REQUESTOR:               # whom the request is from; pid is foun
 cdef enum:
     REQUEST_PRINCIPAL = 1                # this operation is what the request asked for (the SET_INFORMATION of an unlink)
     REQUEST_FIRST = 2                    # the first operation of its request
-    REQUEST_LAST = 4                     # no operation of this request comes after it
 
 ctypedef struct FLT_CALLBACK_DATA:
     uint32_t Flags
@@ -329,17 +332,26 @@ cdef class CallbackData:
     """The Python face of one operation, alive only while the callback it was given to runs."""
     cdef FLT_CALLBACK_DATA *data         # NULL once the callback has returned
     cdef const FLT_RELATED_OBJECTS *objects
-    cdef object owner                    # keeps the memory behind `buffer` alive, or None
+    cdef object owner                    # the Python object whose memory the request's buffer is, or None
+    cdef list carried                    # what callbacks above have put into the parameters, or None
     cdef bint writable                   # may `buffer` be written in place
     cdef list views                      # memoryviews given out
+    cdef list copies                     # stand-ins for memory that belongs to no Python object
     cdef list kept                       # what the callback put into the parameters (new names and buffers)
+    cdef bytes new_entries               # a listing that counts when the callback returns
+    cdef bint size_changed
+    cdef uint64_t old_size
     cdef FLT_CALLBACK_DATA *live(self) except NULL
+    cdef void commit(self)               # the callback has returned what is legal: what it made counts
+    cdef void undo(self)                 # it has not
     cdef void end(self)
     cdef object view(self, void *start, Py_ssize_t length, bint writable)
+    cdef object stand_in(self, void *start, Py_ssize_t length, bint writable)
     cdef object keep(self, object thing)
     cdef int refuse(self, str what) except -1
 
-cdef CallbackData callback_data_new(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, object owner, bint writable)
+cdef CallbackData callback_data_new(
+    FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, object owner, list carried, bint writable)
 
 cdef inline void FltSetCallbackDataDirty(FLT_CALLBACK_DATA *Data) noexcept nogil:
     Data.Flags |= <uint32_t>FLTFL_CALLBACK_DATA_DIRTY

@@ -134,6 +134,7 @@ class FileInformationClass(IntEnum):
 class FsControlCode(IntEnum):
     FSCTL_SET_REPARSE_POINT = 0x900A4
     FSCTL_GET_REPARSE_POINT = 0x900A8
+    FSCTL_MANAGE_BYPASS_IO = 0x90448
 
 class SecurityInformation(IntEnum):
     OWNER_SECURITY_INFORMATION = 1
@@ -295,6 +296,9 @@ class CallbackData:
     @property
     def is_dirty(self) -> bool:
         """is_dirty"""
+    def veto_bypass(self, reason: str, status: int = ...) -> int:
+        """FltVetoBypassIo: `return data.veto_bypass("why")` in the pre callback of an FSCTL_MANAGE_BYPASS_IO. The open stands, its
+        reads and writes come to the stack, and `stackfs status` shows the reason. ValueError elsewhere."""
     def complete(self, status: int, information: int = 0) -> int:
         """Set the outcome; `return data.complete(STATUS_ACCESS_DENIED)` ends the operation (FLT_PREOP_COMPLETE)."""
     def set_dirty(self) -> None:

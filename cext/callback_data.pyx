@@ -2,7 +2,8 @@
 
 A callback gets a CallbackData that is alive until it returns: afterwards every attribute raises ReferenceError, and
 every memoryview taken from it raises ValueError, views of views included. Nothing ever reads freed memory: whoever
-still holds the raw buffer (a ctypes or NumPy array) keeps its owner alive until it lets go.
+still holds the raw buffer (a ctypes or NumPy array) keeps its owner alive until it lets go. Memory that no Python object
+owns is never given out: a copy stands for it, and is written back when the callback returns.
 
 Parameters may be changed by a pre callback; the change counts only when the callback also says `set_dirty()`, and only
 the layers below see it. `status` and `information` need no `set_dirty()`.
@@ -17,8 +18,9 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.string cimport memcpy
 
+from stackfs.cext.bypass cimport bypass_veto
 from stackfs.cext.inode_table cimport operation_path
-from stackfs.cext.ntstatus cimport NTSTATUS, NT_SUCCESS
+from stackfs.cext.ntstatus cimport NTSTATUS, NT_SUCCESS, STATUS_NOT_SUPPORTED
 from stackfs.cext.process cimport COMM_LENGTH, requestor_comm, requestor_pid
 
 from collections import namedtuple
@@ -61,14 +63,39 @@ cdef enum:
 
 @cython.final
 cdef class _Memory:
-    """Exports the memory of a parameter; holds what owns that memory."""
+    """Exports the memory of a parameter; holds, and pins, what owns that memory."""
     cdef void *start
     cdef Py_ssize_t length
     cdef bint writable
     cdef object owner
+    cdef Py_buffer pinned
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.pinned)
+
+    cdef bint pin(self, object owner) except -1:
+        """False: the memory is not, or not all, this object's."""
+        PyObject_GetBuffer(owner, &self.pinned, PyBUF_SIMPLE)
+        if <char *>self.start >= <char *>self.pinned.buf and \
+                <char *>self.start + self.length <= <char *>self.pinned.buf + self.pinned.len:
+            return True
+        PyBuffer_Release(&self.pinned)
+        return False
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         PyBuffer_FillInfo(view, self, self.start, self.length, not self.writable, flags)
+
+
+@cython.final
+cdef class _Copy:
+    """Stands for memory that no Python object owns."""
+    cdef void *original
+    cdef bytes content
+    cdef bint writable
+
+    cdef void write_back(self):
+        if self.writable:
+            memcpy(self.original, PyBytes_AS_STRING(self.content), len(self.content))
 
 
 # Managed buffers that somebody still held when their callback had returned: kept until they are let go.
@@ -112,11 +139,13 @@ cdef void sweep():
             graveyard.append(grave)
 
 
-cdef CallbackData callback_data_new(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, object owner, bint writable):
+cdef CallbackData callback_data_new(
+        FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, object owner, list carried, bint writable):
     cdef CallbackData face = CallbackData.__new__(CallbackData)
     face.data = data
     face.objects = objects
     face.owner = owner
+    face.carried = carried
     face.writable = writable
     return face
 
@@ -133,6 +162,18 @@ cdef class CallbackData:
             raise ReferenceError("callback data used after its callback has returned")
         return self.data
 
+    cdef void commit(self):
+        cdef _Copy copy
+        if self.copies is not None:
+            for copy in self.copies:
+                copy.write_back()
+        if self.new_entries is not None:
+            memcpy(self.data.Iopb.Parameters.Directory.Buffer, PyBytes_AS_STRING(self.new_entries), len(self.new_entries))
+
+    cdef void undo(self):
+        if self.size_changed:
+            self.data.Iopb.Parameters.QueryFile.Info.stx_size = self.old_size
+
     cdef void end(self):
         self.data = NULL
         self.objects = NULL
@@ -142,19 +183,42 @@ cdef class CallbackData:
             self.views = None
         if graveyard:
             sweep()
-        self.owner = None
+        self.owner = self.carried = self.copies = None
 
     cdef object view(self, void *start, Py_ssize_t length, bint writable):
         cdef _Memory memory = _Memory.__new__(_Memory)
+        cdef _Copy copy
         memory.start = start
         memory.length = length
         memory.writable = writable
-        memory.owner = self.owner
+        if not (self.owner is not None and memory.pin(self.owner)):
+            for swapped in (self.carried or []) + (self.kept or []):
+                if isinstance(swapped, _Swapped) and memory.pin(swapped):
+                    break
+            else:
+                copy = self.stand_in(start, length, writable)
+                memory.start = PyBytes_AS_STRING(copy.content)
+                memory.owner = copy
         view = memoryview(memory)
         if self.views is None:
             self.views = []
         self.views.append(view)
         return view
+
+    cdef object stand_in(self, void *start, Py_ssize_t length, bint writable):
+        cdef _Copy copy
+        if self.copies is None:
+            self.copies = []
+        for copy in self.copies:
+            if copy.original == start and len(copy.content) >= length:
+                return copy
+        copy = _Copy.__new__(_Copy)
+        copy.original = start
+        copy.content = PyBytes_FromStringAndSize(NULL, length)     # nobody else has it: it may be written
+        copy.writable = writable
+        memcpy(PyBytes_AS_STRING(copy.content), start, length)
+        self.copies.append(copy)
+        return copy
 
     cdef object keep(self, object thing):
         if self.kept is None:
@@ -356,7 +420,7 @@ cdef class CallbackData:
         cdef void *start = buffer_of(self.live(), &length)
         if start is NULL:
             return None
-        return self.view(start, length, self.writable and self.data.Iopb.MajorFunction != IRP_MJ_WRITE)
+        return self.view(start, length, self.writable and gives_data(self.data))
 
     @buffer.setter
     def buffer(self, value):
@@ -410,6 +474,9 @@ cdef class CallbackData:
     def size(self, uint64_t value):
         if not is_query(self.live().Iopb.MajorFunction) or self.data.Iopb.Parameters.QueryFile.Info is NULL:
             self.refuse("size")
+        if not self.size_changed:
+            self.size_changed = True
+            self.old_size = self.data.Iopb.Parameters.QueryFile.Info.stx_size
         self.data.Iopb.Parameters.QueryFile.Info.stx_size = value
 
     @property
@@ -441,6 +508,8 @@ cdef class CallbackData:
             self.refuse("entries")
         if not data.Flags & FLTFL_CALLBACK_DATA_POST_OPERATION or not NT_SUCCESS(data.IoStatus.Status):
             return []
+        if self.new_entries is not None:
+            return unpack_entries(PyBytes_AS_STRING(self.new_entries), len(self.new_entries))
         return unpack_entries(<char *>data.Iopb.Parameters.Directory.Buffer,
                               min(data.IoStatus.Information, <uint64_t>data.Iopb.Parameters.Directory.Length))
 
@@ -452,7 +521,7 @@ cdef class CallbackData:
         packed = pack_entries(value)
         if len(packed) > data.Iopb.Parameters.Directory.Length:
             raise ValueError("the new entries are longer than the caller's buffer")
-        memcpy(data.Iopb.Parameters.Directory.Buffer, PyBytes_AS_STRING(packed), len(packed))
+        self.new_entries = packed
         data.IoStatus.Information = len(packed)
 
     @property
@@ -501,6 +570,17 @@ cdef class CallbackData:
         self.data.IoStatus.Information = information
         return FLT_PREOP_COMPLETE
 
+    def veto_bypass(self, str reason not None, uint32_t status=STATUS_NOT_SUPPORTED):
+        """FltVetoBypassIo: `return data.veto_bypass("why")` in the pre callback of an FSCTL_MANAGE_BYPASS_IO. The open stands, its
+        reads and writes come to the stack, and `stackfs status` shows the reason."""
+        cdef FLT_CALLBACK_DATA *data = self.live()
+        cdef bytes text = reason.encode("utf-8", "replace")
+        if data.Iopb.MajorFunction != IRP_MJ_FILE_SYSTEM_CONTROL or \
+                data.Iopb.Parameters.Control.ControlCode != FSCTL_MANAGE_BYPASS_IO:
+            self.refuse("bypass to veto")
+        bypass_veto(self.objects, text)
+        return self.complete(status)
+
     def set_dirty(self):
         """FltSetCallbackDataDirty: the changes made to the parameters count."""
         FltSetCallbackDataDirty(self.live())
@@ -529,6 +609,9 @@ cdef class _Swapped:
     def __dealloc__(self):
         PyBuffer_Release(&self.held)
 
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, self.held.buf, self.held.len, self.held.readonly, flags)
+
 
 cdef bytes component(object value):
     """A file name as bytes; refuses what would leave its directory."""
@@ -551,6 +634,14 @@ cdef bint has_target(const FLT_CALLBACK_DATA *data) noexcept:
 
 cdef bint is_query(uint8_t major) noexcept:
     return major == IRP_MJ_QUERY_INFORMATION or major == IRP_MJ_QUERY_OPEN or major == IRP_MJ_NETWORK_QUERY_OPEN
+
+
+cdef bint gives_data(const FLT_CALLBACK_DATA *data) noexcept:
+    """The operation fills its buffer. (The directory's is filled through `entries`, which keeps its records whole.)"""
+    cdef uint8_t major = data.Iopb.MajorFunction
+    if major == IRP_MJ_FILE_SYSTEM_CONTROL or major == IRP_MJ_DEVICE_CONTROL:
+        return data.Iopb.Parameters.Control.OutputBuffer is not NULL
+    return major == IRP_MJ_READ or major == IRP_MJ_QUERY_EA or major == IRP_MJ_QUERY_SECURITY
 
 
 cdef void *buffer_of(const FLT_CALLBACK_DATA *data, Py_ssize_t *length) noexcept:

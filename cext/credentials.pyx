@@ -8,7 +8,7 @@ the umask is left alone and the mode is given without its bits.
 Without root nothing is changed but the umask: everything belongs to the user who mounted.
 """
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from stackfs.cext.callback_data cimport REQUESTOR
 
@@ -53,6 +53,11 @@ cdef extern from *:
         syscall(SYS_setfsgid, (unsigned long)gid);
         if (!uid_first) syscall(SYS_setfsuid, (unsigned long)uid);
     }
+    static __thread int stackfs_groups_dropped;
+    static void stackfs_drop_groups(void) {
+        if (!stackfs_groups_dropped && syscall(SYS_setgroups, 0L, (void *)0) == 0) stackfs_groups_dropped = 1;
+    }
+    static void stackfs_setfsgid(unsigned gid) { syscall(SYS_setfsgid, (unsigned long)gid); }
     #define CAP_BIT(c) ((uint64_t)1 << (c))
     #define STACKFS_OVERRIDES (CAP_BIT(CAP_DAC_OVERRIDE) | CAP_BIT(CAP_DAC_READ_SEARCH))
     #define STACKFS_MKNOD CAP_BIT(CAP_MKNOD)
@@ -62,6 +67,8 @@ cdef extern from *:
     int stackfs_capget(uint64_t *effective, uint64_t *permitted, uint64_t *inheritable) nogil
     void stackfs_capset(uint64_t effective, uint64_t permitted, uint64_t inheritable) nogil
     void stackfs_setgroups(int count, unsigned group) nogil
+    void stackfs_drop_groups() nogil
+    void stackfs_setfsgid(unsigned gid) nogil
     void stackfs_setfsid(unsigned uid, unsigned gid, int uid_first) nogil
     uint64_t STACKFS_OVERRIDES
     uint64_t STACKFS_FSETID
@@ -72,6 +79,9 @@ cdef extern from "<sys/stat.h>" nogil:
 cdef extern from "<unistd.h>" nogil:
     uint32_t geteuid()
 
+
+cdef enum:
+    NOBODYS_GROUP = 0xFFFFFFFE           # a valid number that no file has
 
 # The capability sets of this process, read once: nobody here changes them but for the length of one system call.
 cdef uint64_t effective_set = 0
@@ -107,15 +117,34 @@ cdef uint32_t assume(credentials_t *saved, const REQUESTOR *who, uint32_t mask) 
     return left
 
 
-cdef void drop_fsetid(credentials_t *saved) noexcept nogil:
+cdef void drop_fsetid(credentials_t *saved, int64_t group) noexcept nogil:
     saved.assumed = 0
+    saved.changed_groups = 0
     saved.without_fsetid = is_root
-    if is_root:
-        stackfs_capset(effective_set & ~STACKFS_FSETID, permitted_set, inheritable_set)
+    if not is_root:
+        return
+    stackfs_capset(effective_set & ~STACKFS_FSETID, permitted_set, inheritable_set)
+    if group > 0:
+        saved.changed_groups = 1
+        stackfs_setfsgid(<unsigned>group)
+    elif group < 0:                      # root's own groups must not count as the caller's
+        saved.changed_groups = 1
+        stackfs_drop_groups()
+        stackfs_setfsgid(NOBODYS_GROUP)
+
+
+cdef void add_group(credentials_t *saved, uint32_t group) noexcept nogil:
+    if saved.without_fsetid:
+        saved.changed_groups = 2
+        stackfs_setgroups(1, group)
 
 
 cdef void restore(credentials_t *saved) noexcept nogil:
     if saved.without_fsetid:
+        if saved.changed_groups:
+            stackfs_setfsgid(0)
+        if saved.changed_groups == 2:
+            stackfs_setgroups(0, 0)
         stackfs_capset(effective_set, permitted_set, inheritable_set)
         saved.without_fsetid = 0
     if saved.assumed and saved.own_umask:

@@ -1,4 +1,4 @@
-# The device: reads /dev/fuse, forwards to the IRP lane, serves what the lane cannot (device.pyx tells how).
+# The device: one FUSE connection, put together from its parts (device.pyx tells how).
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from stackfs.cext.requests cimport Volume, vfs_request_t

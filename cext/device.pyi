@@ -1,4 +1,4 @@
-"""The device: reads /dev/fuse, forwards to the IRP lane, serves what the lane cannot.
+"""The device: reads /dev/fuse, serves requests, forwards to the IRP lane.
 
 Start:    1. daemonise first (threads do not survive a fork), then mount: fd, see stackfs.mounting.
           2. device = Device(fd, volume, ...); pyfuse3.init(operations, f"/dev/fd/{device.detach_lane_fd()}", options)
@@ -28,13 +28,17 @@ class Device:
         fd: int,
         volume: Volume,
         *,
+        lanes: str = "auto",
         max_write: int = 0,
         posix_acl: bool = True,
         cache_symlinks: bool = True,
         direct_io_allow_mmap: bool = True,
+        passthrough: bool = False,
     ) -> None:
         """Make the socket pair to the IRP lane. Threads start with start(), not here.
 
+        lanes: "auto": requests are served by the device's threads, and go to the IRP lane when a filter refuses them as
+        fast I/O; "irp": every request that pyfuse3 has a handler for is forwarded to it.
         max_write: bytes, 0 for the largest that the socket pair and the kernel carry (1 MiB at most); a smaller
         number is rounded down to whole pages. The flags are what is asked for at INIT; what the kernel does not
         offer is done without (negotiated tells). Raises OSError, also when net.core.wmem_max is too small to mount.

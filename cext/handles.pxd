@@ -14,7 +14,7 @@ cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
         pass
 
-cdef struct listing_t:                   # directory: linux_dirent64 records read ahead
+cdef struct ahead_t:                     # directory: linux_dirent64 records read ahead
     char *entries                        # NULL: none
     uint32_t length
     uint32_t at                          # next record to give out
@@ -27,7 +27,7 @@ cdef struct handle_t:
     uint32_t generation
     int open                             # found by its number
     handle_t *next_free
-    listing_t listing
+    ahead_t ahead
     int reading                          # atomic: 1 while the descriptor's position is somebody's
     int64_t position                     # where the descriptor stands
 
@@ -50,5 +50,5 @@ cdef void handle_publish(handle_table_t *table, handle_t *handle) noexcept nogil
 cdef bint handle_put(handle_table_t *table, handle_t *handle) noexcept nogil
 cdef void handle_free(handle_table_t *table, handle_t *handle) noexcept nogil
 
-cdef void listing_take(handle_table_t *table, handle_t *handle, listing_t *listing) noexcept nogil
-cdef void listing_give(handle_table_t *table, handle_t *handle, listing_t *listing) noexcept nogil
+cdef void ahead_take(handle_table_t *table, handle_t *handle, ahead_t *ahead) noexcept nogil
+cdef void ahead_give(handle_table_t *table, handle_t *handle, ahead_t *ahead) noexcept nogil

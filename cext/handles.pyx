@@ -35,7 +35,7 @@ cdef void handles_free(handle_table_t *table) noexcept nogil:
     for i in range(table.count):
         if table.handles[i].references and table.handles[i].file.fd >= 0:
             close(table.handles[i].file.fd)
-        free(table.handles[i].listing.entries)
+        free(table.handles[i].ahead.entries)
         free(table.handles[i].file.Name)
         free(table.handles[i])
     free(table.handles)
@@ -127,10 +127,10 @@ cdef bint handle_put(handle_table_t *table, handle_t *handle) noexcept nogil:
 
 
 cdef void handle_free(handle_table_t *table, handle_t *handle) noexcept nogil:
-    free(handle.listing.entries)
+    free(handle.ahead.entries)
     free(handle.file.Name)
     pthread_mutex_lock(&table.mutex)
-    handle.listing.entries = NULL
+    handle.ahead.entries = NULL
     handle.file.Name = NULL
     handle.file.fh = 0
     handle.next_free = table.free
@@ -138,17 +138,17 @@ cdef void handle_free(handle_table_t *table, handle_t *handle) noexcept nogil:
     pthread_mutex_unlock(&table.mutex)
 
 
-cdef void listing_take(handle_table_t *table, handle_t *handle, listing_t *listing) noexcept nogil:
+cdef void ahead_take(handle_table_t *table, handle_t *handle, ahead_t *ahead) noexcept nogil:
     pthread_mutex_lock(&table.mutex)
-    listing[0] = handle.listing
-    memset(&handle.listing, 0, cython.sizeof(listing_t))
+    ahead[0] = handle.ahead
+    memset(&handle.ahead, 0, cython.sizeof(ahead_t))
     pthread_mutex_unlock(&table.mutex)
 
 
-cdef void listing_give(handle_table_t *table, handle_t *handle, listing_t *listing) noexcept nogil:
+cdef void ahead_give(handle_table_t *table, handle_t *handle, ahead_t *ahead) noexcept nogil:
     pthread_mutex_lock(&table.mutex)
-    if handle.listing.entries is NULL:
-        handle.listing = listing[0]
-        listing.entries = NULL
+    if handle.ahead.entries is NULL:
+        handle.ahead = ahead[0]
+        ahead.entries = NULL
     pthread_mutex_unlock(&table.mutex)
-    free(listing.entries)
+    free(ahead.entries)

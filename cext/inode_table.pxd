@@ -4,7 +4,7 @@
 # knows the names (parent, name) it was reached by, so that a descriptor can be opened again and a path rebuilt.
 # One mutex guards the whole table and is never held across a system call. A node lives while lookups + references > 0.
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from stackfs.cext.callback_data cimport FLT_CALLBACK_DATA, FLT_RELATED_OBJECTS, node_t, statx_t
 
 cdef extern from "<pthread.h>" nogil:
@@ -30,6 +30,9 @@ cdef struct node_t:
     uint32_t device                      # makedev
     uint32_t references                  # what we hold: operations, handles, names of children
     int fd                               # O_PATH descriptor, or -1
+    int32_t backing_id                   # passthrough: the id of its backed opens, or 0 (bypass.pyx guards these three)
+    uint32_t backed_opens
+    uint32_t plain_opens                 # open regular files without one
     uint16_t fd_users                    # > 0: not to be closed
     uint16_t type                        # st_mode & S_IFMT
     uint8_t live
@@ -92,6 +95,8 @@ cdef void identify(const statx_t *found, identity_t *what) noexcept nogil
 # An O_PATH descriptor of the node, good until node_close(); or a negative errno (-ESTALE: none of its names leads to it).
 cdef int node_open(inode_table_t *table, node_t *node) noexcept nogil
 cdef void node_close(inode_table_t *table, node_t *node) noexcept nogil
+# Out of descriptors: closes a few that nobody uses. How many.
+cdef int descriptors_shed(inode_table_t *table) noexcept nogil
 
 # Names. A node about to lose its last known name gets its descriptor pinned first: pass what name_pin() returned to
 # name_removed() or name_unpin(). name_moved() is for renames (exchange: both names change places; linked: both names led

@@ -15,7 +15,7 @@ call. Functions take and release it themselves; those named *_locked expect it h
 """
 
 cimport cython
-from libc.errno cimport EAGAIN, ELOOP, ENAMETOOLONG, ENOENT, ENOMEM, ESTALE, errno
+from libc.errno cimport EAGAIN, EMFILE, ENAMETOOLONG, ENOENT, ENOMEM, ESTALE, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from stackfs.cext.stack cimport FLT_VOLUME  # no-cython-lint: completes the struct
@@ -55,9 +55,7 @@ cdef extern from *:
 cdef enum:
     SLAB = 1024                          # nodes allocated at a time
     EVICT_AT_ONCE = 16
-    OPEN_DEPTH = 64                      # parents opened one inside the other (open_within)
-    OPEN_STRIDE = 32                     # a longer way is gone in steps of this many (open_far)
-    OPEN_TRIES = 256                     # names tried for one descriptor
+    OTHER_WAYS = 64
 
 
 # --- hashing ------------------------------------------------------------------------------------------------------
@@ -443,12 +441,12 @@ cdef void push_lru_locked(inode_table_t *table, node_t *node) noexcept nogil:
     table.descriptors += 1
 
 
-cdef int evict_locked(inode_table_t *table, int *victims) noexcept nogil:
+cdef int evict_locked(inode_table_t *table, uint32_t limit, int *victims) noexcept nogil:
     """Takes up to EVICT_AT_ONCE descriptors that nobody uses out of the LRU; the caller closes them."""
     cdef int count = 0
     cdef node_t *node = table.oldest
     cdef node_t *newer
-    while node is not NULL and table.descriptors > table.descriptor_limit and count < EVICT_AT_ONCE:
+    while node is not NULL and table.descriptors > limit and count < EVICT_AT_ONCE:
         newer = node.newer
         if node.fd_users == 0:
             victims[count] = node.fd
@@ -459,98 +457,145 @@ cdef int evict_locked(inode_table_t *table, int *victims) noexcept nogil:
     return count
 
 
-cdef int node_open(inode_table_t *table, node_t *node) noexcept nogil:
-    cdef int tries = OPEN_TRIES
-    cdef int fd = open_within(table, node, OPEN_DEPTH, &tries)
-    return open_far(table, node) if fd == -ELOOP else fd
-
-
-cdef int open_far(inode_table_t *table, node_t *node) noexcept nogil:
-    """For a node deep below the nearest open one: opens some of its ancestors first, from the top. A directory tree may be
-    deeper than any stack, and where it was changed beside the mount the names known may lead in a circle."""
-    cdef node_t **stations = NULL
-    cdef node_t *held = NULL
-    cdef node_t *at = node
-    cdef uint64_t depth = 0
-    cdef uint64_t count, i
-    cdef int tries
-    cdef int fd = 0
+cdef int descriptors_shed(inode_table_t *table) noexcept nogil:
+    cdef int victims[EVICT_AT_ONCE]
+    cdef int count, i
     pthread_mutex_lock(&table.mutex)
-    while at.fd < 0 and at.names is not NULL and not at.deleted and depth <= table.node_count:
-        at = at.names.parent
-        depth += 1
-    count = depth // OPEN_STRIDE
-    if depth <= table.node_count:
-        stations = <node_t **>malloc((count + 1) * cython.sizeof(void_pointer))
-    if stations is NULL:
-        pthread_mutex_unlock(&table.mutex)
-        return -ESTALE if depth > table.node_count else -ENOMEM
-    at = node
-    for i in range(count * OPEN_STRIDE):
-        at = at.names.parent
-        if (i + 1) % OPEN_STRIDE == 0:
-            at.references += 1
-            stations[i // OPEN_STRIDE] = at
+    count = evict_locked(table, 0, victims)
     pthread_mutex_unlock(&table.mutex)
-    for i in range(count + 1):
-        at = node if i == count else stations[count - 1 - i]
+    for i in range(count):
+        close(victims[i])
+    return count
+
+
+cdef inline int use_locked(inode_table_t *table, node_t *node) noexcept nogil:
+    """The descriptor of a node that has one, from now on in use."""
+    node.fd_users += 1
+    if not node.pinned and table.newest is not node:
+        unlink_lru_locked(table, node)
+        push_lru_locked(table, node)
+    return node.fd
+
+
+cdef int node_open(inode_table_t *table, node_t *node) noexcept nogil:
+    cdef int ways = OTHER_WAYS
+    cdef int fd = -1
+    pthread_mutex_lock(&table.mutex)
+    if node.fd >= 0:
+        fd = use_locked(table, node)
+    pthread_mutex_unlock(&table.mutex)
+    return fd if fd >= 0 else climb(table, node, &ways)
+
+
+cdef int climb(inode_table_t *table, node_t *node, int *ways) noexcept nogil:
+    """Up by the names reached last to the first directory whose descriptor is open, and down again, opening each. Not by
+    recursion: how deep a tree is, its users decide. ways: how many other names may yet be tried on the whole."""
+    cdef node_t *near[16]                # from the node upwards, each with a reference
+    cdef node_t **path = &near[0]
+    cdef node_t **longer
+    cdef node_t *above = node
+    cdef node_t *mark = node             # Brent's: names changed beside the mount may lead round in a circle
+    cdef uint32_t count = 0, capacity = 16, turn = 16
+    cdef uint32_t i
+    cdef int fd = -ESTALE
+    cdef int child_fd
+    pthread_mutex_lock(&table.mutex)
+    while above.fd < 0 and not above.deleted and above.names is not NULL:
+        if count == capacity:
+            longer = <node_t **>realloc(NULL if path is &near[0] else path, 2 * capacity * cython.sizeof(void_pointer))
+            if longer is NULL:
+                fd = -ENOMEM
+                break
+            if path is &near[0]:
+                memcpy(longer, path, capacity * cython.sizeof(void_pointer))
+            path = longer
+            capacity *= 2
+        above.references += 1
+        path[count] = above
+        count += 1
+        above = above.names.parent
+        if above is mark:
+            break
+        if count == turn:
+            mark = above
+            turn *= 2
+    above.references += 1
+    if above.fd >= 0:
+        fd = use_locked(table, above)
+    pthread_mutex_unlock(&table.mutex)
+    for i in range(count):
+        child_fd = fd
         if fd >= 0:
-            tries = OPEN_TRIES
-            fd = open_within(table, at, OPEN_DEPTH, &tries)
-        if held is not NULL:
-            node_close(table, held)
-            node_put(table, held)
-            held = NULL
-        if i < count:
-            if fd >= 0:
-                held = at
-            else:
-                node_put(table, at)
-    free(stations)
-    return -ESTALE if fd == -ELOOP else fd
+            child_fd = open_below(table, path[count - 1 - i], above, fd)
+            node_close(table, above)
+        if child_fd < 0:
+            child_fd = by_other_name(table, path[count - 1 - i], above, ways, child_fd)
+        node_put(table, above)
+        above = path[count - 1 - i]
+        fd = child_fd
+    node_put(table, above)               # the node itself, which the caller holds
+    if path is not &near[0]:
+        free(path)
+    return fd
 
 
-cdef int open_within(inode_table_t *table, node_t *node, int depth, int *tries) noexcept nogil:
-    """node_open() with at most `depth` parents opened one inside the other (else -ELOOP)."""
+cdef int by_other_name(inode_table_t *table, node_t *node, const node_t *tried, int *ways, int error) noexcept nogil:
+    """Opens a node by one of its names in other directories than the one tried. error: what that one gave."""
     cdef char name[256]
     cdef node_t *parent
-    cdef int parent_fd, fd, error, index = 0
+    cdef int index = 0
+    cdef int parent_fd, fd
+    while ways[0] > 0 and name_of(table, node, index, name, &parent):
+        index += 1
+        if parent is tried:
+            node_put(table, parent)
+            continue
+        ways[0] -= 1
+        pthread_mutex_lock(&table.mutex)
+        parent_fd = use_locked(table, parent) if parent.fd >= 0 else -1
+        pthread_mutex_unlock(&table.mutex)
+        if parent_fd < 0:
+            parent_fd = climb(table, parent, ways)
+        if parent_fd >= 0:
+            fd = open_below(table, node, parent, parent_fd)
+            node_close(table, parent)
+            if fd >= 0:
+                node_put(table, parent)
+                return fd
+            error = fd
+        node_put(table, parent)
+    return error
+
+
+cdef int open_below(inode_table_t *table, node_t *node, const node_t *parent, int parent_fd) noexcept nogil:
+    """Opens a node by its names in a directory, if one of them still leads to it. In use from then on."""
+    cdef char text[256]
+    cdef name_t *name
+    cdef int fd, skip, i
+    cdef int at = 0
+    cdef int error = -ESTALE
     cdef int victims[EVICT_AT_ONCE]
     cdef int count = 0
     cdef statx_t found
     cdef identity_t what
-    pthread_mutex_lock(&table.mutex)
-    if node.fd >= 0:
-        node.fd_users += 1
-        if not node.pinned and table.newest is not node:
-            unlink_lru_locked(table, node)
-            push_lru_locked(table, node)
-        fd = node.fd
-        pthread_mutex_unlock(&table.mutex)
-        return fd
-    pthread_mutex_unlock(&table.mutex)
-    if depth == 0:
-        return -ELOOP
-    error = -ESTALE
     while True:
-        if tries[0] == 0 or name_of(table, node, index, name, &parent) == 0:
+        skip = at
+        pthread_mutex_lock(&table.mutex)
+        name = NULL if node.deleted else node.names
+        while name is not NULL and (name.parent is not parent or skip > 0):
+            skip -= name.parent is parent
+            name = name.next
+        if name is not NULL:
+            memcpy(text, name.bytes, name.length + 1)
+        pthread_mutex_unlock(&table.mutex)
+        if name is NULL:
             return error
-        index += 1
-        tries[0] -= 1
-        parent_fd = open_within(table, parent, depth - 1, tries)
-        if parent_fd < 0:
-            error = parent_fd
-            node_put(table, parent)
-            if error == -ELOOP:
-                return error
-            continue
-        fd = openat(parent_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
-        error = -errno
-        node_close(table, parent)
-        node_put(table, parent)
+        at += 1
+        fd = openat(parent_fd, text, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+        while fd < 0 and errno == EMFILE and descriptors_shed(table):
+            fd = openat(parent_fd, text, O_PATH | O_NOFOLLOW | O_CLOEXEC)
         if fd < 0:
-            if error == -ENOENT:         # taken away beside the mount
-                error = -ESTALE
+            error = -ESTALE if errno == ENOENT else -errno       # ENOENT: taken away beside the mount
             continue
         if statx(fd, b"", AT_EMPTY_PATH, STATX_INO | STATX_TYPE | STATX_BTIME, &found) == 0:
             identify(&found, &what)
@@ -563,16 +608,15 @@ cdef int open_within(inode_table_t *table, node_t *node, int depth, int *tries) 
     if node.fd >= 0:                     # somebody else was faster
         victims[0] = fd
         count = 1
-        fd = node.fd
-        node.fd_users += 1
+        fd = use_locked(table, node)
     else:
         node.fd = fd
         node.fd_users += 1
         push_lru_locked(table, node)
-        count = evict_locked(table, victims)
+        count = evict_locked(table, table.descriptor_limit, victims)
     pthread_mutex_unlock(&table.mutex)
-    for index in range(count):
-        close(victims[index])
+    for i in range(count):
+        close(victims[i])
     return fd
 
 

@@ -4,14 +4,19 @@ The kernel names the thread (tid). Its process id and command name come from /pr
 descriptors of /proc/TID/comm: such a descriptor belongs to that very thread, so a read of it gives the name of now
 (an exec changes it), and fails with ESRCH once the thread is gone, even when its number has been given to another.
 
-Any thread may call these functions, without the GIL. One mutex guards the cache; it is not held across a system call:
-an entry in use is pinned instead.
+A read of it costs a microsecond, so what was read is kept as well, for whoever is content with the name of a moment
+ago (requestor_recently): for COMM_AGE at most, and only while the thread is asked about again and again. A thread
+that paused for COMM_PAUSE may have become another program meanwhile, and is read anew.
+
+Any thread may call these functions, without the GIL. A thread's entry lies in one of the four places of its set; a mutex
+guards each set, and is not held across a system call: an entry in use is pinned instead.
 """
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport atoi
-from libc.string cimport memset, strstr
+from libc.string cimport memcpy, memset, strstr
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from stackfs.cext.callback_data cimport REQUESTOR
 
@@ -33,21 +38,33 @@ cdef extern from "<unistd.h>" nogil:
 
 
 cdef enum:
-    ENTRIES = 256
+    SETS = 64
+    WAYS = 4
 
 cdef struct entry_t:
     uint32_t tid
     uint32_t pid
     int fd                               # of /proc/TID/comm; -1: free
     int users
-    uint64_t used                        # clock of the last use
+    int64_t used                         # when it was last asked for (monotonic ns)
+    int64_t read_at                      # when `comm` was read, 0: not yet
+    char comm[COMM_LENGTH]
 
-cdef pthread_mutex_t mutex
-cdef entry_t cache[ENTRIES]
-cdef uint64_t clock = 0
-pthread_mutex_init(&mutex, NULL)
-for _i in range(ENTRIES):
-    cache[_i].fd = -1
+cdef struct set_t:
+    pthread_mutex_t mutex
+    entry_t entries[WAYS]
+
+cdef set_t cache[SETS]
+for _i in range(SETS):
+    pthread_mutex_init(&cache[_i].mutex, NULL)
+    for _j in range(WAYS):
+        cache[_i].entries[_j].fd = -1
+
+
+cdef inline int64_t monotonic() noexcept nogil:
+    cdef timespec time
+    clock_gettime(CLOCK_MONOTONIC, &time)
+    return <int64_t>time.tv_sec * <int64_t>1_000_000_000 + time.tv_nsec
 
 
 cdef uint32_t read_pid(uint32_t tid) noexcept nogil:
@@ -70,39 +87,44 @@ cdef uint32_t read_pid(uint32_t tid) noexcept nogil:
     return 0 if line is NULL else <uint32_t>atoi(line + 6)
 
 
-cdef entry_t *acquire(uint32_t tid) noexcept nogil:
+cdef entry_t *acquire(set_t *group, uint32_t tid, int64_t now) noexcept nogil:
     """The pinned entry of a thread; NULL: not cached."""
-    global clock
     cdef int i
     cdef entry_t *found = NULL
-    pthread_mutex_lock(&mutex)
-    clock += 1
-    for i in range(tid % ENTRIES, tid % ENTRIES + 4):
-        if cache[i % ENTRIES].fd >= 0 and cache[i % ENTRIES].tid == tid:
-            found = &cache[i % ENTRIES]
+    pthread_mutex_lock(&group.mutex)
+    for i in range(WAYS):
+        if group.entries[i].tid == tid and group.entries[i].fd >= 0:
+            found = &group.entries[i]
             found.users += 1
-            found.used = clock
+            found.used = now
             break
-    pthread_mutex_unlock(&mutex)
+    pthread_mutex_unlock(&group.mutex)
     return found
 
 
-cdef void release(entry_t *entry, bint gone) noexcept nogil:
+cdef void release(set_t *group, entry_t *entry, const char *comm, int64_t read_at) noexcept nogil:
+    """Unpins it; comm: what was read at that time, NULL: the thread is gone."""
     cdef int fd = -1
-    pthread_mutex_lock(&mutex)
+    pthread_mutex_lock(&group.mutex)
     entry.users -= 1
-    if gone and entry.users == 0:
-        fd = entry.fd
-        entry.fd = -1
-    pthread_mutex_unlock(&mutex)
+    if comm is not NULL:
+        memcpy(entry.comm, comm, COMM_LENGTH)
+        entry.read_at = read_at
+    else:
+        entry.read_at = 0
+        if entry.users == 0:
+            fd = entry.fd
+            entry.fd = -1
+    pthread_mutex_unlock(&group.mutex)
     if fd >= 0:
         close(fd)
 
 
-cdef entry_t *enter(uint32_t tid) noexcept nogil:
-    """Opens the thread's comm and caches it in the least used of its four places; NULL: the thread is gone, or no place."""
+cdef entry_t *enter(set_t *group, uint32_t tid, int64_t now) noexcept nogil:
+    """Opens the thread's comm and caches it in its set's least used place; NULL: the thread is gone, or no place."""
     cdef char path[40]
-    cdef int fd, i, victim_fd = -1
+    cdef int fd, i
+    cdef int victim_fd = -1
     cdef uint32_t pid
     cdef entry_t *place = NULL
     cdef entry_t *candidate
@@ -111,9 +133,9 @@ cdef entry_t *enter(uint32_t tid) noexcept nogil:
     if fd < 0:
         return NULL
     pid = read_pid(tid)
-    pthread_mutex_lock(&mutex)
-    for i in range(tid % ENTRIES, tid % ENTRIES + 4):
-        candidate = &cache[i % ENTRIES]
+    pthread_mutex_lock(&group.mutex)
+    for i in range(WAYS):
+        candidate = &group.entries[i]
         if candidate.users == 0 and (place is NULL or candidate.fd < 0 or (place.fd >= 0 and candidate.used < place.used)):
             place = candidate
             if candidate.fd < 0:
@@ -124,38 +146,110 @@ cdef entry_t *enter(uint32_t tid) noexcept nogil:
         place.pid = pid
         place.fd = fd
         place.users = 1
-        place.used = clock
-    pthread_mutex_unlock(&mutex)
-    close(victim_fd if place is not NULL else fd)
+        place.used = now
+        place.read_at = 0
+    pthread_mutex_unlock(&group.mutex)
+    if place is NULL:
+        close(fd)
+    elif victim_fd >= 0:
+        close(victim_fd)
     return place
 
 
 cdef uint32_t requestor_comm(const REQUESTOR *who, char *comm) noexcept nogil:
+    cdef set_t *group = &cache[who.tid % SETS]
     cdef entry_t *entry
     cdef ssize_t length
     cdef uint32_t pid
+    cdef int64_t now
     cdef int _attempt
     memset(comm, 0, COMM_LENGTH)
     if who.tid == 0:
         return 0
+    now = monotonic()
     for _attempt in range(2):
-        entry = acquire(who.tid)
+        entry = acquire(group, who.tid, now)
         if entry is NULL:
-            entry = enter(who.tid)
+            entry = enter(group, who.tid, now)
         if entry is NULL:
             return read_pid(who.tid)
         length = pread(entry.fd, comm, COMM_LENGTH, 0)
         pid = entry.pid
-        release(entry, length <= 0)
         if length > 0:
             comm[length - 1] = 0         # the newline
+            release(group, entry, comm, now)
             return pid
+        release(group, entry, NULL, 0)
     return 0
+
+
+cdef uint32_t requestor_recently(const REQUESTOR *who, char *comm, int64_t now) noexcept nogil:
+    cdef set_t *group = &cache[who.tid % SETS]
+    cdef entry_t *entry
+    cdef uint32_t pid
+    cdef int i
+    pthread_mutex_lock(&group.mutex)
+    for i in range(WAYS):
+        entry = &group.entries[i]
+        if entry.tid == who.tid and entry.fd >= 0 and now - entry.used <= COMM_PAUSE and now - entry.read_at <= COMM_AGE:
+            entry.used = now
+            memcpy(comm, entry.comm, COMM_LENGTH)
+            pid = entry.pid
+            pthread_mutex_unlock(&group.mutex)
+            return pid
+    pthread_mutex_unlock(&group.mutex)
+    return requestor_comm(who, comm)
 
 
 cdef uint32_t requestor_pid(const REQUESTOR *who) noexcept nogil:
     cdef char comm[COMM_LENGTH]
     return requestor_comm(who, comm)
+
+
+cdef bint lists_group(int fd, uint32_t gid) noexcept nogil:
+    """Does the line "Groups:" of a /proc/TID/status hold that number? A line may be long: a thread has up to 65,536 groups."""
+    cdef const char *label = b"\nGroups:"
+    cdef char text[4096]
+    cdef long offset = 0
+    cdef ssize_t length, i
+    cdef int matched = 0
+    cdef uint64_t number = 0
+    cdef bint digits = False
+    while True:
+        length = pread(fd, text, sizeof(text), offset)
+        if length <= 0:
+            return False
+        offset += length
+        for i in range(length):
+            if matched < 8:
+                matched = matched + 1 if text[i] == label[matched] else (1 if text[i] == c'\n' else 0)
+            elif c'0' <= text[i] <= c'9':
+                number = number * 10 + (text[i] - c'0')
+                digits = True
+            else:
+                if digits and number == gid:
+                    return True
+                if text[i] == c'\n':
+                    return False
+                number = 0
+                digits = False
+
+
+cdef bint requestor_in_group(const REQUESTOR *who, uint32_t gid) noexcept nogil:
+    cdef char path[40]
+    cdef int fd
+    cdef bint found
+    if who.gid == gid or who.group == <int64_t>gid:
+        return True
+    if who.tid == 0:
+        return False
+    snprintf(path, sizeof(path), b"/proc/%u/status", who.tid)
+    fd = open(path, O_RDONLY | O_CLOEXEC)
+    if fd < 0:
+        return False
+    found = lists_group(fd, gid)
+    close(fd)
+    return found
 
 
 def describe(uint32_t tid) -> tuple:

@@ -5,7 +5,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from stackfs.cext.backing cimport backing_t
 from stackfs.cext.callback_data cimport FILE_OBJECT, FLT_INSTANCE, FLT_VOLUME, REQUESTOR, node_t, statx_t
-from stackfs.cext.handles cimport handle_t, listing_t
+from stackfs.cext.handles cimport handle_t
 from stackfs.cext.stack cimport Stack, callback_list_t, operation_t
 
 ctypedef struct fuse_in_t:               # the request's fixed part, decoded from the wire (only the fields its opcode has)
@@ -30,7 +30,7 @@ ctypedef struct step_t:                  # one operation of a request
     uint8_t principal                    # it is what the request asked for
     uint32_t detail                      # information class, control code, ...: told apart by (opcode, major, detail)
 
-ctypedef struct vfs_request_t:
+cdef struct vfs_request_t:
     FLT_VOLUME *volume
     vfs_request_t *next                  # header queue
     # in
@@ -39,6 +39,8 @@ ctypedef struct vfs_request_t:
     uint32_t opcode
     int within_listing                   # the lookup of one name of a listing: part of the READDIRPLUS
     int nowait                           # stop instead of blocking (the IRP lane's loop)
+    int on_device                        # run by a device thread: what a filter refuses as fast I/O goes on elsewhere
+    int fast_io_refused                  # some filter has: offered as an IRP from then on
     REQUESTOR who
     fuse_in_t arguments
     const char *name                     # valid until the request is done
@@ -54,6 +56,7 @@ ctypedef struct vfs_request_t:
     uint64_t out_generation
     uint64_t out_fh
     uint32_t out_open_flags              # FOPEN_*
+    int32_t out_backing_id               # with FOPEN_PASSTHROUGH
     statx_t info                         # entry and attributes
     double entry_timeout, attr_timeout   # seconds
     # what the base found
@@ -65,25 +68,35 @@ ctypedef struct vfs_request_t:
     int started                          # operations begun so far
     int resumable                        # the current step's operation has begun and stopped
     int opened                           # the plan's CREATE has succeeded: CLEANUP and CLOSE are owed
+    int bypass_vetoed                    # a filter does not want this open bypassed
     int failed                           # NTSTATUS of the step that failed
+    int64_t listed                       # DIRECTORY_CONTROL: bytes of entries that the base gave last,
+    int64_t listed_to                    # and the offset that the directory goes on at behind them
     FILE_OBJECT *file
     FILE_OBJECT synthesised
     handle_t *handle                     # the handle the request goes by, or the one it opens
     node_t *node                         # the node it goes by, with a reference
     node_t *directory
     node_t *directory2
-    const FLT_INSTANCE *failed_by        # alive while failed_list is held
-    callback_list_t *failed_list
+    const FLT_INSTANCE *failed_by        # the instance whose post failed the CREATE that the base had carried out
+    callback_list_t *failed_list         # the CREATE's, kept so that failed_by lives until the file is closed below it
     operation_t operation
 
 cdef vfs_request_t *request_new(FLT_VOLUME *volume) noexcept nogil        # from a pool, zeroed; NULL: no memory
 cdef void request_free(vfs_request_t *request) noexcept nogil
+cdef void request_reset(vfs_request_t *request, FLT_VOLUME *volume) noexcept nogil    # as new, for one that was done
+cdef enum:
+    REQUEST_TO_IRP_LANE = -1
 # 1: answered (error and the out fields are set). 0: stopped because the base would block (nowait): call request_wait()
 # in a thread that may block, without the GIL, then request_run() again where it was first called; or request_abandon(),
-# which ends it there as cancelled.
+# which ends it there as cancelled. REQUEST_TO_IRP_LANE (on_device): a filter refused fast I/O: clear on_device and call
+# request_run() again on the IRP lane.
 cdef int request_run(vfs_request_t *request) noexcept nogil
+cdef void request_flush(vfs_request_t *request) noexcept nogil            # FLUSH, which is no operation of the stack
 cdef void request_wait(vfs_request_t *request) noexcept nogil
 cdef void request_abandon(vfs_request_t *request) noexcept nogil
+# One user of an open file less; the last one closes its descriptor and gives back what it holds.
+cdef void put_handle(backing_t *backing, handle_t *handle) noexcept nogil
 
 cdef class Volume:
     cdef readonly Stack stack
@@ -103,8 +116,5 @@ cdef class Request:
     cdef int set_name2(self, bytes name) except -1
     cdef int set_buffer(self, object buffer, bint writable) except -1
     cdef bytes allocate(self, Py_ssize_t size)
-    cdef int list_handle(self, handle_t *handle, listing_t *listing, emit, make_entry) except -1
-    cdef bint emit_entry(self, handle_t *handle, char *name, size_t length, uint64_t inode, int64_t following,
-                         emit, make_entry) except -1
 
 cdef Request request_adopt(vfs_request_t *pointer, Volume volume)         # owns the request from now on

@@ -45,6 +45,13 @@ class Volume:
     @property
     def cached_descriptors(self) -> int:
         """O_PATH descriptors kept for reuse."""
+    @property
+    def bypassed_opens(self) -> int:
+        """Open files whose reads and writes no filter sees."""
+    def allow_bypass(self, allowed: bool, *, unless_bypassed: bool = False) -> int:
+        """May opens that begin now be bypassed? Returns how many are; with unless_bypassed, and some are, nothing is changed."""
+    def bypass_state(self) -> dict[str, Any]:
+        """The bypass lane: negotiated, allowed, refused (the errno with which the kernel did), bypassed, granted, vetoed, veto."""
     def forget(self, nodeid: int, lookups: int) -> None:
         """The kernel gives back that many lookups of a node."""
     def known(self) -> tuple[list[int], list[int], list[tuple[int, bytes]]]:

@@ -20,28 +20,31 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset, strncmp
 
 from stackfs.cext.backing cimport backing_free, backing_new, backing_perform, backing_t
+from stackfs.cext.threads cimport store_int
+from stackfs.cext.bypass cimport bypass_answer_t, bypass_open, bypass_possible, bypass_release, bypass_t
 from stackfs.cext.callback_data cimport (
     DACL_SECURITY_INFORMATION, DELETE, FILE_APPEND_DATA, FILE_CREATE, FILE_DIRECTORY_FILE, FILE_NON_DIRECTORY_FILE,
     FILE_NO_INTERMEDIATE_BUFFERING, FILE_OPEN, FILE_OPEN_IF, FILE_OPEN_REPARSE_POINT, FILE_OVERWRITE,
     FILE_OVERWRITE_IF, FILE_READ_ATTRIBUTES, FILE_READ_DATA, FILE_READ_EA, FILE_WRITE_ATTRIBUTES, FILE_WRITE_DATA,
     FILE_WRITE_EA, FILE_WRITE_THROUGH, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION, FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION,
-    FLT_IO_PARAMETER_BLOCK, FO_DIRECTORY, FO_OPENED, FO_SYNTHESISED, FSCTL_GET_REPARSE_POINT, FSCTL_SET_REPARSE_POINT,
+    FLT_IO_PARAMETER_BLOCK, FO_DIRECTORY, FO_OPENED, FO_SYNTHESISED, FSCTL_GET_REPARSE_POINT, FSCTL_MANAGE_BYPASS_IO,
+    FSCTL_SET_REPARSE_POINT,
     FileAllInformation, FileBasicInformation, FileDispositionInformation, FileEndOfFileInformation,
     FileLinkInformation, FileNetworkOpenInformation, FileRenameInformation, FileRenameInformationEx,
     GROUP_SECURITY_INFORMATION, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_DIRECTORY_CONTROL,
     IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_FLUSH_BUFFERS, IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_QUERY_EA,
     IRP_MJ_QUERY_INFORMATION, IRP_MJ_QUERY_OPEN, IRP_MJ_QUERY_SECURITY, IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_READ,
     IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY, IRP_MJ_WRITE, IRP_NOCACHE, IRP_PAGING_IO,
-    LABEL_SECURITY_INFORMATION, OWNER_SECURITY_INFORMATION, READ_CONTROL, REQUEST_FIRST, REQUEST_LAST,
-    REQUEST_PRINCIPAL, WRITE_DAC, WRITE_OWNER, statx_timestamp)
-from stackfs.cext.handles cimport (
-    handle_free, handle_get, handle_new, handle_publish, handle_put, handle_take, listing_give, listing_t, listing_take)
+    LABEL_SECURITY_INFORMATION, OWNER_SECURITY_INFORMATION, READ_CONTROL, REQUEST_FIRST, REQUEST_PRINCIPAL,
+    WRITE_DAC, WRITE_OWNER, statx_timestamp)
+from stackfs.cext.listing cimport listing_run, listing_t
+from stackfs.cext.handles cimport handle_free, handle_get, handle_new, handle_publish, handle_put, handle_take
 from stackfs.cext.inode_table cimport (
     ROOT_ID, inode_table_t, name_of, name_t, node_forget, node_get, node_hold, node_id, node_put, node_type)
-from stackfs.cext.ntstatus cimport NTSTATUS, NT_SUCCESS, STATUS_IO_DEVICE_ERROR, nt_to_errno
+from stackfs.cext.ntstatus cimport NTSTATUS, NT_SUCCESS, STATUS_CANCELLED, STATUS_IO_DEVICE_ERROR, nt_to_errno
 from stackfs.cext.stack cimport (
-    OPERATION_GOING_DOWN, Stack, list_drop, list_hold, operation_abandon, operation_base, operation_begin, operation_end,
-    operation_listed, operation_run, operation_run_below)
+    OPERATION_AT_BASE, OPERATION_GOING_DOWN, OPERATION_GOING_UP, Stack, list_release, operation_base, operation_begin,
+    operation_end, operation_listed, operation_run, operation_run_below)
 
 
 cdef extern from *:
@@ -104,6 +107,7 @@ cdef enum:
     REMOVEXATTR = 24
     FLUSH = 25
     OPENDIR = 27
+    READDIR = 28
     RELEASEDIR = 29
     FSYNCDIR = 30
     ACCESS = 34
@@ -129,8 +133,8 @@ cdef enum:
     FATTR_TIMES = 16 | 32 | 128 | 256
     FOPEN_DIRECT_IO = 1
     FOPEN_KEEP_CACHE = 2
-
-    DIRECTORY_BUFFER = 32768
+    FOPEN_NOFLUSH = 32
+    FOPEN_PARALLEL_DIRECT_WRITES = 64
 
 
 # --- plans --------------------------------------------------------------------------------------------------------
@@ -172,9 +176,10 @@ for _opcode, _what in ((UNLINK, FileDispositionInformation), (RMDIR, FileDisposi
     plan(_opcode, [(IRP_MJ_CREATE, 0, 0), (IRP_MJ_SET_INFORMATION, 1, _what), (IRP_MJ_CLEANUP, 0, 0), (IRP_MJ_CLOSE, 0, 0)])
 plan(LINK, [(IRP_MJ_CREATE, 0, 0), (IRP_MJ_SET_INFORMATION, 1, FileLinkInformation),
             (IRP_MJ_QUERY_INFORMATION, 0, FileAllInformation), (IRP_MJ_CLEANUP, 0, 0), (IRP_MJ_CLOSE, 0, 0)])
-plan(OPEN, [(IRP_MJ_CREATE, 1, 0)])
+plan(OPEN, [(IRP_MJ_CREATE, 1, 0), (IRP_MJ_FILE_SYSTEM_CONTROL, 0, FSCTL_MANAGE_BYPASS_IO)])
 plan(OPENDIR, [(IRP_MJ_CREATE, 1, 0)])
-plan(CREATE, [(IRP_MJ_CREATE, 1, 0), (IRP_MJ_QUERY_INFORMATION, 0, FileAllInformation)])
+plan(CREATE, [(IRP_MJ_CREATE, 1, 0), (IRP_MJ_QUERY_INFORMATION, 0, FileAllInformation),
+              (IRP_MJ_FILE_SYSTEM_CONTROL, 0, FSCTL_MANAGE_BYPASS_IO)])
 plan(READ, [(IRP_MJ_READ, 1, 0)])
 plan(WRITE, [(IRP_MJ_WRITE, 1, 0)])
 plan(STATFS, [(IRP_MJ_QUERY_VOLUME_INFORMATION, 1, 0)])
@@ -182,10 +187,20 @@ plan(RELEASE, [(IRP_MJ_CLEANUP, 1, 0), (IRP_MJ_CLOSE, 0, 0)])
 plan(RELEASEDIR, [(IRP_MJ_CLEANUP, 1, 0), (IRP_MJ_CLOSE, 0, 0)])
 plan(FSYNC, [(IRP_MJ_FLUSH_BUFFERS, 1, 0)])
 plan(FSYNCDIR, [(IRP_MJ_FLUSH_BUFFERS, 1, 0)])
+plan(READDIR, [(IRP_MJ_DIRECTORY_CONTROL, 1, 0)])
 plan(READDIRPLUS, [(IRP_MJ_DIRECTORY_CONTROL, 1, 0)])
 for _opcode, _major in ((GETXATTR, IRP_MJ_QUERY_EA), (LISTXATTR, IRP_MJ_QUERY_EA),
                         (SETXATTR, IRP_MJ_SET_EA), (REMOVEXATTR, IRP_MJ_SET_EA)):
     plan(_opcode, [(IRP_MJ_CREATE, 0, 0), (_major, 1, 0), (IRP_MJ_CLEANUP, 0, 0), (IRP_MJ_CLOSE, 0, 0)])
+
+
+# What LOOKUP, ACCESS, GETATTR and STATX become when their query-open is refused as fast I/O.
+cdef step_t SLOW_QUERY[5]
+SLOW_QUERY[0] = step_t(IRP_MJ_CREATE, 0, 0)
+SLOW_QUERY[1] = step_t(IRP_MJ_QUERY_INFORMATION, 1, FileNetworkOpenInformation)
+SLOW_QUERY[2] = step_t(IRP_MJ_CLEANUP, 0, 0)
+SLOW_QUERY[3] = step_t(IRP_MJ_CLOSE, 0, 0)
+SLOW_QUERY[4] = step_t(0, 0, STEP_END)
 
 
 # --- requests and their pool --------------------------------------------------------------------------------------
@@ -212,6 +227,11 @@ cdef vfs_request_t *request_new(FLT_VOLUME *volume) noexcept nogil:
         request = <vfs_request_t *>malloc(sizeof(vfs_request_t))
         if request is NULL:
             return NULL
+    request_reset(request, volume)
+    return request
+
+
+cdef void request_reset(vfs_request_t *request, FLT_VOLUME *volume) noexcept nogil:
     memset(request, 0, sizeof(vfs_request_t) - sizeof(request.operation))
     request.operation.state = OPERATION_GOING_DOWN
     request.operation.list = NULL
@@ -219,7 +239,6 @@ cdef vfs_request_t *request_new(FLT_VOLUME *volume) noexcept nogil:
     request.operation.buffer_owner = NULL
     request.volume = volume
     request.who.group = -1
-    return request
 
 
 cdef void request_free(vfs_request_t *request) noexcept nogil:
@@ -308,7 +327,7 @@ cdef int prepare(vfs_request_t *request) noexcept nogil:
     if opcode == LOOKUP or opcode == UNLINK or opcode == RMDIR or opcode == SYMLINK or opcode == MKNOD or opcode == MKDIR:
         return by_name(request)
     if opcode == READ or opcode == WRITE or opcode == FSYNC or opcode == FSYNCDIR or opcode == RELEASE or \
-            opcode == RELEASEDIR or opcode == READDIRPLUS:
+            opcode == RELEASEDIR or opcode == READDIR or opcode == READDIRPLUS:
         return by_handle(request)
     if opcode == RENAME or opcode == RENAME2 or opcode == LINK:
         if opcode == LINK:               # nodeid: the new directory; nodeid2: the inode that gets one more name
@@ -443,16 +462,25 @@ cdef bint applies(vfs_request_t *request, const step_t *which) noexcept nogil:
             return valid & (FATTR_SIZE if which.detail == FileEndOfFileInformation else FATTR_TIMES)
     if request.opcode == RELEASE or request.opcode == RELEASEDIR:
         return True
+    if which.detail == FSCTL_MANAGE_BYPASS_IO and which.major == IRP_MJ_FILE_SYSTEM_CONTROL:
+        return request.volume.lists[which.major] is not NULL and may_be_bypassed(request)
     if which.major == IRP_MJ_CREATE:
         if not by_path(request):
             return request.opcode == OPEN or request.opcode == OPENDIR or request.opcode == CREATE
         # Nothing for the base to do, and nobody else wants to know: as if it had been done.
-        if not operation_listed(request.volume, IRP_MJ_CREATE) and request.opcode != MKDIR and request.opcode != MKNOD:
+        if not operation_listed(request.volume, IRP_MJ_CREATE) and request.opcode != MKDIR and request.opcode != MKNOD and \
+                request.opcode != LOOKUP:
             request.opened = 1
             return False
     if which.major == IRP_MJ_CLEANUP or which.major == IRP_MJ_CLOSE:
         return request.opened and by_path(request) and operation_listed(request.volume, which.major)
     return True
+
+
+cdef bint may_be_bypassed(const vfs_request_t *request) noexcept nogil:
+    """An open that only a filter's veto can still keep from being bypassed."""
+    return request.on_device and request.file.Node is not NULL and node_type(request.file.Node) == S_IFREG and \
+        bypass_possible(backing_of(request).bypass)
 
 
 cdef bint principal(const vfs_request_t *request, const step_t *which) noexcept nogil:
@@ -493,18 +521,17 @@ cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
     op.data.RequestFlags = REQUEST_PRINCIPAL if principal(request, which) and not request.within_listing else 0
     if request.started == 1:
         op.data.RequestFlags |= REQUEST_FIRST
-    if which[1].detail == STEP_END:
-        op.data.RequestFlags |= REQUEST_LAST
     if major == IRP_MJ_QUERY_OPEN:
         op.data.Flags = FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION
-    elif major == IRP_MJ_NETWORK_QUERY_OPEN:
+    elif major == IRP_MJ_NETWORK_QUERY_OPEN or (major == IRP_MJ_QUERY_INFORMATION and not request.fast_io_refused
+                                                and (request.opcode == GETATTR or request.opcode == STATX)):
         op.data.Flags = FLTFL_CALLBACK_DATA_FAST_IO_OPERATION
     p.TargetFileObject = request.file
     if request.directory is not NULL:
         p.FileName.Buffer = request.name
         p.FileName.Length = request.name_length
     if major == IRP_MJ_READ or major == IRP_MJ_WRITE:
-        p.Parameters.Read.Length = <uint32_t>min(request.arguments.size, <uint64_t>request.buffer_length)
+        p.Parameters.Read.Length = <uint32_t>request.arguments.size
         p.Parameters.Read.ByteOffset = <int64_t>request.arguments.offset
         p.Parameters.Read.Buffer = request.buffer
         p.Parameters.Read.LockOwner = request.arguments.lock_owner
@@ -516,6 +543,8 @@ cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
             p.IrpFlags = IRP_PAGING_IO | IRP_NOCACHE
         elif request.file.OpenFlags & <uint32_t>O_DIRECT:
             p.IrpFlags = IRP_NOCACHE
+        elif not request.fast_io_refused:
+            op.data.Flags = FLTFL_CALLBACK_DATA_FAST_IO_OPERATION
     elif major == IRP_MJ_QUERY_OPEN or major == IRP_MJ_NETWORK_QUERY_OPEN or major == IRP_MJ_QUERY_INFORMATION:
         p.Parameters.QueryFile.Info = &request.info
         p.Parameters.QueryFile.Length = sizeof(statx_t)
@@ -576,10 +605,6 @@ cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
             p.Parameters.Control.OutputBufferLength = request.buffer_length
 
 
-cdef bint fills_buffer(uint8_t major) noexcept nogil:
-    return major == IRP_MJ_READ or major == IRP_MJ_DIRECTORY_CONTROL or major == IRP_MJ_FILE_SYSTEM_CONTROL
-
-
 cdef void settle(vfs_request_t *request, const step_t *which) noexcept nogil:
     """Takes in the outcome of a step's operation."""
     cdef operation_t *op = &request.operation
@@ -587,42 +612,76 @@ cdef void settle(vfs_request_t *request, const step_t *which) noexcept nogil:
     cdef bint opens = which.major == IRP_MJ_CREATE
     if opens and op.base_done:
         request.opened = 1               # even when a post failed it afterwards: it is closed below
+    if which.detail == FSCTL_MANAGE_BYPASS_IO and which.major == IRP_MJ_FILE_SYSTEM_CONTROL:
+        request.bypass_vetoed = not NT_SUCCESS(status)           # the open itself stands
+        operation_end(op)
+        return
     if not NT_SUCCESS(status):
         if request.failed == 0:
             request.failed = status
             if opens:
-                if op.failed_by is not NULL and request.failed_list is NULL:
-                    list_hold(op.list)   # the instance is compared with once more, in close_below()
-                    request.failed_list = op.list
-                    request.failed_by = op.failed_by
+                request.failed_by = op.failed_by
                 if not op.base_done:
                     request.opened = 0
+    elif not believable(request, which.major):
+        request.failed = STATUS_IO_DEVICE_ERROR
     elif principal(request, which):
         request.length = op.data.IoStatus.Information
-        if fills_buffer(which.major):    # whatever a filter says: never more than there is
-            request.length = min(request.length, <uint64_t>request.buffer_length)
-    if NT_SUCCESS(status) and not op.base_done and which.major != IRP_MJ_CLEANUP and which.major != IRP_MJ_CLOSE:
-        # A filter completed it in the base's place. It can give data or refuse; it cannot make up an inode or an open file.
-        if opens or which.major == IRP_MJ_QUERY_OPEN:
-            request.failed = STATUS_IO_DEVICE_ERROR
+    if request.failed_by is not NULL and request.failed_list is NULL:
+        request.failed_list = op.list
+        op.list = NULL
     operation_end(op)
+
+
+cdef bint believable(const vfs_request_t *request, uint8_t major) noexcept nogil:
+    """A success that a filter made or changed: more bytes than there is room for would be read from elsewhere, and
+    an inode that changed its type the kernel would give up for good."""
+    cdef uint64_t information = request.operation.data.IoStatus.Information
+    cdef const node_t *node = request.found if request.found is not NULL else request.file.Node
+    if major == IRP_MJ_QUERY_OPEN or major == IRP_MJ_NETWORK_QUERY_OPEN or major == IRP_MJ_QUERY_INFORMATION:
+        return node is NULL or (request.info.stx_mode & S_IFMT) == node_type(node)
+    if major == IRP_MJ_WRITE:
+        return information <= request.arguments.size
+    if major == IRP_MJ_READ or major == IRP_MJ_DIRECTORY_CONTROL or request.opcode == READLINK:
+        return information <= request.buffer_length
+    if major == IRP_MJ_QUERY_EA or major == IRP_MJ_QUERY_SECURITY:
+        return request.buffer_length == 0 or information <= request.buffer_length      # 0: how long is it?
+    return True
+
+
+cdef bint restart_as_irp(vfs_request_t *request) noexcept nogil:
+    """A filter refused a step as fast I/O: it starts again as an IRP. True: on another lane (DESIGN of lanes: docs/device.md)."""
+    cdef operation_t *op = &request.operation
+    cdef uint8_t major = op.current.MajorFunction
+    operation_end(op)
+    request.fast_io_refused = 1
+    if request.found is not NULL:            # the refusal came after the base had looked: it will look again
+        node_forget(backing_of(request).nodes, node_id(request.found), 1)
+        request.found = NULL
+    request.info_known = 0
+    if major == IRP_MJ_QUERY_OPEN or major == IRP_MJ_NETWORK_QUERY_OPEN:
+        request.plan = SLOW_QUERY
+        request.step = 0
+    return request.on_device and major != IRP_MJ_QUERY_OPEN
 
 
 cdef void close_below(vfs_request_t *request) noexcept nogil:
-    """A CREATE that a post callback failed: the instances below it, and the base, see CLEANUP and CLOSE."""
+    """An open that has failed though its CREATE reached the base: CLEANUP and CLOSE follow, for the instances below
+    the one whose post failed the CREATE, or, if something later failed, for all."""
     cdef operation_t *op = &request.operation
-    cdef step_t closing[2]
-    closing[1] = step_t(0, 0, STEP_END)
+    cdef step_t closing[3]
+    cdef int i
     closing[0] = step_t(IRP_MJ_CLEANUP, 0, 0)
-    begin(request, closing)
-    operation_run_below(op, request.failed_by)
-    operation_end(op)
-    closing[0] = step_t(IRP_MJ_CLOSE, 0, 0)
-    begin(request, closing)
-    operation_run_below(op, request.failed_by)
-    operation_end(op)
-    list_drop(request.failed_list)
-    request.failed_list = NULL
+    closing[1] = step_t(IRP_MJ_CLOSE, 0, 0)
+    closing[2] = step_t(0, 0, STEP_END)
+    for i in range(2):
+        request.started += 1
+        begin(request, &closing[i])
+        operation_run_below(op, request.failed_by)
+        operation_end(op)
+    if request.failed_list is not NULL:
+        list_release(request.failed_list)
+        request.failed_list = NULL
     request.failed_by = NULL
     request.opened = 0
 
@@ -634,13 +693,31 @@ cdef void put_handle(backing_t *backing, handle_t *handle) noexcept nogil:
     if handle.file.fd >= 0:
         close(handle.file.fd)
         handle.file.fd = -1
-    if handle.file.Node is not NULL and handle.file.Flags & FO_OPENED:
-        node_put(backing.nodes, handle.file.Node)
+    if handle.file.Node is not NULL:
+        bypass_release(backing.bypass, &handle.file)
+        if handle.file.Flags & FO_OPENED:
+            node_put(backing.nodes, handle.file.Node)
     if handle.file.NameDirectory is not NULL:
         node_put(backing.nodes, handle.file.NameDirectory)
     handle.file.Node = NULL
     handle.file.NameDirectory = NULL
     handle_free(backing.handles, handle)
+
+
+cdef void choose_mode(vfs_request_t *request, backing_t *backing) noexcept nogil:
+    """How the kernel shall treat an open file: bypassed, past the page cache, or through it."""
+    cdef bypass_answer_t mode
+    cdef uint32_t flags = request.arguments.flags
+    if node_type(request.file.Node) == S_IFREG:
+        bypass_open(backing.bypass, request.file, request.on_device and not request.bypass_vetoed, &mode)
+        request.out_open_flags = mode.open_flags
+        request.out_backing_id = mode.backing_id
+    if not request.out_open_flags and (request.volume.direct_io or flags & <uint32_t>O_DIRECT):
+        request.out_open_flags = FOPEN_DIRECT_IO
+    if request.out_open_flags & FOPEN_DIRECT_IO:
+        request.out_open_flags |= FOPEN_PARALLEL_DIRECT_WRITES       # the backing file's own lock orders them
+    if flags & <uint32_t>O_ACCMODE == <uint32_t>O_RDONLY:
+        request.out_open_flags |= FOPEN_NOFLUSH                      # nothing of it can be kept back
 
 
 cdef int finish(vfs_request_t *request) noexcept nogil:
@@ -672,9 +749,8 @@ cdef int finish(vfs_request_t *request) noexcept nogil:
             if opcode == OPEN:
                 remember_name(request, request.file)
             request.out_fh = request.file.fh
-            request.out_open_flags = 0
-            if request.volume.direct_io or request.arguments.flags & <uint32_t>O_DIRECT:
-                request.out_open_flags = FOPEN_DIRECT_IO if opcode != OPENDIR else 0
+            if opcode != OPENDIR:
+                choose_mode(request, backing)
             handle_publish(backing.handles, request.handle)
         request.handle = NULL
     elif request.handle is not NULL:
@@ -710,7 +786,7 @@ cdef int request_run(vfs_request_t *request) noexcept nogil:
     while True:
         which = &request.plan[request.step]
         if not request.resumable:
-            if request.failed and request.failed_by is not NULL and request.opened:
+            if request.failed and request.opened and (request.failed_by is not NULL or not by_path(request)):
                 close_below(request)
             if which.detail == STEP_END:
                 return finish(request)
@@ -724,6 +800,10 @@ cdef int request_run(vfs_request_t *request) noexcept nogil:
         if operation_run(&request.operation) == 0:
             return 0
         request.resumable = 0
+        if request.operation.refused_as_fast:
+            if restart_as_irp(request):
+                return REQUEST_TO_IRP_LANE
+            continue
         settle(request, which)
         request.step += 1
 
@@ -733,9 +813,27 @@ cdef void request_wait(vfs_request_t *request) noexcept nogil:
 
 
 cdef void request_abandon(vfs_request_t *request) noexcept nogil:
+    """Ends a request that stopped before the base: the post callbacks that are owed are called, and what it holds is
+    given back, above all its callback list, which a detach waits for."""
     request.nowait = 0
-    operation_abandon(&request.operation)
+    if request.operation.state == OPERATION_AT_BASE:
+        request.operation.data.IoStatus.Status = STATUS_CANCELLED
+        request.operation.data.IoStatus.Information = 0
+        request.operation.state = OPERATION_GOING_UP
     request_run(request)
+
+
+cdef void request_flush(vfs_request_t *request) noexcept nogil:
+    """FLUSH: lets the backing filesystem report what it kept back (network filesystems do). Sets request.error."""
+    cdef handle_t *handle = handle_get(backing_of(request).handles, request.arguments.fh)
+    cdef int copy
+    if handle is NULL:
+        request.error = EBADF
+        return
+    copy = dup(handle.file.fd)
+    if copy >= 0 and close(copy) != 0:
+        request.error = errno
+    put_handle(backing_of(request), handle)
 
 
 # --- the Python faces ---------------------------------------------------------------------------------------------
@@ -798,6 +896,33 @@ cdef class Volume:
     def cached_descriptors(self):
         """O_PATH descriptors kept for reuse."""
         return self.open_backing().nodes.descriptors
+
+    @property
+    def bypassed_opens(self):
+        """Open files whose reads and writes no filter sees."""
+        return self.open_backing().bypass.bypassed
+
+    def allow_bypass(self, bint allowed, *, bint unless_bypassed=False):
+        """May opens that begin now be bypassed? Returns how many are; with unless_bypassed, and some are, nothing is changed."""
+        cdef bypass_t *bypass = self.open_backing().bypass
+        cdef uint64_t bypassed
+        pthread_mutex_lock(<pthread_mutex_t *>&bypass.mutex)
+        bypassed = bypass.bypassed
+        if not (unless_bypassed and bypassed):
+            store_int(&bypass.allowed, allowed)
+        pthread_mutex_unlock(<pthread_mutex_t *>&bypass.mutex)
+        return bypassed
+
+    def bypass_state(self):
+        """The bypass lane: negotiated, allowed, refused (the errno with which the kernel did), bypassed, granted, vetoed, veto."""
+        cdef bypass_t *bypass = self.open_backing().bypass
+        cdef bypass_t copy
+        pthread_mutex_lock(<pthread_mutex_t *>&bypass.mutex)
+        copy = bypass[0]
+        pthread_mutex_unlock(<pthread_mutex_t *>&bypass.mutex)
+        return {"negotiated": copy.device >= 0, "allowed": bool(copy.allowed), "refused": copy.refused,
+                "bypassed": copy.bypassed, "granted": copy.granted, "vetoed": copy.vetoed,
+                "veto": (<bytes>copy.veto).decode("utf-8", "replace")}
 
     def forget(self, uint64_t nodeid, uint64_t lookups):
         """The kernel gives back that many lookups of a node."""
@@ -971,7 +1096,7 @@ cdef class Request:
     def __dealloc__(self):
         if self.pointer is not NULL:
             if self.pointer.resumable and self.volume is not None and self.volume.stack.volume.backing is not NULL:
-                with nogil:              # stopped at the base, and nobody is left to go on with it
+                with nogil:              # given up while it waited for the base
                     request_abandon(self.pointer)
             request_free(self.pointer)
         if self.held:
@@ -1049,6 +1174,8 @@ cdef class Request:
         """True: done. False: the base would have to wait: call wait() in a thread that may, then run() again."""
         cdef int done
         cdef vfs_request_t *pointer = self.pointer
+        if (pointer.opcode == READ or pointer.opcode == WRITE) and pointer.arguments.size > pointer.buffer_length:
+            raise ValueError("the buffer is shorter than the transfer")
         self.enter()
         with nogil:
             done = request_run(pointer)
@@ -1142,135 +1269,29 @@ cdef class Request:
     def list_directory(self, emit, make_entry):
         """READDIRPLUS: calls emit(name, entry, next offset) until it says False or the directory ends.
 
-        Entries come through the stack: the names by DIRECTORY_CONTROL, the attributes by QUERY_OPEN. Names are read
-        ahead and kept with the handle, so that a small reply does not read the directory again. make_entry() gives an
-        EntryAttributes to fill.
+        make_entry() gives an EntryAttributes to fill.
         """
+        cdef python_listing_t listing
         cdef vfs_request_t *request = self.pointer
-        cdef handle_t *handle
-        cdef listing_t listing
+        cdef list raised = []
         self.enter()
-        handle = handle_get(backing_of(request).handles, request.arguments.fh)
-        if handle is NULL:
-            request.error = EBADF
-            self.busy = False
-            return
-        listing_take(backing_of(request).handles, handle, &listing)
-        try:
-            self.list_handle(handle, &listing, emit, make_entry)
-        finally:
-            with nogil:
-                listing_give(backing_of(request).handles, handle, &listing)
-                put_handle(backing_of(request), handle)
-            self.busy = False
-
-    cdef int list_handle(self, handle_t *handle, listing_t *listing, emit, make_entry) except -1:
-        cdef vfs_request_t *request = self.pointer
-        cdef int64_t offset = <int64_t>request.arguments.offset
-        cdef int64_t following
-        cdef uint64_t inode
-        cdef uint16_t record
-        cdef char *name
-        cdef size_t length
-        if listing.entries is NULL:
-            listing.entries = <char *>malloc(DIRECTORY_BUFFER)
-            if listing.entries is NULL:
-                request.error = ENOMEM
-                return 0
-            listing.length = listing.at = 0
-        if offset == 0 or listing.offset != offset:
-            listing.length = listing.at = 0
-        while True:
-            if listing.at >= listing.length:
-                request.arguments.offset = <uint64_t>offset
-                request.buffer = listing.entries
-                request.buffer_length = DIRECTORY_BUFFER
-                request.plan = NULL
-                request.step = request.started = 0
-                with nogil:
-                    request_run(request)
-                request.within_listing = 1           # reading on is part of the same request
-                if request.error or request.length == 0:
-                    listing.length = listing.at = 0
-                    return 0
-                listing.length = <uint32_t>request.length
-                listing.at = 0
-            while listing.at + 19 < listing.length:
-                memcpy(&inode, listing.entries + listing.at, 8)
-                memcpy(&following, listing.entries + listing.at + 8, 8)
-                memcpy(&record, listing.entries + listing.at + 16, 2)
-                if record < 20 or listing.at + record > listing.length:
-                    request.error = EIO
-                    return 0
-                name = listing.entries + listing.at + 19
-                length = strnlen(name, record - 19)
-                if length == record - <size_t>19:
-                    request.error = EIO
-                    return 0
-                listing.offset = offset
-                if not self.emit_entry(handle, name, length, inode, following, emit, make_entry):
-                    return 0
-                listing.at += record
-                offset = following
-                listing.offset = offset
-            if listing.at < listing.length:
-                listing.at = listing.length
-
-    cdef bint emit_entry(self, handle_t *handle, char *name, size_t length, uint64_t inode, int64_t following,
-                         emit, make_entry) except -1:
-        """One name. True: go on. A name that is gone by now, or refused, is left out."""
-        cdef vfs_request_t *request = self.pointer
-        cdef vfs_request_t *lookup
-        cdef uint64_t found
-        cdef bytes as_bytes = PyBytes_FromStringAndSize(name, <Py_ssize_t>length)
-        entry = make_entry()
-        if as_bytes == b"." or as_bytes == b"..":
-            entry.st_ino = inode         # shown only: the kernel counts no lookup of these two
-            entry.st_mode = S_IFDIR
-            return emit(as_bytes, entry, following)
-        lookup = request_new(request.volume)
-        if lookup is NULL:
-            request.error = ENOMEM
-            return False
-        lookup.opcode = LOOKUP
-        lookup.within_listing = 1
-        lookup.unique = request.unique
-        lookup.nodeid = node_id(handle.file.Node)
-        lookup.who = request.who
-        lookup.name = name
-        lookup.name_length = <uint16_t>length
+        listing.listing.has_room = python_has_room
+        listing.listing.add = python_add
+        listing.listing.plus = True
+        listing.emit = <PyObject *>emit
+        listing.make_entry = <PyObject *>make_entry
+        listing.raised = <PyObject *>raised
         with nogil:
-            request_run(lookup)
-        if lookup.error:
-            request_free(lookup)
-            return True
-        found = lookup.out_nodeid
-        fill(&lookup.info, lookup.attr_timeout, entry)
-        entry.st_ino = found
-        entry.generation = lookup.out_generation
-        entry.entry_timeout = lookup.entry_timeout
-        request_free(lookup)
-        if emit(as_bytes, entry, following):
-            return True
-        with nogil:
-            node_forget(backing_of(request).nodes, found, 1)
-        return False
+            listing_run(request, &listing.listing)
+        self.busy = False
+        if raised:
+            raise raised[0]
 
     def flush(self):
-        """FLUSH, at each close(2): lets the backing filesystem report what it kept back (network filesystems do)."""
-        cdef vfs_request_t *request = self.pointer
-        cdef handle_t *handle
-        cdef int copy
+        """FLUSH, at each close(2)."""
         self.enter()
         with nogil:
-            handle = handle_get(backing_of(request).handles, request.arguments.fh)
-            if handle is NULL:
-                request.error = EBADF
-            else:
-                copy = dup(handle.file.fd)
-                if copy >= 0 and close(copy) != 0:
-                    request.error = errno
-                put_handle(backing_of(request), handle)
+            request_flush(self.pointer)
         self.busy = False
 
     def statistics(self):
@@ -1303,6 +1324,41 @@ cdef class Done:
 
     def __next__(self):
         raise StopIteration(self.value)
+
+
+cdef struct python_listing_t:
+    listing_t listing                    # first: the listing is the Python one
+    PyObject *emit
+    PyObject *make_entry
+    PyObject *raised                     # a list: what emit or make_entry raised
+
+
+cdef bint python_has_room(listing_t *listing, size_t name_length) noexcept nogil:
+    return True
+
+
+cdef bint python_add(listing_t *listing, const char *name, size_t length, uint64_t inode, uint8_t type, int64_t following,
+                     const vfs_request_t *found) noexcept nogil:
+    with gil:
+        return emit_entry(<python_listing_t *>listing, name, length, inode, following, found)
+
+
+cdef bint emit_entry(python_listing_t *listing, const char *name, size_t length, uint64_t inode, int64_t following,
+                     const vfs_request_t *found) noexcept:
+    try:
+        entry = (<object>listing.make_entry)()
+        if found is NULL:
+            entry.st_ino = inode             # shown only: the kernel counts no lookup of "." and ".."
+            entry.st_mode = S_IFDIR
+        else:
+            fill(&found.info, found.attr_timeout, entry)
+            entry.st_ino = found.out_nodeid
+            entry.generation = found.out_generation
+            entry.entry_timeout = found.entry_timeout
+        return (<object>listing.emit)(PyBytes_FromStringAndSize(name, <Py_ssize_t>length), entry, following)
+    except BaseException as error:
+        (<list>listing.raised).append(error)
+        return False
 
 
 cdef inline object nanoseconds(const statx_timestamp *when):

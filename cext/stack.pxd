@@ -65,13 +65,14 @@ ctypedef struct operation_t:
     int bottom                           # the walk went down to here: count, or the layer that completed it
     int would_block                      # base: stop instead of blocking; set again by base to say that it did
     int base_done                        # the base carried the operation out successfully
+    int refused_as_fast                  # a filter said DISALLOW_FASTIO or DISALLOW_FSFILTER_IO: it has to start again as an IRP
     const FLT_INSTANCE *failed_by        # the instance whose post failed an operation that the base had carried out
     void *request                        # the vfs_request_t it is part of (requests.pxd), or NULL
-    layer_t *layers
-    layer_t inline_layers[12]
     PyObject *buffer_owner               # the Python object behind the request's buffer (borrowed), or NULL
     int buffer_read_only
     PyObject *keep                       # a list that keeps alive what Python callbacks put into the parameters, or NULL
+    layer_t *layers
+    layer_t inline_layers[12]            # last: operation_begin() zeroes what stands before it
 
 ctypedef void (*base_function)(operation_t *op) noexcept nogil
 
@@ -94,11 +95,9 @@ cdef int operation_run(operation_t *op) noexcept nogil
 cdef void operation_base(operation_t *op) noexcept nogil
 cdef void operation_run_below(operation_t *op, const FLT_INSTANCE *above) noexcept nogil       # only instances lower than `above`
 cdef void operation_end(operation_t *op) noexcept nogil                                        # drops the list reference
-cdef void operation_abandon(operation_t *op) noexcept nogil      # stopped at the base and never to go on: as if cancelled there
+cdef void list_release(callback_list_t *callbacks) noexcept nogil                              # drops a reference taken over from op.list
 cdef bint operation_listed(FLT_VOLUME *volume, int major) noexcept nogil                       # did anybody register it, just now
-cdef void list_hold(callback_list_t *callbacks) noexcept nogil   # +1 reference, by somebody who has one
-cdef void list_drop(callback_list_t *callbacks) noexcept nogil
-cdef int compare_altitudes(const char *a, const char *b) noexcept nogil                        # <0, 0, >0; canonical strings
+cdef int compare_altitudes(const char *a, const char *b) noexcept nogil                        # <0, 0, >0
 
 cdef class Stack:
     """The stack of one volume: publishes callback lists (see stack.pyi)."""

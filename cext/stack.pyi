@@ -15,8 +15,8 @@ class NativeOperations:
 class InstanceEntry:
     """One instance as the stack has it: names, error mode and callbacks.
 
-    `object` is asked for callback_raised(routine, major, path, error), callback_misused(major, status) and
-    error_limit_reached(); it is also what callbacks get as `objects`. `callbacks`: (major, flags, pre, post) with
+    `object` is asked for callback_raised(routine, major, path, error), callback_misused(routine, major, path, status)
+    and error_limit_reached(); it is also what callbacks get as `objects`. `callbacks`: (major, flags, pre, post) with
     Python callables or None, and/or a NativeOperations. ValueError: an operation that cannot be registered, or twice.
     """
 

@@ -1,10 +1,10 @@
 """The filter stack of one volume: callback lists by operation, and the walk down and up (docs/semantics.md, A1, A4, A6).
 
 The walk is operation_run(). It goes down the callback list, highest altitude first, shows each pre callback a copy of
-the parameters as they have become, reaches the base, and goes up in exactly reverse order. A layer's changes count when
-it set DIRTY; what it received itself is put back before its post callback runs, so that a filter's pre and post always
-see the same parameters. The walk never waits: where the base would block it stops, keeps everything in operation_t, and
-is resumed by whoever did the waiting.
+the parameters as they have become, reaches the base, and goes up in exactly reverse order. A layer's changes count
+when it set DIRTY and returned what is legal; what it received itself is put back before its post callback runs, so
+that a filter's pre and post always see the same parameters. The walk never waits: where the base would block it stops,
+keeps everything in operation_t, and is resumed by whoever did the waiting.
 
 Who may touch what: callback lists are immutable once published. FLT_VOLUME.lists is read and replaced under
 FLT_VOLUME.lock, a spin lock held for a few instructions. An operation holds one reference on its list; a replaced list
@@ -15,21 +15,26 @@ a time. Stack and InstanceEntry are used under the GIL, by the thread that manag
 cimport cython
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
-from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport uint8_t, uint32_t, uintptr_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memset, strcmp
+from libc.string cimport memset
 
 from stackfs.cext.callback_data cimport (
-    CallbackData, FLTFL_CALLBACK_DATA_DIRTY, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION, FLTFL_CALLBACK_DATA_IRP_OPERATION,
-    FLTFL_CALLBACK_DATA_POST_OPERATION, FLTFL_OPERATION_REGISTRATION_SKIP_CACHED_IO,
-    FLTFL_OPERATION_REGISTRATION_SKIP_NON_CACHED_NON_PAGING_IO, FLTFL_OPERATION_REGISTRATION_SKIP_NON_DASD_IO,
-    FLTFL_OPERATION_REGISTRATION_SKIP_PAGING_IO, FLT_POSTOP_FINISHED_PROCESSING, FLT_PREOP_COMPLETE,
-    FLT_PREOP_SUCCESS_NO_CALLBACK, FLT_PREOP_SUCCESS_WITH_CALLBACK, FLT_PREOP_SYNCHRONIZE, FLT_RELATED_OBJECTS,
-    FO_VOLUME_OPEN, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_DEVICE_CHANGE, IRP_MJ_POWER, IRP_MJ_READ, IRP_MJ_WRITE,
-    IRP_NOCACHE, IRP_PAGING_IO, callback_data_new)
+    CallbackData, FLTFL_CALLBACK_DATA_DIRTY, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION,
+    FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION, FLTFL_CALLBACK_DATA_IRP_OPERATION, FLTFL_CALLBACK_DATA_POST_OPERATION,
+    FLTFL_OPERATION_REGISTRATION_SKIP_CACHED_IO, FLTFL_OPERATION_REGISTRATION_SKIP_NON_CACHED_NON_PAGING_IO,
+    FLTFL_OPERATION_REGISTRATION_SKIP_NON_DASD_IO, FLTFL_OPERATION_REGISTRATION_SKIP_PAGING_IO,
+    FLT_POSTOP_DISALLOW_FSFILTER_IO, FLT_POSTOP_FINISHED_PROCESSING, FLT_PREOP_COMPLETE, FLT_PREOP_DISALLOW_FASTIO,
+    FLT_PREOP_DISALLOW_FSFILTER_IO, FLT_PREOP_SUCCESS_NO_CALLBACK, FLT_PREOP_SUCCESS_WITH_CALLBACK,
+    FLT_PREOP_SYNCHRONIZE, FLT_RELATED_OBJECTS, FO_VOLUME_OPEN, IO_STATUS_BLOCK, IRP_MJ_CLEANUP, IRP_MJ_CLOSE,
+    IRP_MJ_CREATE, IRP_MJ_DEVICE_CHANGE, IRP_MJ_POWER, IRP_MJ_QUERY_OPEN, IRP_MJ_READ, IRP_MJ_WRITE, IRP_NOCACHE,
+    IRP_PAGING_IO, callback_data_new)
+from stackfs.cext.inode_table cimport operation_path
 from stackfs.cext.ntstatus cimport (
-    NTSTATUS, NT_SUCCESS, STATUS_FLT_DISALLOW_FAST_IO, STATUS_FLT_INTERNAL_ERROR, STATUS_IO_DEVICE_ERROR,
-    STATUS_CANCELLED, STATUS_PENDING, STATUS_SUCCESS)
+    NT_SUCCESS, STATUS_FLT_DISALLOW_FAST_IO, STATUS_FLT_INTERNAL_ERROR, STATUS_IO_DEVICE_ERROR, STATUS_PENDING,
+    STATUS_SUCCESS)
+
+from os import fsdecode
 
 
 cdef extern from *:
@@ -71,27 +76,42 @@ cdef extern from *:
 ERROR_LIMIT = 100
 cdef uint32_t error_limit = ERROR_LIMIT
 
+# What python_pre and python_post return for a callback that raised, and was reported; from them it is nothing else.
+cdef enum:
+    RAISED = -0x5AFE
+
 
 # --- altitudes ----------------------------------------------------------------------------------------------------
 
 cdef int compare_altitudes(const char *a, const char *b) noexcept nogil:
+    """As numbers, digit by digit: digits with at most one '.'; zeros before and behind mean nothing (A1.3)."""
     cdef size_t whole_a = 0, whole_b = 0
-    cdef int difference
+    cdef char digit_a, digit_b
+    while a[0] == c'0':
+        a += 1
+    while b[0] == c'0':
+        b += 1
     while a[whole_a] != 0 and a[whole_a] != c'.':
         whole_a += 1
     while b[whole_b] != 0 and b[whole_b] != c'.':
         whole_b += 1
     if whole_a != whole_b:
         return 1 if whole_a > whole_b else -1
-    difference = strcmp(a, b)             # equally many whole digits: digit by digit, '.' sorts below them, end lowest
-    return difference
+    while a[0] != 0 or b[0] != 0:        # equally many whole digits; the shorter fraction goes on with zeros
+        digit_a = c'0' if a[0] == 0 or a[0] == c'.' else a[0]
+        digit_b = c'0' if b[0] == 0 or b[0] == c'.' else b[0]
+        if digit_a != digit_b:
+            return 1 if digit_a > digit_b else -1
+        a += a[0] != 0
+        b += b[0] != 0
+    return 0
 
 
 # --- the walk -----------------------------------------------------------------------------------------------------
 
 cdef void operation_begin(operation_t *op, FLT_VOLUME *volume, uint8_t major) noexcept nogil:
     cdef callback_list_t *callbacks
-    memset(op, 0, cython.sizeof(operation_t) - cython.sizeof(layer_t) * INLINE_LAYERS)
+    memset(op, 0, <char *>op.inline_layers - <char *>op)
     op.volume = volume
     op.data.Iopb = &op.shown
     op.data.Flags = <uint32_t>FLTFL_CALLBACK_DATA_IRP_OPERATION
@@ -112,8 +132,13 @@ cdef void operation_begin(operation_t *op, FLT_VOLUME *volume, uint8_t major) no
             stackfs_add(&callbacks.references, -1)
             op.list = NULL
             op.layers = op.inline_layers
-            op.data.IoStatus.Status = STATUS_FLT_INTERNAL_ERROR
-            op.state = OPERATION_DONE
+            if not always_goes_on(op):
+                op.data.IoStatus.Status = STATUS_FLT_INTERNAL_ERROR
+                op.state = OPERATION_DONE
+
+
+cdef void list_release(callback_list_t *callbacks) noexcept nogil:
+    stackfs_add(&callbacks.references, -1)
 
 
 cdef void operation_end(operation_t *op) noexcept nogil:
@@ -129,24 +154,8 @@ cdef void operation_end(operation_t *op) noexcept nogil:
         op.keep = NULL
 
 
-cdef void operation_abandon(operation_t *op) noexcept nogil:
-    op.data.IoStatus.Status = STATUS_CANCELLED
-    op.data.IoStatus.Information = 0
-    op.would_block = 0
-    op.state = OPERATION_GOING_UP
-    operation_run(op)
-
-
 cdef bint operation_listed(FLT_VOLUME *volume, int major) noexcept nogil:
     return stackfs_load_list(&volume.lists[major]) is not NULL
-
-
-cdef void list_hold(callback_list_t *callbacks) noexcept nogil:
-    stackfs_add(&callbacks.references, 1)
-
-
-cdef void list_drop(callback_list_t *callbacks) noexcept nogil:
-    stackfs_add(&callbacks.references, -1)
 
 
 cdef inline bint skipped(const operation_t *op, const callback_t *callback) noexcept nogil:
@@ -183,19 +192,30 @@ cdef bint save_parameters(layer_t *layer, const FLT_IO_PARAMETER_BLOCK *current)
     return True
 
 
-cdef void restore_parameters(operation_t *op, layer_t *layer) noexcept nogil:
-    """Back to what the layer received."""
-    if layer.parameters is not NULL:
-        op.current = layer.parameters[0]
-        free(layer.parameters)
-        layer.parameters = NULL
+cdef inline void fail(operation_t *op) noexcept nogil:
+    op.data.IoStatus.Status = STATUS_IO_DEVICE_ERROR
+    op.data.IoStatus.Information = 0
 
 
-cdef void misused(const callback_t *callback, operation_t *op, int status) noexcept nogil:
-    """A pre callback returned what is not legal here: its instance is told, the operation goes by on_error."""
-    with gil:
-        report_misuse(callback, op, status)
-    op.data.IoStatus.Status = STATUS_FLT_INTERNAL_ERROR
+cdef inline void refuse_made_up(operation_t *op) noexcept nogil:
+    """Nobody but the base can open a file or make an inode known: a success without it is an I/O error (A6.5)."""
+    if NT_SUCCESS(op.data.IoStatus.Status) and not op.base_done and (
+            op.current.MajorFunction == IRP_MJ_CREATE or op.current.MajorFunction == IRP_MJ_QUERY_OPEN):
+        fail(op)
+
+
+cdef bint refuses_fast_io(const operation_t *op, int pre_status) noexcept nogil:
+    """Is this status of a pre callback a legal refusal of the operation as fast I/O (A6.4, A6.7)?"""
+    if pre_status == FLT_PREOP_DISALLOW_FASTIO:
+        return op.data.Flags & FLTFL_CALLBACK_DATA_FAST_IO_OPERATION != 0
+    return pre_status == FLT_PREOP_DISALLOW_FSFILTER_IO and op.current.MajorFunction == IRP_MJ_QUERY_OPEN and (
+        op.data.Flags & FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION != 0)
+
+
+cdef void refuse_fast_io(operation_t *op) noexcept nogil:
+    """What the post callbacks above see; whoever runs the operation starts it again as an IRP, whatever they say."""
+    op.refused_as_fast = 1
+    op.data.IoStatus.Status = STATUS_FLT_DISALLOW_FAST_IO
     op.data.IoStatus.Information = 0
 
 
@@ -205,6 +225,7 @@ cdef bint walk_down(operation_t *op) noexcept nogil:
     cdef FLT_INSTANCE *instance
     cdef layer_t *layer
     cdef FLT_RELATED_OBJECTS related
+    cdef IO_STATUS_BLOCK before
     cdef uint8_t major = op.current.MajorFunction
     cdef int count = <int>op.list.count
     cdef int status
@@ -221,8 +242,7 @@ cdef bint walk_down(operation_t *op) noexcept nogil:
         if stackfs_flag(&instance.Failed):
             if instance.PassOnError or always_goes_on(op):
                 continue
-            op.data.IoStatus.Status = STATUS_IO_DEVICE_ERROR
-            op.data.IoStatus.Information = 0
+            fail(op)
             op.bottom = op.index - 1
             return False
         if callback.pre is NULL:
@@ -233,33 +253,40 @@ cdef bint walk_down(operation_t *op) noexcept nogil:
         op.shown = op.current
         op.shown.TargetInstance = instance
         op.data.Flags &= ~<uint32_t>FLTFL_CALLBACK_DATA_DIRTY
+        before = op.data.IoStatus
         status = callback.pre(&op.data, &related, &layer.context)
-        if op.data.Flags & <uint32_t>FLTFL_CALLBACK_DATA_DIRTY and status != FLT_PREOP_COMPLETE:
-            if not save_parameters(layer, &op.current):
-                op.data.IoStatus.Status = STATUS_FLT_INTERNAL_ERROR
-                op.bottom = op.index            # its own post still has its context to free
-                layer.post_owed = status != FLT_PREOP_SUCCESS_NO_CALLBACK and callback.post is not NULL
-                return False
-            op.shown.MajorFunction = major
-            op.shown.TargetFileObject = op.current.TargetFileObject
-            op.current = op.shown
-        if status == FLT_PREOP_SUCCESS_NO_CALLBACK:
-            continue
-        if status == FLT_PREOP_SUCCESS_WITH_CALLBACK or status == FLT_PREOP_SYNCHRONIZE:
-            layer.post_owed = callback.post is not NULL
+        if status == FLT_PREOP_SUCCESS_WITH_CALLBACK or status == FLT_PREOP_SUCCESS_NO_CALLBACK or \
+                status == FLT_PREOP_SYNCHRONIZE:
+            layer.post_owed = status != FLT_PREOP_SUCCESS_NO_CALLBACK and callback.post is not NULL
+            if op.data.Flags & <uint32_t>FLTFL_CALLBACK_DATA_DIRTY:
+                if not save_parameters(layer, &op.current):
+                    op.data.IoStatus.Status = STATUS_FLT_INTERNAL_ERROR
+                    op.bottom = op.index        # its own post still has its context to free
+                    return always_goes_on(op)
+                op.shown.MajorFunction = major
+                op.shown.TargetFileObject = op.current.TargetFileObject
+                op.current = op.shown
             continue
         if status == FLT_PREOP_COMPLETE:
-            if always_goes_on(op):
+            if always_goes_on(op):              # hidden from the layers below; the base does its part (F2)
                 op.data.IoStatus.Status = STATUS_SUCCESS
-                continue
+                op.bottom = op.index - 1
+                return True
             if op.data.IoStatus.Status != STATUS_PENDING and op.data.IoStatus.Status != STATUS_FLT_DISALLOW_FAST_IO:
+                refuse_made_up(op)
                 op.bottom = op.index - 1
                 return False
-        restore_parameters(op, layer)
-        misused(callback, op, status)
+        if refuses_fast_io(op, status):
+            refuse_fast_io(op)
+            op.bottom = op.index - 1
+            return False
+        if status != RAISED or callback.pre is not python_pre:
+            with gil:
+                report_misuse(callback, op, "pre", status)
         if instance.PassOnError or always_goes_on(op):
-            op.data.IoStatus.Status = STATUS_SUCCESS
+            op.data.IoStatus = before
             continue
+        fail(op)
         op.bottom = op.index - 1
         return False
     op.bottom = op.index
@@ -271,27 +298,42 @@ cdef void walk_up(operation_t *op) noexcept nogil:
     cdef const callback_t *callback
     cdef layer_t *layer
     cdef FLT_RELATED_OBJECTS related
-    cdef bint succeeded
-    op.data.Flags = (op.data.Flags | FLTFL_CALLBACK_DATA_POST_OPERATION) & ~<uint32_t>FLTFL_CALLBACK_DATA_DIRTY
+    cdef IO_STATUS_BLOCK before
+    cdef int status
+    op.data.Flags |= <uint32_t>FLTFL_CALLBACK_DATA_POST_OPERATION
     while op.bottom > 0:
         op.bottom -= 1
         callback = &op.list.callbacks[op.bottom]
         layer = &op.layers[op.bottom]
-        restore_parameters(op, layer)
+        if layer.parameters is not NULL:
+            op.current = layer.parameters[0]
+            free(layer.parameters)
+            layer.parameters = NULL
         if not layer.post_owed:
             continue
         related = callback.instance.Related
         related.FileObject = op.current.TargetFileObject
         op.shown = op.current
         op.shown.TargetInstance = callback.instance
-        succeeded = NT_SUCCESS(op.data.IoStatus.Status)
-        if callback.post(&op.data, &related, layer.context, 0) != FLT_POSTOP_FINISHED_PROCESSING:
-            with gil:
-                report_misuse(callback, op, -1)
+        op.data.Flags &= ~<uint32_t>FLTFL_CALLBACK_DATA_DIRTY
+        before = op.data.IoStatus
+        status = callback.post(&op.data, &related, layer.context, 0)
+        if status == FLT_POSTOP_DISALLOW_FSFILTER_IO and refuses_fast_io(op, FLT_PREOP_DISALLOW_FSFILTER_IO):
+            refuse_fast_io(op)
+        elif status != FLT_POSTOP_FINISHED_PROCESSING:
+            if status != RAISED or callback.post is not python_post:
+                with gil:
+                    report_misuse(callback, op, "post", status)
+            if callback.instance.PassOnError:
+                op.data.IoStatus = before
+            else:
+                fail(op)
         if always_goes_on(op):
             op.data.IoStatus.Status = STATUS_SUCCESS
-        elif succeeded and op.base_done and not NT_SUCCESS(op.data.IoStatus.Status):
+        elif NT_SUCCESS(before.Status) and op.base_done and not NT_SUCCESS(op.data.IoStatus.Status):
             op.failed_by = callback.instance
+        else:
+            refuse_made_up(op)
 
 
 cdef int operation_run(operation_t *op) noexcept nogil:
@@ -331,10 +373,23 @@ cdef void operation_run_below(operation_t *op, const FLT_INSTANCE *above) noexce
 
 # --- Python callbacks: C callbacks that take the GIL -----------------------------------------------------------------
 
-cdef void report_misuse(const callback_t *callback, operation_t *op, int status):
+cdef str path_of(operation_t *op, const FLT_INSTANCE *instance):
+    """As the layer received it: what its callback put into the parameters need not live any more."""
+    cdef char buffer[4608]
+    cdef FLT_RELATED_OBJECTS related = instance.Related
+    cdef int length
+    if op.volume.nodes is NULL:
+        return ""
+    op.shown = op.current
+    related.FileObject = op.current.TargetFileObject
+    length = operation_path(&op.data, &related, buffer, sizeof(buffer))
+    return fsdecode(buffer[:length]) if length > 0 else ""
+
+
+cdef void report_misuse(const callback_t *callback, operation_t *op, str routine, int status):
     cdef FLT_INSTANCE *instance = callback.instance
     try:
-        (<object>instance.Object).callback_misused(op.current.MajorFunction, status)
+        (<object>instance.Object).callback_misused(routine, op.current.MajorFunction, path_of(op, instance), status)
     except BaseException:
         pass
     count_error(instance)
@@ -349,13 +404,18 @@ cdef void count_error(FLT_INSTANCE *instance):
             pass
 
 
-cdef void report_exception(FLT_INSTANCE *instance, operation_t *op, str routine, CallbackData face, error):
+cdef void report_exception(FLT_INSTANCE *instance, operation_t *op, str routine, error):
     try:
-        path = face.path if face.data is not NULL else ""
-        (<object>instance.Object).callback_raised(routine, op.current.MajorFunction, path, error)
+        (<object>instance.Object).callback_raised(routine, op.current.MajorFunction, path_of(op, instance), error)
     except BaseException:
         pass
     count_error(instance)
+
+
+cdef inline CallbackData face_of(operation_t *op, const FLT_RELATED_OBJECTS *related):
+    return callback_data_new(
+        &op.data, related, None if op.buffer_owner is NULL else <object>op.buffer_owner,
+        None if op.keep is NULL else <object>op.keep, not op.buffer_read_only)
 
 
 cdef int python_pre(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *related, void **context) noexcept nogil:
@@ -372,8 +432,7 @@ cdef int python_pre(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *related,
 
 cdef int call_python_pre(operation_t *op, const FLT_RELATED_OBJECTS *related, void **context) except? -1:
     cdef FLT_INSTANCE *instance = related.Instance
-    cdef CallbackData face = callback_data_new(
-        &op.data, related, None if op.buffer_owner is NULL else <object>op.buffer_owner, not op.buffer_read_only)
+    cdef CallbackData face = face_of(op, related)
     cdef int status
     try:
         try:
@@ -384,13 +443,9 @@ cdef int call_python_pre(operation_t *op, const FLT_RELATED_OBJECTS *related, vo
                 status = answer
                 completion_context = None
         except BaseException as error:
-            report_exception(instance, op, "pre", face, error)
-            op.data.Flags &= ~<uint32_t>FLTFL_CALLBACK_DATA_DIRTY
-            if instance.PassOnError:
-                return FLT_PREOP_SUCCESS_NO_CALLBACK
-            op.data.IoStatus.Status = STATUS_IO_DEVICE_ERROR
-            op.data.IoStatus.Information = 0
-            return FLT_PREOP_COMPLETE
+            report_exception(instance, op, "pre", error)
+            face.undo()
+            return RAISED
         if op.data.Flags & <uint32_t>FLTFL_CALLBACK_DATA_DIRTY and face.kept is not None:
             keep_alive(op, face.kept)
         if completion_context is not None and (
@@ -398,7 +453,12 @@ cdef int call_python_pre(operation_t *op, const FLT_RELATED_OBJECTS *related, vo
                 instance.PythonPost[op.current.MajorFunction] is not NULL:
             Py_INCREF(completion_context)
             context[0] = <void *>completion_context
-        return status
+        if status == FLT_PREOP_SUCCESS_WITH_CALLBACK or status == FLT_PREOP_SUCCESS_NO_CALLBACK or \
+                status == FLT_PREOP_SYNCHRONIZE or status == FLT_PREOP_COMPLETE:
+            face.commit()
+        else:
+            face.undo()
+        return -1 if status == RAISED else status
     finally:
         face.end()
 
@@ -415,10 +475,8 @@ cdef int python_post(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *related
 
 cdef int call_python_post(operation_t *op, const FLT_RELATED_OBJECTS *related, void *context, uint32_t flags) except? -1:
     cdef FLT_INSTANCE *instance = related.Instance
-    cdef NTSTATUS status = op.data.IoStatus.Status
-    cdef uint64_t information = op.data.IoStatus.Information
-    cdef CallbackData face = callback_data_new(
-        &op.data, related, None if op.buffer_owner is NULL else <object>op.buffer_owner, True)
+    cdef CallbackData face = face_of(op, related)
+    cdef int status
     completion_context = None
     if context is not NULL:
         completion_context = <object>context
@@ -427,16 +485,16 @@ cdef int call_python_post(operation_t *op, const FLT_RELATED_OBJECTS *related, v
         try:
             answer = (<object>instance.PythonPost[op.current.MajorFunction])(
                 face, <object>instance.Object, completion_context, flags)
-            return FLT_POSTOP_FINISHED_PROCESSING if answer is None else answer
+            status = FLT_POSTOP_FINISHED_PROCESSING if answer is None else answer
         except BaseException as error:
-            report_exception(instance, op, "post", face, error)
-            if instance.PassOnError:
-                op.data.IoStatus.Status = status
-                op.data.IoStatus.Information = information
-            else:
-                op.data.IoStatus.Status = STATUS_IO_DEVICE_ERROR
-                op.data.IoStatus.Information = 0
-            return FLT_POSTOP_FINISHED_PROCESSING
+            report_exception(instance, op, "post", error)
+            face.undo()
+            return RAISED
+        if status == FLT_POSTOP_FINISHED_PROCESSING:
+            face.commit()
+        else:
+            face.undo()
+        return -1 if status == RAISED else status
     finally:
         face.end()
 
@@ -467,8 +525,8 @@ cdef class NativeOperations:
 cdef class InstanceEntry:
     """One instance as the stack has it: names, error mode and callbacks.
 
-    `object` is asked for callback_raised(routine, major, path, error), callback_misused(major, status) and
-    error_limit_reached(); it is also what callbacks get as `objects`. `callbacks`: (major, flags, pre, post) with
+    `object` is asked for callback_raised(routine, major, path, error), callback_misused(routine, major, path, status)
+    and error_limit_reached(); it is also what callbacks get as `objects`. `callbacks`: (major, flags, pre, post) with
     Python callables or None, and/or a NativeOperations.
     """
 

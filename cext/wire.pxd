@@ -1,9 +1,9 @@
-# The FUSE wire format: checking and decoding what the kernel sends, encoding what it is told (wire.pyx).
+# The FUSE wire format: checking and decoding what the kernel sends, and INIT (wire.pyx).
 # Pure functions over a message in memory; any thread, no GIL, no lock.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from stackfs.cext.includes.fuse_wire cimport (
-    fuse_in_header, fuse_init_in, fuse_init_out, fuse_out_header, fuse_statx_out)
+    fuse_in_header, fuse_init_in, fuse_init_out, fuse_out_header)
 from stackfs.cext.requests cimport vfs_request_t
 
 cdef enum:
@@ -47,10 +47,6 @@ ctypedef struct wire_settings_t:         # what the device wants and what it got
     uint32_t max_write
     uint32_t page_size
 
-ctypedef struct wire_statx_answer_t:
-    fuse_out_header header
-    fuse_statx_out body
-
 ctypedef struct wire_init_answer_t:
     fuse_out_header header
     fuse_init_out body
@@ -63,9 +59,10 @@ cdef const wire_rule_t *wire_rule(uint32_t opcode) noexcept nogil               
 # 0, or the errno to answer with: EIO (malformed; header->unique can be answered when length >= sizeof(header)).
 cdef int wire_check(char *buffer, size_t length, const wire_limits_t *limits, wire_message_t *message) noexcept nogil
 cdef void wire_decode(const wire_message_t *message, int setxattr_ext, vfs_request_t *request) noexcept nogil
+# WRITE and SETXATTR: the data, as many bytes as the fixed part announces.
+cdef const char *wire_data(const wire_message_t *message, int setxattr_ext) noexcept nogil
 # The form libfuse understands, in place: SETXATTR in its short form and without flags (they stay in the request).
 cdef char *wire_for_libfuse(const wire_message_t *message, int setxattr_ext, uint32_t *length) noexcept nogil
-cdef void wire_statx_answer(const vfs_request_t *request, wire_statx_answer_t *answer) noexcept nogil
 # INIT: fills the answer, settings.negotiated and .kernel_minor; 0: the kernel is too old.
 cdef int wire_init_answer(const wire_message_t *message, wire_settings_t *settings,
                           wire_init_answer_t *answer) noexcept nogil

@@ -1,6 +1,6 @@
-"""The FUSE wire format: what the kernel's messages hold, checked, and what it is told.
+"""The FUSE wire format: what the kernel's messages hold, checked; and INIT, both ways (other answers: answers.pyx).
 
-The one module that knows the layouts in fuse_wire.h. Everything here is a pure function over one message in memory:
+Knows the layouts in fuse_wire.h. Everything here is a pure function over one message in memory:
 any thread may call it, without the GIL; there is no state but the table, which is written once, at import.
 
 The table says for each operation how long its fixed part is, how many names follow, and what becomes of it. A message
@@ -12,7 +12,6 @@ bytes answers EIO and goes on.
 from libc.errno cimport EIO
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcpy, memmove, memset
-from stackfs.cext.callback_data cimport statx_t
 from stackfs.cext.includes.fuse_wire cimport *
 from stackfs.cext.requests cimport fuse_in_t, vfs_request_t, request_free, request_new
 
@@ -55,7 +54,7 @@ rule(FUSE_REMOVEXATTR,         b"REMOVEXATTR",       0,                         
 rule(FUSE_FLUSH,               b"FLUSH",             sizeof(fuse_flush_in),         0,     WIRE_FORWARD)
 rule(FUSE_INIT,                b"INIT",              FUSE_COMPAT_INIT_IN_SIZE,      0,     WIRE_INIT, False, True)
 rule(FUSE_OPENDIR,             b"OPENDIR",           sizeof(fuse_open_in),          0,     WIRE_FORWARD)
-rule(FUSE_READDIR,             b"READDIR",           sizeof(fuse_read_in),          0,     WIRE_REFUSE)
+rule(FUSE_READDIR,             b"READDIR",           sizeof(fuse_read_in),          0,     WIRE_SERVE)
 rule(FUSE_RELEASEDIR,          b"RELEASEDIR",        sizeof(fuse_release_in),       0,     WIRE_FORWARD, False, True)
 rule(FUSE_FSYNCDIR,            b"FSYNCDIR",          sizeof(fuse_fsync_in),         0,     WIRE_FORWARD)
 rule(FUSE_GETLK,               b"GETLK",             0,                             0,     WIRE_REFUSE)
@@ -186,7 +185,7 @@ cdef int check_sizes(const wire_message_t *message, const wire_limits_t *limits,
     elif opcode == FUSE_BATCH_FORGET:
         if <uint64_t>(<fuse_batch_forget_in *>body).count * sizeof(fuse_forget_one) > rest:
             return EIO
-    elif opcode == FUSE_READ or opcode == FUSE_READDIRPLUS:
+    elif opcode == FUSE_READ or opcode == FUSE_READDIR or opcode == FUSE_READDIRPLUS:
         if (<fuse_read_in *>body).size > limits.max_write:
             return EIO
     elif opcode == FUSE_GETXATTR or opcode == FUSE_LISTXATTR:
@@ -220,7 +219,7 @@ cdef void wire_decode(const wire_message_t *message, int setxattr_ext, vfs_reque
     request.name2 = message.name2
     request.name_length = message.name_length
     request.name2_length = message.name2_length
-    if opcode == FUSE_READ or opcode == FUSE_READDIRPLUS:
+    if opcode == FUSE_READ or opcode == FUSE_READDIR or opcode == FUSE_READDIRPLUS:
         to.fh = (<fuse_read_in *>body).fh
         to.offset = (<fuse_read_in *>body).offset
         to.size = (<fuse_read_in *>body).size
@@ -281,6 +280,10 @@ cdef void wire_decode(const wire_message_t *message, int setxattr_ext, vfs_reque
         to.flags = (<fuse_rename2_in *>body).flags
     elif opcode == FUSE_LINK:
         to.nodeid2 = (<fuse_link_in *>body).oldnodeid
+        request.name2 = message.name                    # the new name, as a rename's
+        request.name2_length = message.name_length
+        request.name = NULL
+        request.name_length = 0
     elif opcode == FUSE_SETXATTR:
         to.size = (<fuse_setxattr_in *>body).size
         to.flags = (<fuse_setxattr_in *>body).flags
@@ -298,7 +301,9 @@ cdef void wire_decode(const wire_message_t *message, int setxattr_ext, vfs_reque
 
 
 cdef void decode_setattr(const fuse_setattr_in *body, fuse_in_t *to) noexcept nogil:
-    to.valid = body.valid
+    """A SETATTR that sets nothing is what remains of the kernel's own removal of set-id bits, before a write to a bypassed
+    file, once it has taken out what HANDLE_KILLPRIV_V2 leaves to us; and of a chown(-1, -1), which clears them as well."""
+    to.valid = body.valid if body.valid else FATTR_KILL_SUIDGID
     to.fh = body.fh
     to.size = body.size
     to.lock_owner = body.lock_owner
@@ -311,6 +316,12 @@ cdef void decode_setattr(const fuse_setattr_in *body, fuse_in_t *to) noexcept no
     to.atimensec = body.atimensec
     to.mtimensec = body.mtimensec
     to.ctimensec = body.ctimensec
+
+
+cdef const char *wire_data(const wire_message_t *message, int setxattr_ext) noexcept nogil:
+    if message.header.opcode == FUSE_WRITE:
+        return message.body + sizeof(fuse_write_in)
+    return message.name + message.name_length + 1
 
 
 cdef char *wire_for_libfuse(const wire_message_t *message, int setxattr_ext, uint32_t *length) noexcept nogil:
@@ -331,48 +342,6 @@ cdef char *wire_for_libfuse(const wire_message_t *message, int setxattr_ext, uin
     length[0] -= <uint32_t>gone
     memmove(start + gone, start, sizeof(fuse_in_header) + FUSE_COMPAT_SETXATTR_IN_SIZE)
     return start + gone
-
-
-# ---- encoding ----
-
-cdef void put_time(fuse_sx_time *to, int64_t seconds, uint32_t nanoseconds) noexcept nogil:
-    to.tv_sec = seconds
-    to.tv_nsec = nanoseconds
-
-
-cdef void wire_statx_answer(const vfs_request_t *request, wire_statx_answer_t *answer) noexcept nogil:
-    """STATX: header and fuse_statx_out, or, with the request's error, the header alone (header.len tells)."""
-    cdef fuse_statx_out *out = &answer.body
-    cdef const statx_t *info = &request.info
-    memset(answer, 0, sizeof(answer[0]))
-    answer.header.unique = request.unique
-    answer.header.error = -request.error
-    if request.error:
-        answer.header.len = sizeof(fuse_out_header)
-        return
-    answer.header.len = sizeof(answer[0])
-    if request.attr_timeout > 0:
-        out.attr_valid = <uint64_t>request.attr_timeout
-        out.attr_valid_nsec = <uint32_t>((request.attr_timeout - <double>out.attr_valid) * 1e9)
-    out.stat.mask = info.stx_mask
-    out.stat.blksize = info.stx_blksize
-    out.stat.attributes = info.stx_attributes
-    out.stat.attributes_mask = info.stx_attributes_mask
-    out.stat.nlink = info.stx_nlink
-    out.stat.uid = info.stx_uid
-    out.stat.gid = info.stx_gid
-    out.stat.mode = info.stx_mode
-    out.stat.ino = info.stx_ino
-    out.stat.size = info.stx_size
-    out.stat.blocks = info.stx_blocks
-    put_time(&out.stat.atime, info.stx_atime.tv_sec, info.stx_atime.tv_nsec)
-    put_time(&out.stat.btime, info.stx_btime.tv_sec, info.stx_btime.tv_nsec)
-    put_time(&out.stat.ctime, info.stx_ctime.tv_sec, info.stx_ctime.tv_nsec)
-    put_time(&out.stat.mtime, info.stx_mtime.tv_sec, info.stx_mtime.tv_nsec)
-    out.stat.rdev_major = info.stx_rdev_major
-    out.stat.rdev_minor = info.stx_rdev_minor
-    out.stat.dev_major = info.stx_dev_major
-    out.stat.dev_minor = info.stx_dev_minor
 
 
 # ---- INIT ----
@@ -407,6 +376,8 @@ cdef int wire_init_answer(const wire_message_t *message, wire_settings_t *settin
     out.max_background = 64
     out.congestion_threshold = 48
     out.time_gran = 1
+    if settings.negotiated & FUSE_PASSTHROUGH:
+        out.max_stack_depth = 1                         # a backing file on a stacking filesystem is refused: ELOOP
     out.max_write = settings.max_write
     out.max_pages = <uint16_t>(settings.max_write // settings.page_size)
     return 1

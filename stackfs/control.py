@@ -121,6 +121,8 @@ class InstanceRow(msgspec.Struct):
     name: Name
     frame: Count | Name = 0
     features: Count | Name = 0
+    bypassed: Count = 0
+    """Open files whose reads and writes it would see, were they not bypassed."""
     status: Name = ""
 
 

@@ -239,7 +239,7 @@ class Mounted:
         finally:
             with trio.CancelScope(shield=True):
                 if self.device is not None:
-                    await trio.to_thread.run_sync(self.device.stop)
+                    await trio.to_thread.run_sync(self._let_go)
                 await self.manager.remove_volume(self.volume)
             log.info("ended", volume=self.config.volume_name, mountpoint=self.config.mountpoint)
 
@@ -270,8 +270,14 @@ class Mounted:
         )
         fd = await trio.to_thread.run_sync(mounting.mount, self.config.mountpoint, settings)
         try:
-            self.device = Device(fd, self.core, max_write=options.max_write or 0,
-                                 cache_symlinks=options.cache == "normal")  # fmt: skip
+            self.device = Device(
+                fd,
+                self.core,
+                lanes=options.lanes,
+                max_write=options.max_write or 0,
+                cache_symlinks=options.cache == "normal",
+                passthrough=options.bypass == "auto" and os.geteuid() == 0,
+            )
             self.operations = irp_lane.start(self.device, self.core)
             self.lane_started = True
             self.device.start()
@@ -329,8 +335,18 @@ class Mounted:
         irp_lane.terminate()
         with trio.move_on_after(HANDLERS_GRACE):
             await self.ended.wait()
-        await trio.to_thread.run_sync(self._unmount_for_good)  # an aborted connection leaves its mount behind
         self.ended.set()
+
+    def _let_go(self) -> None:
+        """The device's threads end, and the mount goes, if it has not: an aborted connection leaves it behind.
+
+        By now somebody else may have mounted the same directory here again. That mount answers.
+        """
+        if not self.device.ended:
+            self._unmount_for_good()
+        self.device.stop()
+        if mounting.mount_at(self.config.mountpoint) is not None and mounting.is_stale(self.config.mountpoint):
+            self._unmount_for_good()
 
     def _unmount_for_good(self) -> None:
         try:
@@ -436,6 +452,26 @@ class Mounted:
         )
         return {}
 
+    def _bypass(self) -> str:
+        """Whether opens are bypassed, or why not."""
+        options, state = self.config.options, self.core.bypass_state()
+        blocking = [instance.name for instance in self.volume.instances if instance.blocks_bypass]
+        if options.bypass == "off":
+            return "off: asked for (bypass=off)"
+        if options.lanes == "irp":
+            return "off: pyfuse3 cannot bypass (lanes=irp)"
+        if os.geteuid() != 0:
+            return "off: only root may"
+        if not state["negotiated"]:
+            return "off: the kernel does not offer it (Linux 6.9 does)"
+        if state["refused"]:
+            return f"off: the kernel refuses the backing files ({os.strerror(state['refused'])})"
+        if blocking:
+            return f"off: {', '.join(blocking)} sees reads or writes and does not support it"
+        if state["vetoed"]:
+            return f"on; {state['vetoed']} opens were vetoed, last by {state['veto']}"
+        return "on"
+
     def status(self) -> dict[str, Any]:
         """What `stackfs status` shows."""
         device = self.device
@@ -444,12 +480,17 @@ class Mounted:
             "uptime_seconds": round(time.time() - self.started_at, 1),
             "log": "stderr" if self.config.foreground else log_path(self.config),
             "cache": options.cache,
-            "lanes": {"bypass": "off", "device": "STATX and what the IRP lane cannot carry", "irp": "everything else"},
+            "lanes": {
+                "mode": options.lanes,
+                "bypass": self._bypass(),
+                "device": "what answers at once" if options.lanes == "auto" else "what pyfuse3 has no handler for",
+                "irp": "what a filter refuses as fast I/O" if options.lanes == "auto" else "everything else",
+            },
             "requests": device.counters(),
             "in_flight": device.in_flight,
             "refused_deadlocks": device.deadlocks,
             "open_files": self.core.open_files,
-            "bypassed_opens": 0,
+            "bypassed_opens": self.core.bypassed_opens,
             "known_inodes": self.core.known_inodes,
             "cached_descriptors": self.core.cached_descriptors,
             "max_write": device.max_write,

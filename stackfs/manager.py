@@ -11,6 +11,7 @@ until no operation uses it, teardown-complete, forgotten. Nothing of that is lef
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,9 @@ TOUCHES_CACHES = frozenset(
     }
 )
 """An instance that registers one of these may make what the kernel has cached wrong by coming or going."""
+
+SUPPORTED_FS_FEATURES_BYPASS_IO = 0x8
+"""In the column SprtFtrs of `fltmc instances`."""
 
 DRAIN_POLL = 0.0005
 """Seconds between two looks at whether a replaced callback list is still in use."""
@@ -77,6 +81,15 @@ class Instance:
     def failed(self) -> bool:
         return self.entry.failed
 
+    @property
+    def sees_data(self) -> bool:
+        return not {api.IRP_MJ_READ, api.IRP_MJ_WRITE}.isdisjoint(self.entry.registered)
+
+    @property
+    def blocks_bypass(self) -> bool:
+        """It wants to see reads or writes, and does not say that it can do without those of bypassed opens."""
+        return self.sees_data and self.filter.manifest.bypass != "supported"
+
     # Asked by the stack, on whatever thread the callback ran.
 
     def callback_raised(self, routine: str, major: int, path: str, error: BaseException) -> None:
@@ -91,14 +104,16 @@ class Instance:
             outcome="passed by" if self.filter.manifest.on_error == "pass" else "EIO",
         )
 
-    def callback_misused(self, major: int, status: int) -> None:
-        what = "a post callback returned what is not legal here" if status < 0 else f"pre callback returned {status}"
+    def callback_misused(self, routine: str, major: int, path: str, status: int) -> None:
         log.error(
             "a callback broke the rules",
             filter=self.filter.name,
             instance=self.name,
             operation=api.major_name(major),
-            error=f"{what}; pending and disallowing are not in this release",
+            routine=routine,
+            path=path,
+            error=f"it returned {status}, which is not legal here; pending is not in this release",
+            outcome="passed by" if self.filter.manifest.on_error == "pass" else "EIO",
         )
 
     def error_limit_reached(self) -> None:
@@ -144,6 +159,10 @@ class Volume:
         self.invalidate: Callable[[], Awaitable[None]] | None = None
         """Makes the kernel forget what it cached; set by whoever mounted the volume."""
 
+    def settle_bypass(self) -> None:
+        """Opens may be bypassed while no instance stands in the way."""
+        self.core.allow_bypass(not any(instance.blocks_bypass for instance in self.instances))
+
     def settle_timeouts(self) -> None:
         """Zero while an instance sees lookups and its answers may change by themselves (DESIGN: Caches)."""
         self.core.stack.names_or_data_filtered = any(
@@ -168,7 +187,7 @@ class FilterManager:
         self.loaded: dict[str, LoadedFilter] = {}
         self.volumes: list[Volume] = []
         self._lock = trio.Lock()
-        self._detach_send, self._detach_receive = trio.open_memory_channel[Instance](1024)
+        self._detach_send, self._detach_receive = trio.open_memory_channel[Instance](math.inf)
         self._token: trio.lowlevel.TrioToken | None = None
 
     # --- volumes ------------------------------------------------------------------------------------------------
@@ -227,7 +246,7 @@ class FilterManager:
                                 api.FLTFL_INSTANCE_SETUP_AUTOMATIC_ATTACHMENT,
                             )
                         )  # fmt: skip
-                    except FltError as error:
+                    except StackfsError as error:
                         log.info("not attached", filter=name, volume=volume.name, reason=error.message)
             return attached
 
@@ -242,7 +261,7 @@ class FilterManager:
         except StackfsError:
             loader.unload(found)
             raise
-        except Exception as error:
+        except BaseException as error:
             loader.unload(found)
             raise FltError(
                 STATUS_FAILED_DRIVER_ENTRY, f"{found.path}: {type(error).__name__}: {error}"
@@ -258,8 +277,12 @@ class FilterManager:
             callback: Callable[[int], int] | None = getattr(loaded.object, "filter_unload", None)
             if callback is None:
                 raise FltError(api.STATUS_FLT_DO_NOT_DETACH, f"filter {name!r} has no unload callback: it stays loaded")
-            status = self._ask(f"{name}: filter_unload", callback, flags)
-            if not mandatory and not api.is_success(status):
+            if mandatory:
+                self._tell(f"{name}: filter_unload", callback, flags)
+                status = api.STATUS_SUCCESS
+            else:
+                status = self._ask(f"{name}: filter_unload", callback, flags)
+            if not api.is_success(status):
                 raise FltError(status, f"filter {name!r} refuses to be unloaded ({api.status_name(status)})")
             reason = (
                 api.FLTFL_INSTANCE_TEARDOWN_MANDATORY_FILTER_UNLOAD
@@ -273,17 +296,28 @@ class FilterManager:
 
     @staticmethod
     def _ask(what: str, callback: Callable[..., int | None] | None, *arguments: object) -> int:
-        """A notification's answer as an unsigned NTSTATUS; an exception is STATUS_UNSUCCESSFUL, and logged."""
+        """A notification's answer as an unsigned NTSTATUS; an exception is STATUS_UNSUCCESSFUL, and logged.
+
+        A StackfsError is a refusal in the filter's own words, and goes to whoever asked.
+        """
         if callback is None:  # set to None by a filter that has nothing to do there
             return 0
         try:
             answer = callback(*arguments)
+            return 0 if answer is None else int(answer) & 0xFFFFFFFF
         except StackfsError:
             raise
-        except Exception as error:
+        except BaseException as error:
             log.error("a notification raised", routine=what, error=f"{type(error).__name__}: {error}")
             return int(api.STATUS_UNSUCCESSFUL)
-        return 0 if answer is None else int(answer) & 0xFFFFFFFF
+
+    @classmethod
+    def _tell(cls, what: str, callback: Callable[..., int | None] | None, *arguments: object) -> None:
+        """A notification that cannot be refused: whatever it does, what it was told of goes on."""
+        try:
+            cls._ask(what, callback, *arguments)
+        except StackfsError as error:
+            log.error("a notification raised", routine=what, error=error.message)
 
     # --- instances ----------------------------------------------------------------------------------------------
 
@@ -340,12 +374,29 @@ class FilterManager:
                     api.STATUS_FLT_INSTANCE_ALTITUDE_COLLISION,
                     f"altitude {altitude} is taken on volume {volume.name!r} by {other.name!r}",
                 )
-        instance = Instance(loaded, volume, name, altitude, dict(loaded.object.options) if options is None else options)
+        try:
+            instance = Instance(
+                loaded, volume, name, altitude, dict(loaded.object.options) if options is None else options
+            )
+        except Exception as error:  # a registration that was changed after it was checked
+            what = f"filter {loaded.name!r} cannot be attached: {type(error).__name__}: {error}"
+            raise FltError(api.STATUS_INVALID_PARAMETER, what) from error
         status = self._ask(f"{loaded.name}: instance_setup", loaded.object.instance_setup, instance, flags)
         if not api.is_success(status):
             raise FltError(
                 status, f"filter {loaded.name!r} does not attach to volume {volume.name!r} ({api.status_name(status)})"
             )
+        if instance.blocks_bypass:  # before it is published: what is decided from here on is not bypassed
+            refuses = loaded.manifest.attach_with_bypassed == "refuse"
+            bypassed = volume.core.allow_bypass(False, unless_bypassed=refuses)
+            if bypassed and refuses:
+                self._tell(f"{loaded.name}: instance_teardown_complete", loaded.object.instance_teardown_complete,
+                           instance, api.FLTFL_INSTANCE_TEARDOWN_INTERNAL_ERROR)  # fmt: skip
+                raise FltError(
+                    api.STATUS_FLT_DO_NOT_ATTACH,
+                    f"filter {loaded.name!r} does not attach to volume {volume.name!r}: {bypassed} open files are bypassed, "
+                    "and it would not see their reads and writes; close them, or mount with bypass=off",
+                )
         volume.core.stack.insert(instance.entry)
         volume.instances.append(instance)
         volume.instances.sort(key=lambda each: sort_key(each.altitude), reverse=True)
@@ -384,13 +435,14 @@ class FilterManager:
             volume.core.stack.remove(instance.entry)
             volume.instances.remove(instance)
             volume.settle_timeouts()
-            self._ask(f"{instance.filter.name}: instance_teardown_start", filter_object.instance_teardown_start,
-                      instance, reason)  # fmt: skip
+            volume.settle_bypass()
+            self._tell(f"{instance.filter.name}: instance_teardown_start", filter_object.instance_teardown_start,
+                       instance, reason)  # fmt: skip
             await self._drain(volume)
             if reason != api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT:
                 await self._invalidate(instance)
-            self._ask(f"{instance.filter.name}: instance_teardown_complete", filter_object.instance_teardown_complete,
-                      instance, reason)  # fmt: skip
+            self._tell(f"{instance.filter.name}: instance_teardown_complete", filter_object.instance_teardown_complete,
+                       instance, reason)  # fmt: skip
             instance.filter.instances.remove(instance)
             instance.context = None
 
@@ -448,7 +500,8 @@ class FilterManager:
                 "altitude": instance.altitude,
                 "name": instance.name,
                 "frame": 0,
-                "features": 0,
+                "features": SUPPORTED_FS_FEATURES_BYPASS_IO if not instance.blocks_bypass else 0,
+                "bypassed": volume.core.bypassed_opens if instance.sees_data else 0,
                 "status": "Failed" if instance.failed else "",
             }
             for volume in self.volumes

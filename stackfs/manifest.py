@@ -18,6 +18,8 @@ start type, and the table of options.
         "start": "demand",                        # boot, system, auto, demand, or disabled (then a load is refused)
         "on_error": "fail",                       # what an exception in a callback does to the operation: fail or pass
         "answers": "volatile",                    # cacheable: its answers follow from the backing file alone
+        "bypass": "blocked",                      # supported: opens may be bypassed though it registers READ or WRITE
+        "attach_with_bypassed": "allow",          # refuse: it does not attach while opens are bypassed that it cannot see
         "options": {"key": {"type": "size", "default": "64M", "min": "1M", "doc": "What it is."}},
         "commands": "module:attribute",           # a command group, imported only when it is used
         "abi": 1,
@@ -58,6 +60,8 @@ _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "start": START_TYPES,
     "on_error": ("fail", "pass"),
     "answers": ("cacheable", "volatile"),
+    "bypass": ("supported", "blocked"),
+    "attach_with_bypassed": ("allow", "refuse"),
     "attach": ("automatic", "manual"),
 }
 
@@ -152,6 +156,8 @@ class Manifest:
     start: str = "demand"
     on_error: str = "fail"
     answers: str = "volatile"
+    bypass: str = "blocked"
+    attach_with_bypassed: str = "allow"
     options: Mapping[str, OptionSpec] = dataclasses.field(default_factory=dict)
     commands: str | None = None
     abi: int = FILTER_ABI
@@ -388,6 +394,8 @@ class _Reader:
             start=self.string(data, "start", "demand"),
             on_error=self.string(data, "on_error", "fail"),
             answers=self.string(data, "answers", "volatile"),
+            bypass=self.string(data, "bypass", "blocked"),
+            attach_with_bypassed=self.string(data, "attach_with_bypassed", "allow"),
             options=self.options(data),
             commands=commands,
         )

@@ -39,7 +39,7 @@ CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "locks": ("kernel",),
     "coherence": ("none",),
 }
-"""Options of few values: those this release has, the default first. bypass: both are off today; lanes: both are irp."""
+"""Options of few values: those this release has, the default first. bypass: both are off today."""
 
 LATER: Final = frozenset(("exclusive", "writeback", "verifier", "permissions=stack", "locks=stack", "coherence=lease"))
 """What a later release will have: refused until then."""

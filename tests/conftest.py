@@ -77,8 +77,10 @@ class Drive:
         return run(FLTMC, *arguments, check=check)
 
     def alive(self) -> bool:
+        """Whether any thread of the daemon is there; one that has ended may still wait for its parent."""
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            return Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+            ended = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+            return not ended or len(os.listdir(f"/proc/{self.pid}/task")) > 1
         return False
 
     def wait_gone(self, seconds: float = 60) -> None:
@@ -115,8 +117,17 @@ class Drive:
         return wrong
 
 
+@pytest.fixture(params=["auto", "irp"])
+def lanes(request: pytest.FixtureRequest) -> str:
+    """Runs a test once on each lane: what it mounts gets this `-o lanes=`."""
+    lane: str = request.param
+    return lane
+
+
 @pytest.fixture
-def drive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Drive]]:
+def drive(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., Drive]]:
     """drive("filter=audit", ...) mounts a fresh volume with these options and returns a Drive. As root."""
     if os.geteuid() != 0:
         pytest.skip("needs root")
@@ -125,10 +136,12 @@ def drive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Dr
     top.parent.chmod(0o755)
     top.parent.parent.chmod(0o755)
     drives: list[Drive] = []
+    lane = [f"lanes={request.getfixturevalue('lanes')}"] if "lanes" in request.fixturenames else []
 
     def make(*options: str, mount: bool = True, **keywords: object) -> Drive:
         made = Drive(top, len(drives))
         drives.append(made)
+        options = (*lane, *options)
         return made.mount(*options, **keywords) if mount else made
 
     yield make
@@ -144,6 +157,14 @@ def core(tmp_path: Path) -> Iterator[object]:
     volume = Volume(os.open(tmp_path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
     yield volume
     volume.close()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """The backing directory of `core`."""
+    (tmp_path / "file").write_bytes(b"0123456789")
+    (tmp_path / "folder").mkdir()
+    return tmp_path
 
 
 @pytest.fixture(scope="session", autouse=True)

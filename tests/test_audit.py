@@ -1,4 +1,4 @@
-"""The audit trail: one right record for each request, and no change that goes unnoticed."""
+"""audit on a mounted drive: what programs do is in the trail, whatever becomes of the daemon or the log's disk."""
 
 from __future__ import annotations
 
@@ -8,104 +8,12 @@ import shutil
 import signal
 import stat
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from conftest import STACKFS, Drive, run
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
-from stackfs.filters.audit import records, trail
-from stackfs.filters.audit import verify as verifying
-
-
-def written(directory: Path, count: int = 40) -> tuple[Path, records.KeyFile]:
-    """A closed trail of that many requests, sealed several times, and its key."""
-    key = directory / "key"
-    opened = trail.open_trail(str(directory / "trail"), str(key), trail.Settings(flush_interval=60, sync=False))
-    for number in range(count):
-        opened.trail.append(16, path=b"/file%d" % number, offset=number, size=1, pid=7, comm=b"program")
-        if number % 10 == 9:
-            opened.trail.flush()
-    assert opened.close()
-    return directory / "trail", records.KeyFile.parse(key.read_text())
-
-
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, records.KeyFile]:
-    return written(tmp_path_factory.mktemp("trail"))
-
-
-def check(directory: Path, key: records.KeyFile) -> verifying.Report:
-    return verifying.verify(str(directory), key)
-
-
-def test_an_untouched_trail_is_clean(sample: tuple[Path, records.KeyFile]) -> None:
-    report = check(*sample)
-    assert (report.outcome, report.exit_code) == ("clean", 0)
-    assert sum(record.kind == records.REQUEST for record in records.read_trail(str(sample[0]))) == 40
-
-
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_a_flipped_bit_anywhere_is_found(
-    sample: tuple[Path, records.KeyFile], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    where = tmp_path_factory.mktemp("flipped") / "trail"
-    shutil.copytree(sample[0], where)
-    name = data.draw(st.sampled_from(sorted(each.name for each in where.iterdir() if each.suffix == ".audit")))
-    content = bytearray((where / name).read_bytes())
-    at = data.draw(st.integers(0, len(content) * 8 - 1))
-    content[at // 8] ^= 1 << at % 8
-    (where / name).write_bytes(content)
-    report = check(where, sample[1])
-    assert report.exit_code == 8, (name, at, report)
-    before = list(records.read_trail(str(sample[0])))
-    position = 8
-    for record in before:
-        if position <= at // 8 < position + record.length:
-            assert report.sequence == record.sequence, (at, report)
-        position += record.length
-    shutil.rmtree(where.parent)
-
-
-@pytest.mark.parametrize("file", ["head"])
-def test_a_flipped_bit_of_the_head_is_found(sample: tuple[Path, records.KeyFile], tmp_path: Path, file: str) -> None:
-    size = (sample[0] / file).stat().st_size
-    for at in range(0, size * 8, 37):
-        where = tmp_path / str(at)
-        shutil.copytree(sample[0], where)
-        content = bytearray((where / file).read_bytes())
-        content[at // 8] ^= 1 << at % 8
-        (where / file).write_bytes(content)
-        assert check(where, sample[1]).exit_code == 8, at
-        shutil.rmtree(where)
-
-
-def test_a_removed_record_and_a_cut_tail_are_found(sample: tuple[Path, records.KeyFile], tmp_path: Path) -> None:
-    segment = sample[0] / "00000001.audit"
-    content, position = segment.read_bytes(), 8
-    for record in records.read_trail(str(sample[0])):
-        end = position + record.length
-        for name, changed in (("removed", content[:position] + content[end:]), ("cut", content[:position])):
-            where = tmp_path / f"{name}{record.sequence}"
-            shutil.copytree(sample[0], where)
-            (where / segment.name).write_bytes(changed)
-            report = check(where, sample[1])
-            assert report.exit_code == 8, (name, record.sequence, report)
-            if name == "removed" and end < len(content):
-                assert report.sequence in (record.sequence, record.sequence + 1), report
-            shutil.rmtree(where)
-        position = end
-
-
-def test_the_key_file_is_written_once_and_private(tmp_path: Path) -> None:
-    directory, _ = written(tmp_path)
-    assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
-    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
-    with pytest.raises(trail.TrailError):
-        trail.open_trail(str(tmp_path / "second"), str(tmp_path / "key"), trail.Settings())
 
 
 def options(top: Path, *more: str) -> str:
@@ -185,3 +93,83 @@ def test_what_cannot_be_written_is_refused_at_mount(drive: Callable[..., Drive],
     ):
         done = run(STACKFS, "mount", made.src, made.mnt, "-o", f"filter=audit,{option}", check=False)
         assert done.returncode != 0 and words in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_two_volumes_do_not_share_a_trail(drive: Callable[..., Drive], tmp_path: Path) -> None:
+    made = drive(options(tmp_path))
+    other = drive(mount=False)
+    other.expected_log = ["not mounted"]
+    done = run(STACKFS, "mount", other.src, other.mnt, "-o", options(tmp_path), check=False)
+    assert done.returncode != 0 and "another instance" in done.stderr and len(done.stderr.splitlines()) == 1
+    made.umount()
+    for each in [tmp_path / "trail", *(tmp_path / "trail").iterdir(), tmp_path / "key"]:
+        info = each.stat()
+        wanted = 0o700 if each.is_dir() else 0o600
+        assert (stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid) == (wanted, os.geteuid(), os.getegid()), each
+    key = (tmp_path / "key").read_text().split()[-1]
+    assert len(key) == 64 and not any(key in log.read_text() for log in Path("/var/log/stackfs").glob("*.log"))
+
+
+def test_an_exec_changes_the_name_at_once(drive: Callable[..., Drive], tmp_path: Path) -> None:
+    """The shell opens, the program that it becomes writes, in the same thread, as fast as it can."""
+    made = drive(options(tmp_path), "cache=strict")
+    run("sh", "-c", f"for i in $(seq 60); do cat /proc/version >{made.mnt}/$i; done")
+    made.umount()
+    found = Counter((each["operation"], each["comm"]) for each in shown(tmp_path))
+    assert (found["create", "sh"], found["write", "cat"]) == (60, 60), found
+    assert found["write", "sh"] == found["create", "cat"] == 0
+
+
+def test_a_directory_listed_is_one_record(drive: Callable[..., Drive], tmp_path: Path) -> None:
+    made = drive(options(tmp_path, "audit.operations=readdir+lookup"), mount=False)
+    for number in range(50):
+        (made.src / f"f{number}").touch()
+    made.mount(options(tmp_path, "audit.operations=readdir+lookup"))
+    run("python3", "-c", "import os,sys; assert len(os.listdir(sys.argv[1])) == 50", made.mnt)
+    made.umount()
+    assert Counter(each["operation"] for each in shown(tmp_path, "--process", "python3"))["lookup"] == 0
+    assert all(each["path"] == "/" for each in shown(tmp_path, "--process", "python3"))
+    assert 1 <= len(shown(tmp_path, "--process", "python3")) <= 2    # the second one finds the end
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of 300 KiB for the log, mounted beside the drive."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if run("mount", "-t", "tmpfs", "-o", "size=300k,mode=700", "none", place, check=False).returncode != 0:
+        pytest.skip("cannot mount a tmpfs")
+    yield place
+    run("umount", "-l", place)
+
+
+WRITES = "import os,sys; fd=os.open(sys.argv[1],os.O_CREAT|os.O_WRONLY); [os.pwrite(fd,b'x',n) for n in range(3000)]"
+
+
+def test_a_full_disk_holds_the_drive_up_until_there_is_room(
+    drive: Callable[..., Drive], tmp_path: Path, small_disk: Path
+) -> None:
+    made = drive(mount=False)
+    made.expected_log = ["the trail can"]
+    made.mount(f"filter=audit,audit.directory={small_disk}/trail,audit.key={tmp_path}/key,audit.ring_size=64K,"
+               "audit.operations=write,audit.flush_interval=0.1", "cache=strict")  # fmt: skip
+    script = f"timeout -s KILL 60 python3 -c \"{WRITES}\" {made.mnt}/f & sleep 3; mount -o remount,size=8m {small_disk}"
+    run("bash", "-c", f"{script}; wait %1")
+    assert "No space left" in made.log.read_text()
+    made.umount()
+    lines = run(STACKFS, "audit", "show", small_disk / "trail", "--json", "--operation", "write").stdout.splitlines()
+    assert [json.loads(each)["offset"] for each in lines] == list(range(3000))
+    assert run(STACKFS, "audit", "verify", small_disk / "trail", "--key", tmp_path / "key").returncode == 0
+
+
+def test_a_trail_taken_away_refuses_and_the_drive_still_unmounts(drive: Callable[..., Drive], tmp_path: Path) -> None:
+    made = drive(options(tmp_path, "audit.flush_interval=0.05"))
+    made.expected_log = ["the trail was removed", "records are missing"]
+    shutil.rmtree(tmp_path / "trail")
+    run("touch", made.mnt / "a", check=False)
+    end = time.monotonic() + 20
+    while "the trail was removed" not in made.log.read_text() and time.monotonic() < end:
+        time.sleep(0.05)
+    done = run("touch", made.mnt / "b", check=False)
+    assert done.returncode != 0 and "No space left" in done.stderr and not (made.src / "b").exists()
+    made.umount()

@@ -353,7 +353,7 @@ def test_version_and_help(stackfs: Command) -> None:
     assert stackfs("help", "mount")[1] == stackfs("mount", "--help")[1]
 
 
-@pytest.mark.parametrize("words", [("bench",), ("bench", "--json"), ("inf", "x.inf")])
+@pytest.mark.parametrize("words", [("inf",), ("inf", "x.inf")])
 def test_what_comes_later_says_so(stackfs: Command, words: tuple[str, ...]) -> None:
     code, out, err = stackfs(*words)
     assert (code, out) == (ExitCode.USAGE, "")

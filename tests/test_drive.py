@@ -92,6 +92,76 @@ def test_on_error_pass_lets_operations_by_and_then_detaches(drive: Callable[...,
         time.sleep(0.05)
 
 
+RAISES_EVERYWHERE = """
+from stackfs import api
+from stackfs.api import *
+
+NAMES = sorted(name for name in dir(api) if name.startswith("IRP_MJ_")
+               and name not in ("IRP_MJ_POWER", "IRP_MJ_DEVICE_CHANGE", "IRP_MJ_SHUTDOWN"))
+
+class Dropped(Filter):
+    operations = tuple(Operation(getattr(api, name), pre="pre", post="post") for name in NAMES)
+
+    def pre(self, data, objects):
+        data.set_dirty()
+        raise KeyboardInterrupt("pre")
+
+    def post(self, data, objects, context, flags):
+        raise SystemExit("post")
+
+    def instance_teardown_start(self, instance, reason):
+        raise SystemExit("start")
+
+    def instance_teardown_complete(self, instance, reason):
+        raise KeyboardInterrupt("complete")
+"""
+WORK = (
+    "import os, shutil, sys\nos.chdir(sys.argv[1])\nfor n in range(30):\n"
+    " os.mkdir('d'); open('d/f', 'w').write('content'); os.rename('d/f', 'd/g'); os.link('d/g', 'd/h')\n"
+    " os.symlink('g', 'd/s'); assert open('d/s').read() == 'content'; os.chmod('d/g', 0o600)\n"
+    " assert sorted(os.listdir('d')) == ['g', 'h', 's']; os.truncate('d/g', 3); shutil.rmtree('d')\n"
+)
+
+
+@pytest.mark.parametrize("on_error", ["fail", "pass"])
+def test_a_filter_that_raises_in_every_callback_of_every_operation(
+    drive: Callable[..., Drive], tmp_path: Path, on_error: str
+) -> None:
+    """`fail` refuses all of it and stays; `pass` is as if it were not there, and goes. The drive outlives both, nothing
+    stays open or undone, and without it everything is as before."""
+    made = drive(drop_in(tmp_path / "f", "raises", RAISES_EVERYWHERE, on_error=on_error), "filter=passthrough")
+    made.expected_log = ["a callback raised", "failed too often", "a notification raised"]
+    (made.src / "a").write_text("content")
+    hold = "import os, sys\nf = os.open(sys.argv[1], os.O_RDWR)\nprint(flush=True)\ninput()\nos.close(f)"
+    holder = subprocess.Popen([sys.executable, "-c", hold, str(made.mnt / "a")], cwd="/", stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE)  # fmt: skip
+    assert holder.stdout is not None and holder.stdout.readline()
+    made.fltmc("load", "raises", "-v", str(made.mnt))
+    if on_error == "fail":
+        for command in ("ls", "cat a", "echo x > b", "mkdir d", "rm a", "mv a b", "ln a b", "ln -s a b", "chmod 600 a",
+                        "truncate -s 3 a", "touch a", "stat a", "df ."):  # fmt: skip
+            done = run("sh", "-c", f"cd {made.src}; cd {made.mnt} && {command}", check=False)
+            assert "Input/output error" in done.stderr, (command, done.stderr)
+        assert sorted(os.listdir(made.src)) == ["a"] and (made.src / "a").read_text() == "content"
+        holder.communicate(b"\n", timeout=20)
+        ask = "import os, sys\nfor _ in range(120):\n try: os.stat(sys.argv[1])\n except OSError: pass"
+        in_drive(ask, made.mnt / "a")
+        rows = json.loads(made.fltmc("instances", "-v", str(made.mnt), "--json").stdout)["instances"]
+        assert [row["status"] for row in rows] == ["Failed", ""]
+        made.fltmc("detach", "raises", str(made.mnt))
+    else:
+        assert (worked := in_drive(WORK, made.mnt)).returncode == 0, worked.stderr
+        holder.communicate(b"\n", timeout=20)
+        end = time.monotonic() + 10
+        while "raises" in made.fltmc("instances", "-v", str(made.mnt)).stdout:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    assert (worked := in_drive(WORK, made.mnt)).returncode == 0, worked.stderr
+    volumes = json.loads(run(STACKFS, "status", "--json", check=False).stdout)["volumes"]
+    (mine,) = [each["status"] for each in volumes if each["mountpoint"] == str(made.mnt)]
+    assert mine["open_files"] == 0 and mine["failed_instances"] == []
+
+
 def test_a_callback_that_touches_its_own_mount_gets_edeadlk(drive: Callable[..., Drive], tmp_path: Path) -> None:
     body = """
 import os

@@ -25,7 +25,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("cext", "filters")
+FOLDERS = ("cext", "filters", "benchmarks")
 SOURCES = sorted(path.relative_to(ROOT) for folder in FOLDERS for path in (ROOT / folder).rglob("*.pyx"))
 MODULES = ["stackfs." + ".".join(source.with_suffix("").parts) for source in SOURCES]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -27,6 +27,7 @@ def test_the_core_under(kind: str) -> None:
     if not (ROOT / "setup.sh").exists():
         pytest.skip("not a source tree")
     environment = os.environ | {"SANITIZE": kind}
-    done = subprocess.run(["./setup.sh", "sanitize"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["./setup.sh", "sanitize"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert f"the {kind} sanitizer finds nothing" in done.stdout

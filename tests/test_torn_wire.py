@@ -168,7 +168,7 @@ class Lane(threading.Thread):
             request.list_directory(lambda name, entry, following: True, type("Entry", (), {}))
             return request.error
         if operation == "LINK":
-            request.named(b"", name)
+            request.named(b"", name2)
         elif name is not None:
             request.named(name, name2)
         if operation == "WRITE":
@@ -178,7 +178,7 @@ class Lane(threading.Thread):
         elif operation == "STATFS":
             request.for_statistics()
         elif operation in READERS_OF_DATA:
-            request.receiving(4096)
+            request.receiving(max(4096, fields.get("size", 0)))
         while not request.run():
             request.wait()
         return request.error
@@ -189,6 +189,7 @@ class Torn:
 
     def __init__(self, backing: Path) -> None:
         self.backing = backing
+        self.lanes = "auto"
         self.connections = 0
         self.device: Device | None = None
 
@@ -196,11 +197,11 @@ class Torn:
         self.connections += 1
         self.kernel, ours = pair()
         self.volume = volume(self.backing)
-        self.device = Device(ours.detach(), self.volume)
+        self.device = Device(ours.detach(), self.volume, lanes=self.lanes)
         self.lane = Lane(self.device)
         self.lane.start()
         self.device.start()
-        self.unique = 1 << 40
+        self.unique = 5 << 40                           # no flip of one bit makes a torn request's of it
         self.kernel.send(init())
         assert readable(self.device.ready_fd)
         self.kernel.recv(1 << 20)
@@ -255,10 +256,12 @@ def kernel(tmp_path: Path) -> Iterator[Torn]:
     torn.end()
 
 
-@pytest.mark.parametrize("filtered", [False, True])
+@pytest.mark.parametrize("filtered", [False, True], ids=["bare", "filtered"])
+@pytest.mark.parametrize("lanes", ["auto", "irp"])
 @pytest.mark.parametrize("name", BODIES)
-def test_a_device(kernel: Torn, tmp_path: Path, name: str, filtered: bool) -> None:
+def test_a_device(kernel: Torn, tmp_path: Path, name: str, lanes: str, filtered: bool) -> None:
     (tmp_path / "file").write_bytes(b"content")
+    kernel.lanes = lanes
     kernel.begin()
     assert kernel.device is not None
     if filtered:
@@ -277,7 +280,7 @@ def test_a_device(kernel: Torn, tmp_path: Path, name: str, filtered: bool) -> No
 
 class Host:
     def callback_raised(self, routine: str, major: int, path: str, error: BaseException) -> None: ...
-    def callback_misused(self, major: int, status: int) -> None: ...
+    def callback_misused(self, routine: str, major: int, path: str, status: int) -> None: ...
     def error_limit_reached(self) -> None: ...
 
 

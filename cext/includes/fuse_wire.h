@@ -292,6 +292,63 @@ struct fuse_statx_out {
     struct fuse_statx stat;
 };
 
+/* Answers. */
+struct fuse_attr {
+    uint64_t ino;
+    uint64_t size;
+    uint64_t blocks;
+    uint64_t atime;
+    uint64_t mtime;
+    uint64_t ctime;
+    uint32_t atimensec;
+    uint32_t mtimensec;
+    uint32_t ctimensec;
+    uint32_t mode;
+    uint32_t nlink;
+    uint32_t uid;
+    uint32_t gid;
+    uint32_t rdev;
+    uint32_t blksize;
+    uint32_t flags;
+};
+
+struct fuse_entry_out {
+    uint64_t nodeid;
+    uint64_t generation;
+    uint64_t entry_valid;
+    uint64_t attr_valid;
+    uint32_t entry_valid_nsec;
+    uint32_t attr_valid_nsec;
+    struct fuse_attr attr;
+};
+
+struct fuse_attr_out { uint64_t attr_valid; uint32_t attr_valid_nsec; uint32_t dummy; struct fuse_attr attr; };
+struct fuse_open_out { uint64_t fh; uint32_t open_flags; int32_t backing_id; };
+struct fuse_write_out { uint32_t size; uint32_t padding; };
+struct fuse_getxattr_out { uint32_t size; uint32_t padding; };
+struct fuse_poll_out { uint32_t revents; uint32_t padding; };
+
+struct fuse_kstatfs {
+    uint64_t blocks;
+    uint64_t bfree;
+    uint64_t bavail;
+    uint64_t files;
+    uint64_t ffree;
+    uint32_t bsize;
+    uint32_t namelen;
+    uint32_t frsize;
+    uint32_t padding;
+    uint32_t spare[6];
+};
+
+/* The name follows, without a NUL, padded to eight bytes. READDIRPLUS: a fuse_entry_out comes before it. */
+struct fuse_dirent { uint64_t ino; uint64_t off; uint32_t namelen; uint32_t type; };
+
+/* Passthrough: ioctl(2) on /dev/fuse. A backing id is above 0. */
+struct fuse_backing_map { int32_t fd; uint32_t flags; uint64_t padding; };
+#define FUSE_DEV_IOC_BACKING_OPEN  _IOW(229, 1, struct fuse_backing_map)
+#define FUSE_DEV_IOC_BACKING_CLOSE _IOW(229, 2, uint32_t)
+
 struct fuse_notify_inval_inode_out { uint64_t ino; int64_t off; int64_t len; };
 /* The name is looked up again at its next use; a directory that is somebody's working directory stays what it is. */
 #define FUSE_EXPIRE_ONLY 1u
@@ -307,5 +364,11 @@ _Static_assert(sizeof(struct fuse_write_in) == 40, "fuse_write_in");
 _Static_assert(sizeof(struct fuse_statx_in) == 24, "fuse_statx_in");
 _Static_assert(sizeof(struct fuse_statx) == 256, "fuse_statx");
 _Static_assert(sizeof(struct fuse_statx_out) == 288, "fuse_statx_out");
+_Static_assert(sizeof(struct fuse_attr) == 88, "fuse_attr");
+_Static_assert(sizeof(struct fuse_entry_out) == 128, "fuse_entry_out");
+_Static_assert(sizeof(struct fuse_attr_out) == 104, "fuse_attr_out");
+_Static_assert(sizeof(struct fuse_open_out) == 16, "fuse_open_out");
+_Static_assert(sizeof(struct fuse_kstatfs) == 80, "fuse_kstatfs");
+_Static_assert(sizeof(struct fuse_dirent) == 24, "fuse_dirent");
 
 #endif

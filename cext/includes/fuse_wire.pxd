@@ -309,6 +309,74 @@ cdef extern from "fuse_wire.h" nogil:
         uint32_t flags
         fuse_statx stat
 
+    struct fuse_attr:
+        uint64_t ino
+        uint64_t size
+        uint64_t blocks
+        uint64_t atime
+        uint64_t mtime
+        uint64_t ctime
+        uint32_t atimensec
+        uint32_t mtimensec
+        uint32_t ctimensec
+        uint32_t mode
+        uint32_t nlink
+        uint32_t uid
+        uint32_t gid
+        uint32_t rdev
+        uint32_t blksize
+        uint32_t flags
+
+    struct fuse_entry_out:
+        uint64_t nodeid
+        uint64_t generation
+        uint64_t entry_valid
+        uint64_t attr_valid
+        uint32_t entry_valid_nsec
+        uint32_t attr_valid_nsec
+        fuse_attr attr
+
+    struct fuse_attr_out:
+        uint64_t attr_valid
+        uint32_t attr_valid_nsec
+        fuse_attr attr
+
+    struct fuse_open_out:
+        uint64_t fh
+        uint32_t open_flags
+        int32_t backing_id
+
+    struct fuse_write_out:
+        uint32_t size
+
+    struct fuse_getxattr_out:
+        uint32_t size
+
+    struct fuse_poll_out:
+        uint32_t revents
+
+    struct fuse_kstatfs:
+        uint64_t blocks
+        uint64_t bfree
+        uint64_t bavail
+        uint64_t files
+        uint64_t ffree
+        uint32_t bsize
+        uint32_t namelen
+        uint32_t frsize
+
+    struct fuse_dirent:
+        uint64_t ino
+        uint64_t off
+        uint32_t namelen
+        uint32_t type
+
+    struct fuse_backing_map:
+        int32_t fd
+        uint32_t flags
+    unsigned long FUSE_DEV_IOC_BACKING_OPEN
+    unsigned long FUSE_DEV_IOC_BACKING_CLOSE
+
     struct fuse_notify_inval_inode_out:
         uint64_t ino
         int64_t off

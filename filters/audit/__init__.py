@@ -8,10 +8,14 @@ cli.py is `stackfs audit`.
 from __future__ import annotations
 
 import os
-from typing import Any
+import threading
+from typing import TYPE_CHECKING, Any
 
 from stackfs.api import STATUS_FLT_DO_NOT_ATTACH, STATUS_INVALID_PARAMETER, STATUS_SUCCESS, Filter
 from stackfs.errors import FltError
+
+if TYPE_CHECKING:
+    from stackfs.filters.audit.trail import OpenTrail
 
 MANIFEST = {
     "name": "audit",
@@ -101,6 +105,7 @@ class Audit(Filter):
         except trail.TrailError as error:
             raise FltError(STATUS_FLT_DO_NOT_ATTACH, f"audit: {error}") from error
         instance.context = (opened, Watch(instance.entry, opened.trail, mask))
+        threading.Thread(target=_report, args=(opened,), name="audit-report", daemon=True).start()
         return STATUS_SUCCESS
 
     def instance_teardown_start(self, instance: Any, reason: int) -> None:
@@ -116,6 +121,22 @@ class Audit(Filter):
             structlog.get_logger("stackfs.audit").error(
                 "the trail could not be written to its end: records are missing", trail=opened.path
             )
+
+
+def _report(opened: OpenTrail) -> None:
+    """Tells the log when the trail cannot be written, and when it can again; until it is closed. A thread of its own:
+    the volume's may be waiting for room just then."""
+    import structlog
+
+    log = structlog.get_logger("stackfs.audit")
+    while (error := opened.trail.next_trouble()) is not None:
+        if opened.trail.gone:
+            log.error("the trail was removed while it was written: requests are refused until audit is detached",
+                      trail=opened.path)  # fmt: skip
+        elif error:
+            log.error("the trail cannot be written, trying again", trail=opened.path, error=os.strerror(error))
+        else:
+            log.warning("the trail can be written again", trail=opened.path)
 
 
 def default_directory(volume: str) -> str:

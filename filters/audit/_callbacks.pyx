@@ -8,30 +8,46 @@ which the operation came, in monotonic nanoseconds.
 Any thread may run these callbacks. A watch is read only while its instance is attached.
 """
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
-from libc.string cimport memcpy, memset
-from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.string cimport memcmp, memcpy, memset
+from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
 
 from stackfs.cext.callback_data cimport (
+    FLTFL_POST_OPERATION_DRAINING,
     FLT_CALLBACK_DATA, FLT_POSTOP_FINISHED_PROCESSING, FLT_PREOP_COMPLETE, FLT_PREOP_SUCCESS_NO_CALLBACK,
-    FLT_PREOP_SUCCESS_WITH_CALLBACK, FLT_RELATED_OBJECTS, FileLinkInformation, FileRenameInformation,
-    FileRenameInformationEx, IRP_MJ_CLEANUP, IRP_MJ_CREATE, IRP_MJ_DIRECTORY_CONTROL,
+    FLT_PREOP_SUCCESS_WITH_CALLBACK, FLT_RELATED_OBJECTS, FileEndOfFileInformation, FileLinkInformation, FileRenameInformation,
+    FileRenameInformationEx, IRP_MJ_CLEANUP, IRP_MJ_CREATE, IRP_MJ_DEVICE_CONTROL, IRP_MJ_DIRECTORY_CONTROL,
     IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_FLUSH_BUFFERS, IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_QUERY_EA,
     IRP_MJ_QUERY_INFORMATION, IRP_MJ_QUERY_OPEN, IRP_MJ_QUERY_SECURITY, IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_READ,
     IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY, IRP_MJ_WRITE, REQUEST_PRINCIPAL)
 from stackfs.cext.inode_table cimport inode_table_t, node_path, operation_path
-from stackfs.cext.ntstatus cimport NT_SUCCESS, STATUS_DISK_FULL, nt_to_errno
-from stackfs.cext.process cimport requestor_comm
+from stackfs.cext.ntstatus cimport NT_SUCCESS, STATUS_DISK_FULL, STATUS_FLT_DISALLOW_FAST_IO, nt_to_errno
+from stackfs.cext.process cimport requestor_recently
+from stackfs.cext.requests cimport Volume, request_free, request_new, request_run, vfs_request_t
 from stackfs.cext.stack cimport FLT_VOLUME, NativeOperations, instance_pointer
 from stackfs.filters.audit._trail cimport (
-    BOUND_ONE, BOUND_TWO, RECORD_KERNEL, RECORD_OTHER_PARTIAL, RECORD_PATH_PARTIAL, REQUEST_FIXED, TEXT_ROOM,
+    BOUND_ONE, BOUND_TWO, RECORD_DRAINED, RECORD_KERNEL, RECORD_OTHER_PARTIAL, RECORD_PATH_DELETED, RECORD_PATH_PARTIAL, REQUEST_FIXED, TEXT_ROOM,
     TRAIL_PASSED, TRAIL_REFUSED, Trail, request_record_t, trail_cancel, trail_commit, trail_reserve)
 
-cdef extern from "<fcntl.h>" nogil:
+cdef extern from *:
+    """
+    #include <fcntl.h>
+    #include <pthread.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+    """
     int O_TRUNC
+    ctypedef struct pthread_t:
+        pass
+    int pthread_create(pthread_t *t, void *attributes, void *(*start)(void *) noexcept nogil, void *argument) nogil
+    int pthread_join(pthread_t t, void **result) nogil
+    long syscall(long number, ...) nogil
+    long SYS_gettid
 
 cdef enum:
     OPCODE_OPEN = 14
+    OPCODE_READ = 15
+    DELETED_LENGTH = 10                  # " (deleted)", behind the last path of a file without a name
     TRUNCATING = 63
 
 
@@ -85,12 +101,15 @@ cdef int post(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, void 
     cdef char room[BOUND_TWO + 8]
     cdef request_record_t *record = <request_record_t *>room
     cdef char *text = room + REQUEST_FIXED
+    cdef uint64_t ended
     cdef int length
-    if not data.RequestFlags & REQUEST_PRINCIPAL and NT_SUCCESS(data.IoStatus.Status):
+    if data.IoStatus.Status == STATUS_FLT_DISALLOW_FAST_IO or (     # it comes again, as an IRP
+            not data.RequestFlags & REQUEST_PRINCIPAL and NT_SUCCESS(data.IoStatus.Status)):
         trail_cancel(watch.trail, bound)
         return FLT_POSTOP_FINISHED_PROCESSING
     memset(record, 0, REQUEST_FIXED)
-    record.duration = now(CLOCK_MONOTONIC) - <uint64_t><uintptr_t>context
+    ended = now(CLOCK_MONOTONIC)
+    record.duration = ended - <uint64_t><uintptr_t>context
     record.time = now(CLOCK_REALTIME) - record.duration
     record.request = data.RequestNumber
     record.opcode = data.RequestOpcode
@@ -101,13 +120,18 @@ cdef int post(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, void 
     record.tid = data.Thread.tid
     record.uid = data.Thread.uid
     record.gid = data.Thread.gid
-    record.pid = requestor_comm(data.Thread, record.comm)
+    record.pid = requestor_recently(data.Thread, record.comm, <int64_t>ended)
     record.offset = -1
+    if flags & FLTFL_POST_OPERATION_DRAINING:
+        record.flags |= RECORD_DRAINED
     if record.major == IRP_MJ_READ or record.major == IRP_MJ_WRITE:
         record.offset = data.Iopb.Parameters.Read.ByteOffset
         record.size = data.Iopb.Parameters.Read.Length
     elif record.major == IRP_MJ_CREATE:
         record.argument = data.Iopb.Parameters.Create.OpenFlags
+    elif record.major == IRP_MJ_SET_INFORMATION and \
+            data.Iopb.Parameters.SetFile.FileInformationClass == FileEndOfFileInformation:
+        record.size = <uint64_t>data.Iopb.Parameters.SetFile.EndOfFile
     if not data.RequestorMode:
         record.flags |= RECORD_KERNEL
     length = operation_path(data, objects, text, TEXT_ROOM)
@@ -115,6 +139,10 @@ cdef int post(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, void 
         length = min(<int>data.Iopb.FileName.Length, <int>TEXT_ROOM)
         memcpy(text, data.Iopb.FileName.Buffer, length)
         record.flags |= RECORD_PATH_PARTIAL
+    elif data.Iopb.FileName.Length == 0 and length > DELETED_LENGTH and objects.FileObject.Node.deleted and \
+            memcmp(text + length - DELETED_LENGTH, b" (deleted)", DELETED_LENGTH) == 0:
+        length -= DELETED_LENGTH         # a flag says it, so that no name can pretend it
+        record.flags |= RECORD_PATH_DELETED
     record.path_length = <unsigned short>length
     if two:
         record.other_length = <unsigned short>second_path(data, objects.Volume, text + length, record)
@@ -158,6 +186,71 @@ def operations():
     for major in (IRP_MJ_CREATE, IRP_MJ_CLEANUP, IRP_MJ_READ, IRP_MJ_WRITE, IRP_MJ_QUERY_INFORMATION,
                   IRP_MJ_SET_INFORMATION, IRP_MJ_QUERY_EA, IRP_MJ_SET_EA, IRP_MJ_FLUSH_BUFFERS,
                   IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL,
-                  IRP_MJ_QUERY_SECURITY, IRP_MJ_SET_SECURITY, IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_QUERY_OPEN):
+                  IRP_MJ_DEVICE_CONTROL, IRP_MJ_QUERY_SECURITY, IRP_MJ_SET_SECURITY, IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_QUERY_OPEN):
         table.set(major, pre, post, 0)
     return table
+
+
+# --- measuring ----------------------------------------------------------------------------------------------------------
+
+cdef enum:
+    MOST_THREADS = 64
+
+cdef struct reader_t:
+    pthread_t thread
+    vfs_request_t *request
+    uint64_t fh
+    long count
+    uint64_t cpu
+    int error
+
+
+cdef void *read_often(void *argument) noexcept nogil:
+    """Reads nothing at offset 0, 1, 2, ...: a request's cost but for the data's."""
+    cdef reader_t *reader = <reader_t *>argument
+    cdef vfs_request_t *request = reader.request
+    cdef long i
+    cdef char room[1]
+    for i in range(reader.count):
+        request.plan = NULL
+        request.step = request.started = request.error = request.failed = 0
+        request.unique = 0
+        request.opcode = OPCODE_READ
+        request.arguments.fh = reader.fh
+        request.arguments.offset = <uint64_t>i
+        request.buffer = room
+        request.who.tid = <uint32_t>syscall(SYS_gettid)
+        request_run(request)
+        if request.error:
+            reader.error = request.error
+    reader.cpu = now(CLOCK_THREAD_CPUTIME_ID)
+    return NULL
+
+
+def time_reads(Volume volume not None, list handles not None, long count):
+    """See _callbacks.pyi."""
+    cdef reader_t readers[MOST_THREADS]
+    cdef int threads = <int>len(handles)
+    cdef int i
+    cdef uint64_t begun, taken
+    cdef uint64_t cpu = 0
+    if not 1 <= threads <= MOST_THREADS:
+        raise ValueError("one to 64 threads")
+    memset(readers, 0, sizeof(readers))
+    for i in range(threads):
+        readers[i].request = request_new(&volume.stack.volume)
+        readers[i].fh = handles[i]
+        readers[i].count = count
+    with nogil:
+        begun = now(CLOCK_MONOTONIC)
+        for i in range(threads):
+            pthread_create(&readers[i].thread, NULL, read_often, &readers[i])
+        for i in range(threads):
+            pthread_join(readers[i].thread, NULL)
+        taken = now(CLOCK_MONOTONIC) - begun
+    for i in range(threads):
+        request_free(readers[i].request)
+        cpu += readers[i].cpu
+        if readers[i].error:
+            raise OSError(readers[i].error, "a read failed")
+    return <double>taken / (count * threads), <double>cpu / (count * threads)

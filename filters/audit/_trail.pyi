@@ -18,9 +18,11 @@ class Trail:
         flush_interval: float = 1.0,
         sync: bool = True,
         segment_text: bytes = b"",
+        patience: float = 30.0,
     ) -> None:
         """directory: descriptor of the trail's directory, which must stay open until close(). Sizes in bytes,
-        flush_interval in seconds. ring_size is rounded up to a power of two."""
+        flush_interval in seconds. ring_size is rounded up to a power of two. patience: for so many seconds may the log
+        be unwritable before a full ring refuses although full is "wait": a caller must not wait for ever."""
 
     def generate(self, key_file: int) -> None:
         """Makes the first key of a new trail and writes it to the descriptor key_file. OSError when it cannot."""
@@ -73,6 +75,9 @@ class Trail:
     def drain(self) -> None:
         """The volume is letting go: whoever waits for room while the log cannot be written is let pass from now on."""
 
+    def next_trouble(self) -> int | None:
+        """Waits until `error` is another than the one told last, and tells it. None: the trail is closed."""
+
     def close(self) -> bool:
         """Drains, seals and closes the trail, ends the writer, wipes the keys. False: the log could not be written
         for two seconds, and records were given up."""
@@ -98,3 +103,6 @@ class Trail:
     @property
     def error(self) -> int:
         """The errno with which the log cannot be written now; 0: it can."""
+    @property
+    def gone(self) -> bool:
+        """The trail's directory or segment was removed: what it would have to record is refused from now on."""

@@ -8,19 +8,27 @@ without the GIL, for the writer, which needs neither the GIL nor the drive.
 
 The writer takes records out of the ring in batches, numbers and authenticates them, appends them to the segment and, at
 least every flush_interval while there are new ones, seals: a SEAL record, the head, a new key. Errors of the log's disk
-are tried again until they go away (the ring then fills, and `full` decides); only a closing trail gives up.
+are tried again until they go away (the ring then fills, and `full` decides); only a closing trail gives up, and one
+whose files were taken away, since they never come back: it refuses what it would have to record.
 
-Locks: trail.mutex guards head, the bytes of the ring from tail to head, and the flags beside them; `used`, `waiters`,
-`lost` and `refused` are atomic. Keys live in one page that is locked into memory and left out of core dumps.
+A commit takes no lock. It takes its place by adding to `head`, copies the record there and then, last, its length; the
+writer goes no further than to a length of zero, and leaves zeros behind itself before it gives the room back. Nobody
+waits for a slow committer but the records after it. That the place is free is what the reservation has paid for: a
+commit's sizes never add up to more than the credit that was taken before them, and credit comes back only for bytes
+that the writer has cleared (`used` and `head` order all that: every access of theirs is an atomic read and write).
+
+Who sleeps sets its flag and then looks once more (asleep and head, waiters and used, sequentially consistent); who has
+something for him changes that first and then looks at the flag. trail.mutex is for sleeping and waking only, and for
+what says to stop. Keys live in one page that is locked into memory and left out of core dumps.
 """
 
-from libc.errno cimport EINTR, EIO, errno
+from libc.errno cimport EINTR, EIO, ENOENT, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memcpy, memset, strerror
+from libc.string cimport memcmp, memcpy, memset
 from posix.signal cimport sigset_t
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
-from posix.unistd cimport close, fsync, ftruncate, pread, pwrite, write
+from posix.unistd cimport close, fsync, ftruncate, pread, pwrite, usleep, write
 
 import os
 
@@ -36,12 +44,13 @@ cdef extern from *:
     #include <stdint.h>
     #include <stdio.h>
     #include <sys/mman.h>
-    #include <syslog.h>
     #include <fcntl.h>
+
+    #include <sys/stat.h>
 
     static inline int credit_take(uint64_t *used, uint64_t amount, uint64_t limit)
     {
-        uint64_t seen = __atomic_load_n(used, __ATOMIC_RELAXED);
+        uint64_t seen = __atomic_load_n(used, __ATOMIC_SEQ_CST);
         do {
             if (seen + amount > limit)
                 return 0;
@@ -52,14 +61,20 @@ cdef extern from *:
     #define counter_add(value, amount)  __atomic_add_fetch((value), (amount), __ATOMIC_SEQ_CST)
     #define counter_get(value)          __atomic_load_n((value), __ATOMIC_SEQ_CST)
     #define counter_take(value)         __atomic_exchange_n((value), 0, __ATOMIC_SEQ_CST)
+    #define place_take(head, size)      __atomic_fetch_add((head), (size), __ATOMIC_SEQ_CST)
+    #define length_publish(at, value)   __atomic_store_n((at), (value), __ATOMIC_RELEASE)
+    #define length_see(at)              __atomic_load_n((at), __ATOMIC_ACQUIRE)
+    #define flag_get(flag)              __atomic_load_n((flag), __ATOMIC_SEQ_CST)
+    #define flag_set(flag, value)       __atomic_store_n((flag), (value), __ATOMIC_SEQ_CST)
     static inline void counter_first(uint64_t *value, uint64_t now)
     {
         uint64_t none = 0;
         __atomic_compare_exchange_n(value, &none, now, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
     }
-    static void complain(const char *what, const char *why)
+    static inline int is_unlinked(int fd)
     {
-        syslog(LOG_DAEMON | LOG_ERR, "stackfs audit: cannot %s: %s (trying again)", what, why);
+        struct stat info;
+        return fstat(fd, &info) == 0 && info.st_nlink == 0;
     }
     """
     ctypedef struct SHA256_CTX:
@@ -114,7 +129,12 @@ cdef extern from *:
     uint64_t counter_get(uint64_t *value) nogil
     uint64_t counter_take(uint64_t *value) nogil
     void counter_first(uint64_t *value, uint64_t now) nogil
-    void complain(const char *what, const char *why) nogil
+    uint64_t place_take(uint64_t *head, uint64_t size) nogil
+    void length_publish(uint32_t *at, uint32_t value) nogil
+    uint32_t length_see(uint32_t *at) nogil
+    int flag_get(int *flag) nogil
+    void flag_set(int *flag, int value) nogil
+    bint is_unlinked(int fd) nogil
 
 
 cdef enum:
@@ -168,35 +188,45 @@ cdef struct header_t:
     uint64_t time
 
 cdef struct trail_t:
+    # What every callback reads and nobody writes but rarely
+    uint8_t *ring
+    uint64_t capacity                    # a power of two
+    int full
+    int gone                             # atomic: the trail's directory or segment was removed: refuse
+    int asleep                           # atomic: the writer wants to be woken by the next commit
+    int urgent                           # atomic: ... and is not to let more gather
+    uint64_t waiters                     # atomic
+    char _line0[64]
+    uint64_t used                        # atomic: bytes promised or not yet taken out
+    char _line1[64]
+    uint64_t head                        # atomic: bytes whose place is taken
+    char _line2[64]
+    uint64_t lost, refused, since        # atomic, since the last LOST record; `since` is its first one's time
+    uint64_t all_lost, all_refused       # atomic
+    # Sleeping and waking
     pthread_mutex_t mutex
     pthread_cond_t data                  # the writer waits for records, or to be told something
     pthread_cond_t space                 # callbacks wait for credit, flush() for its seal
-    uint8_t *ring
-    uint64_t capacity                    # a power of two
-    uint64_t head                        # bytes ever committed
-    uint64_t tail                        # atomic: bytes ever taken out; the writer's
-    uint64_t used                        # atomic: bytes promised or not yet taken out
-    uint64_t waiters                     # atomic
-    uint64_t lost, refused, since        # atomic, since the last LOST record; `since` is its first one's time
-    uint64_t all_lost, all_refused       # atomic
-    int full
-    int asleep                           # the writer wants to be woken by the next commit
-    int urgent                           # ... and is not to let more gather
+    pthread_cond_t trouble               # next_trouble() waits for `error` to change
     int stop
     int draining                         # the instance is being torn down
     int give_up                          # waiting callbacks pass: the trail closes and cannot be written
     int running
     int ended                            # the writer is done: no seal will come any more
+    int told                             # the `error` that next_trouble() has told
+    int error                            # atomic: errno of what cannot be written now; 0: all is well
+    int64_t patience                     # ns of an error after which a full ring refuses instead of waiting
+    int64_t failing_since                # while there is an error: when it came (monotonic ns)
     uint64_t flush_wanted, flush_done    # flush(): tickets
     pthread_t thread
     # the writer's
+    uint64_t tail                        # bytes taken out
     int directory
     int segment
     int state
     int sync
     int insist                           # errors are tried again
     int abandoned
-    int error                            # errno of what cannot be written now; 0: all is well
     uint64_t segment_number
     uint64_t segment_end
     uint64_t segment_size
@@ -316,7 +346,7 @@ cdef int step_write(trail_t *t) noexcept nogil:
 cdef int step_sync(trail_t *t) noexcept nogil:
     if t.sync and fdatasync(t.segment) < 0:
         return -errno
-    return 0
+    return -ENOENT if is_unlinked(t.segment) else 0
 
 
 cdef int step_head(trail_t *t) noexcept nogil:
@@ -396,6 +426,14 @@ cdef int take_step(trail_t *t, step_t step) noexcept nogil:
     return step_segment(t)
 
 
+cdef void set_error_locked(trail_t *t, int error) noexcept nogil:
+    if flag_get(&t.error) != error:
+        if error == 0 or flag_get(&t.error) == 0:
+            t.failing_since = clock_ns(CLOCK_MONOTONIC)
+        flag_set(&t.error, error)
+        pthread_cond_broadcast(&t.trouble)
+
+
 cdef int do_step(trail_t *t, step_t step) noexcept nogil:
     """The step, again until it succeeds; a closing trail gives up after two seconds. 0, or a negative errno."""
     cdef int result
@@ -405,21 +443,27 @@ cdef int do_step(trail_t *t, step_t step) noexcept nogil:
             return -EIO
         result = take_step(t, step)
         if result == 0:
-            t.error = 0
+            if t.error:
+                pthread_mutex_lock(&t.mutex)
+                set_error_locked(t, 0)
+                pthread_mutex_unlock(&t.mutex)
             return 0
         if not t.insist:
             return result
-        if t.error == 0:
-            complain(b"write the trail", strerror(-result))
-        t.error = -result
+        if is_unlinked(t.directory) or (t.segment >= 0 and is_unlinked(t.segment)):
+            flag_set(&t.gone, 1)         # they do not come back
         pthread_mutex_lock(&t.mutex)
+        set_error_locked(t, -result)
         if t.stop:
             tries += 1
-            t.abandoned = tries >= TRIES_WHEN_CLOSING
+            t.abandoned = t.gone or tries >= TRIES_WHEN_CLOSING
         if t.draining:
             t.give_up = 1
+        if t.give_up or t.gone:
+            t.flush_done = t.flush_wanted
             pthread_cond_broadcast(&t.space)
-        wait_until(t, &t.data, clock_ns(CLOCK_MONOTONIC) + RETRY)
+        if not t.abandoned:
+            wait_until(t, &t.data, clock_ns(CLOCK_MONOTONIC) + RETRY)
         pthread_mutex_unlock(&t.mutex)
 
 
@@ -541,45 +585,63 @@ cdef inline uint64_t limit_of(const trail_t *t, bint must_pass) noexcept nogil:
     return t.capacity - (t.capacity // 8 if t.full == FULL_REFUSE and not must_pass else 0)
 
 
+cdef bint waits_in_vain_locked(const trail_t *t) noexcept nogil:
+    return t.gone or (t.error and clock_ns(CLOCK_MONOTONIC) - t.failing_since > t.patience)
+
+
 cdef int reserve_slowly(trail_t *t, uint32_t bound, bint must_pass) noexcept nogil:
     cdef int result = TRAIL_PASSED
-    if t.full == FULL_WAIT:
+    cdef bint refuse = t.full == FULL_REFUSE or (t.full == FULL_WAIT and flag_get(&t.gone))
+    if t.full == FULL_WAIT and not refuse:
         pthread_mutex_lock(&t.mutex)
         counter_add(&t.waiters, 1)
         while not t.give_up:
             if credit_take(&t.used, bound, t.capacity):
                 result = TRAIL_RESERVED
                 break
-            t.urgent = 1
+            if waits_in_vain_locked(t):
+                refuse = True
+                break
+            flag_set(&t.urgent, 1)
             pthread_cond_signal(&t.data)
-            pthread_cond_wait(&t.space, &t.mutex)
+            wait_until(t, &t.space, clock_ns(CLOCK_MONOTONIC) + 10 * RETRY)
         credit_give(&t.waiters, 1)
         pthread_mutex_unlock(&t.mutex)
         if result == TRAIL_RESERVED:
             return result
-    if t.full == FULL_REFUSE and not must_pass:
-        counter_first(&t.since, clock_ns(CLOCK_REALTIME))
+    counter_first(&t.since, clock_ns(CLOCK_REALTIME))
+    if refuse and not must_pass:
         counter_add(&t.refused, 1)
         counter_add(&t.all_refused, 1)
         return TRAIL_REFUSED
-    counter_first(&t.since, clock_ns(CLOCK_REALTIME))
     counter_add(&t.lost, 1)
     counter_add(&t.all_lost, 1)
     return TRAIL_PASSED
 
 
 cdef int trail_reserve(trail_t *trail, uint32_t bound, bint must_pass) noexcept nogil:
-    if credit_take(&trail.used, bound, limit_of(trail, must_pass)):
+    if not flag_get(&trail.gone) and credit_take(&trail.used, bound, limit_of(trail, must_pass)):
         return TRAIL_RESERVED
     return reserve_slowly(trail, bound, must_pass)
 
 
-cdef void give_back(trail_t *t, uint64_t amount) noexcept nogil:
-    credit_give(&t.used, amount)
+cdef uint64_t give_back(trail_t *t, uint64_t amount) noexcept nogil:
+    """What is promised after it."""
+    cdef uint64_t used = credit_give(&t.used, amount)
     if counter_get(&t.waiters):
         pthread_mutex_lock(&t.mutex)
         pthread_cond_broadcast(&t.space)
         pthread_mutex_unlock(&t.mutex)
+    return used
+
+
+cdef void wake_writer(trail_t *t, bint urgent) noexcept nogil:
+    pthread_mutex_lock(&t.mutex)
+    if urgent:
+        flag_set(&t.urgent, 1)
+    flag_set(&t.asleep, 0)
+    pthread_cond_signal(&t.data)
+    pthread_mutex_unlock(&t.mutex)
 
 
 cdef void trail_cancel(trail_t *trail, uint32_t bound) noexcept nogil:
@@ -589,61 +651,61 @@ cdef void trail_cancel(trail_t *trail, uint32_t bound) noexcept nogil:
 cdef void trail_commit(trail_t *trail, request_record_t *record, uint32_t bound) noexcept nogil:
     cdef uint32_t plain = REQUEST_FIXED + record.path_length + record.other_length
     cdef uint32_t size = (plain + 7) & ~7
-    cdef uint64_t position, first
-    cdef bint wake
+    cdef uint64_t position, first, used
     memset(<uint8_t *>record + plain, 0, size - plain)
-    record.length = size                             # in the ring; the writer adds the MAC's
+    record.length = 0                                # as it lies there until it is whole
     record.kind = KIND_REQUEST
     record.format = FORMAT
-    pthread_mutex_lock(&trail.mutex)
-    position = trail.head & (trail.capacity - 1)
+    position = place_take(&trail.head, size) & (trail.capacity - 1)
     first = min(<uint64_t>size, trail.capacity - position)
-    memcpy(trail.ring + position, record, first)
+    memcpy(trail.ring + position + 4, <uint8_t *>record + 4, first - 4)
     if first < size:
         memcpy(trail.ring, <uint8_t *>record + first, size - first)
-    trail.head += size
-    if trail.head - counter_get(&trail.tail) > trail.capacity // 2 and not trail.urgent:
-        trail.urgent = 1
-        wake = True
-    else:
-        wake = trail.asleep
-    trail.asleep = 0
-    pthread_mutex_unlock(&trail.mutex)
-    if bound > size:
-        give_back(trail, bound - size)
-    if wake:
-        pthread_cond_signal(&trail.data)
+    length_publish(<uint32_t *>(trail.ring + position), size)      # the writer adds the MAC's
+    used = give_back(trail, bound - size)
+    if flag_get(&trail.asleep):
+        wake_writer(trail, False)
+    if used > trail.capacity // 2 and not flag_get(&trail.urgent):
+        wake_writer(trail, True)
 
 
 # The writer ------------------------------------------------------------------------------------------------------------
 
+cdef inline bint idle_locked(trail_t *t) noexcept nogil:
+    return counter_get(&t.head) == t.tail and not t.stop and t.flush_wanted == t.flush_done and not counter_get(&t.since)
+
+
 cdef void wait_for_records(trail_t *t) noexcept nogil:
     """Until there is something to do, with the mutex held; then a little longer, so that records come in batches."""
     cdef int64_t deadline
-    while t.head == t.tail and not t.stop and t.flush_wanted == t.flush_done and not counter_get(&t.since):
-        t.asleep = 1
+    while idle_locked(t):
+        flag_set(&t.asleep, 1)
+        if not idle_locked(t):           # somebody came before he could see the flag
+            break
         if t.unsealed:
             if wait_until(t, &t.data, t.sealed_at + t.flush_interval) != 0:
                 break
         else:
             pthread_cond_wait(&t.data, &t.mutex)
-    t.asleep = 0
+    flag_set(&t.asleep, 0)
     deadline = clock_ns(CLOCK_MONOTONIC) + BATCH
-    while t.head != t.tail and not t.stop and not t.urgent and t.flush_wanted == t.flush_done:
+    while counter_get(&t.head) != t.tail and not t.stop and not flag_get(&t.urgent) and t.flush_wanted == t.flush_done:
         if wait_until(t, &t.data, deadline) != 0:
             break
-    t.urgent = 0
+    flag_set(&t.urgent, 0)
 
 
 cdef int take_out(trail_t *t, uint64_t target) noexcept nogil:
-    """Records from tail to `target`, into `out` and to disk, giving their room back."""
+    """Records from tail to `target`, or to the first that is not whole yet, into `out` and to disk, giving their room back."""
     cdef uint64_t position, first
     cdef uint64_t taken = 0
     cdef uint32_t size
     cdef int result = 0
     while t.tail != target and result == 0:
         position = t.tail & (t.capacity - 1)
-        size = (<request_record_t *>(t.ring + position)).length
+        size = length_see(<uint32_t *>(t.ring + position))
+        if size == 0:
+            break
         result = rotate_if_full(t, size + MAC_SIZE)
         if result == 0:
             result = make_room(t, size + MAC_SIZE)
@@ -651,10 +713,12 @@ cdef int take_out(trail_t *t, uint64_t target) noexcept nogil:
             break
         first = min(<uint64_t>size, t.capacity - position)
         memcpy(t.out + t.out_fill, t.ring + position, first)
+        memset(t.ring + position, 0, first)
         if first < size:
             memcpy(t.out + t.out_fill + first, t.ring, size - first)
+            memset(t.ring, 0, size - first)
         put(t, size)
-        counter_add(&t.tail, size)
+        t.tail += size
         taken += size
         if taken >= GIVE_BACK:
             give_back(t, taken)
@@ -672,7 +736,7 @@ cdef int put_lost(trail_t *t) noexcept nogil:
         return 0
     values[0] = counter_take(&t.lost)
     values[1] = counter_take(&t.refused)
-    values[2] = counter_take(&t.since)
+    values[2] = counter_take(&t.since) or <uint64_t>clock_ns(CLOCK_REALTIME)
     result = make_room(t, 96)
     if result == 0:
         record = begin_record(t, KIND_LOST, 48)
@@ -688,14 +752,17 @@ cdef void *writer(void *argument) noexcept nogil:
     while True:
         pthread_mutex_lock(&t.mutex)
         wait_for_records(t)
-        target = t.head
+        target = counter_get(&t.head)
         stopping = t.stop
         ticket = t.flush_wanted
         pthread_mutex_unlock(&t.mutex)
         take_out(t, target)
         put_lost(t)
         do_step(t, STEP_WRITE)
-        if stopping and t.head == target or t.abandoned:
+        if t.tail != target:             # somebody is in the middle of a commit
+            ticket = t.flush_done
+            usleep(50)
+        if stopping and counter_get(&t.head) == t.tail or t.abandoned:
             break
         if ticket != t.flush_done or clock_ns(CLOCK_MONOTONIC) >= t.sealed_at + t.flush_interval:
             seal(t, HEAD_SEALED)
@@ -724,7 +791,7 @@ cdef trail_t *trail_new(uint64_t capacity) noexcept nogil:
         return NULL
     t.directory = t.segment = t.state = -1
     t.capacity = capacity
-    t.ring = <uint8_t *>malloc(capacity)
+    t.ring = <uint8_t *>calloc(1, capacity)
     t.out = <uint8_t *>malloc(OUT_SIZE)
     page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
     t.secrets = NULL if page == MAP_FAILED else <secrets_t *>page
@@ -733,6 +800,7 @@ cdef trail_t *trail_new(uint64_t capacity) noexcept nogil:
     pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC)
     pthread_cond_init(&t.data, &attributes)
     pthread_cond_init(&t.space, &attributes)
+    pthread_cond_init(&t.trouble, &attributes)
     pthread_condattr_destroy(&attributes)
     if t.ring == NULL or t.out == NULL or t.secrets == NULL:
         trail_free(t)
@@ -763,6 +831,7 @@ cdef void trail_free(trail_t *t) noexcept nogil:
     pthread_mutex_destroy(&t.mutex)
     pthread_cond_destroy(&t.data)
     pthread_cond_destroy(&t.space)
+    pthread_cond_destroy(&t.trouble)
     free(t.ring)
     free(t.out)
     free(t)
@@ -778,7 +847,7 @@ cdef class Trail:
     """See _trail.pyi."""
 
     def __cinit__(self, int directory, *, uint64_t ring_size=1 << 22, str full="wait", uint64_t segment_size=64 << 20,
-                  double flush_interval=1.0, bint sync=True, bytes segment_text=b""):
+                  double flush_interval=1.0, bint sync=True, bytes segment_text=b"", double patience=30.0):
         cdef uint64_t capacity = 32768
         while capacity < ring_size:
             capacity *= 2
@@ -794,6 +863,7 @@ cdef class Trail:
         self.trail.full = {"wait": FULL_WAIT, "refuse": FULL_REFUSE, "count": FULL_COUNT}[full]
         self.trail.segment_size = segment_size
         self.trail.flush_interval = <int64_t>(flush_interval * 1e9)
+        self.trail.patience = <int64_t>(patience * 1e9)
         self.trail.sync = sync
 
     def __dealloc__(self):
@@ -1015,10 +1085,24 @@ cdef class Trail:
         with nogil:
             pthread_mutex_lock(&t.mutex)
             t.draining = 1
-            if t.error:
+            if flag_get(&t.error):
                 t.give_up = 1
                 pthread_cond_broadcast(&t.space)
             pthread_mutex_unlock(&t.mutex)
+
+    def next_trouble(self):
+        cdef trail_t *t = self.trail
+        cdef int error
+        cdef bint ended
+        with nogil:
+            pthread_mutex_lock(&t.mutex)
+            while t.told == flag_get(&t.error) and not t.stop:
+                pthread_cond_wait(&t.trouble, &t.mutex)
+            error = flag_get(&t.error)
+            ended = t.told == error
+            t.told = error
+            pthread_mutex_unlock(&t.mutex)
+        return None if ended else error
 
     cdef void stop(self) noexcept nogil:
         cdef trail_t *t = self.trail
@@ -1027,6 +1111,7 @@ cdef class Trail:
         pthread_mutex_lock(&t.mutex)
         t.stop = 1
         pthread_cond_broadcast(&t.data)
+        pthread_cond_broadcast(&t.trouble)
         pthread_mutex_unlock(&t.mutex)
         pthread_join(t.thread, NULL)
         t.running = 0
@@ -1069,4 +1154,8 @@ cdef class Trail:
 
     @property
     def error(self):
-        return self.trail.error
+        return flag_get(&self.trail.error)
+
+    @property
+    def gone(self):
+        return flag_get(&self.trail.gone) != 0

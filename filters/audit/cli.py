@@ -86,13 +86,18 @@ def verify(
     directory: Directory,
     key: Annotated[str, typer.Option("--key", metavar="FILE", help="The first key, written when the trail was made.")],
     copy: Annotated[bool, typer.Option("--copy", help="A copy that was made without the state file.")] = False,
+    expect: Annotated[
+        list[str] | None,
+        typer.Option("--expect", metavar="NUMBER:DIGEST", help="A record's digest, as an earlier verify printed it."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Prove a trail: exit code 0 when it is whole, 8 when anything was changed, removed or cut off, 9 after a crash."""
+    expected = dict(_expected(each) for each in expect or ())
     try:
         with open(key, encoding="ascii", errors="replace") as file:
             key_file = records.KeyFile.parse(file.read(4096))
-        report = verifying.verify(directory, key_file, copy=copy)
+        report = verifying.verify(directory, key_file, copy=copy, expected=expected)
     except records.FormatError as error:
         raise StackfsError(f"{directory}: {error}", ExitCode.USAGE) from error
     except OSError as error:
@@ -104,9 +109,22 @@ def verify(
         print(json_module.dumps(shown, default=str))
     else:
         print(f"{report.outcome}: {escape(report.message)}")
+        if report.records and report.outcome != verifying.TAMPERED:
+            print(f"  its end: {report.records}:{report.digest}")
         for note in report.notes:
             print(f"  {escape(note)}")
     raise typer.Exit(report.exit_code)
+
+
+def _expected(text: str) -> tuple[int, bytes]:
+    number, _, digest = text.partition(":")
+    try:
+        value = bytes.fromhex(digest)
+        if len(value) == records.MAC_SIZE:
+            return int(number), value
+    except ValueError:
+        pass
+    raise StackfsError(f"--expect {text!r}: write NUMBER:DIGEST as verify prints it", ExitCode.USAGE)
 
 
 # --- choosing -----------------------------------------------------------------------------------------------------
@@ -134,7 +152,7 @@ def _moment(text: str | None) -> int | None:
         if text[-1:] in units:
             return time.time_ns() - int(float(text[:-1]) * units[text[-1]] * 1e9)
         return int(datetime.fromisoformat(text).timestamp() * 1e9)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise StackfsError(f"{text!r} is no time: write 2026-11-21T10:00, or 10m for ten minutes ago",
                            ExitCode.USAGE) from None  # fmt: skip
 
@@ -205,6 +223,8 @@ def _line(record: Record) -> str:
         return f"{record.sequence:>8}  {when:<26}  {record.kind_name}: {escape(str(fields))}"
     who = f"{escape(_comm(record))}[{fields['pid']}]"
     where = " -> ".join(escape(os.fsdecode(each)) for each in _paths(record))
+    if record.flags & records.PATH_DELETED:
+        where += "  (deleted)"
     if fields["offset"] >= 0:
         where += f"  [{fields['offset']}+{fields['length']}]"
     return (f"{record.sequence:>8}  {when:<26}  {record.operation:<11} {who:<22} {fields['uid']:>6}  "
@@ -216,9 +236,11 @@ def _as_dict(record: Record) -> dict[str, Any]:
     if record.kind == records.REQUEST:
         shown["operation"] = record.operation
         shown["outcome"] = record.status_name or "ok"
+        shown["flags"] = [name for bit, name in records.FLAG_NAMES.items() if record.flags & bit]
     for name, value in record.fields.items():
         if isinstance(value, bytes):
-            value = os.fsdecode(value.split(b"\0", 1)[0] if name == "comm" else value) if name in (
-                "path", "other", "comm") else value.hex()  # fmt: skip
+            if name == "comm":
+                value = value.split(b"\0", 1)[0]
+            value = os.fsdecode(value) if name in ("path", "other", "comm", "text") else value.hex()
         shown[name] = value
     return shown

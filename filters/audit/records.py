@@ -19,11 +19,12 @@ import errno
 import hmac
 import os
 import re
+import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any
+from typing import Any, BinaryIO
 
 MAGIC = b"SFAUDIT1"
 HEAD_MAGIC = b"SFAHEAD1"
@@ -62,6 +63,7 @@ HEAD_SEALED, HEAD_CLOSED, HEAD_OPENED = 0, 1, 2
 
 HEADER = struct.Struct("<IBBHQQ")  # length, kind, format, flags, sequence, time
 REQUEST_BODY = struct.Struct("<QqQQQiIIIIIIIHHHH16s")  # after HEADER; paths follow
+REQUEST_FIXED = HEADER.size + REQUEST_BODY.size
 SEGMENT_BODY = struct.Struct("<QQ16s32sHHI")  # number, epoch, trail, MAC before, text length
 SEAL_BODY = struct.Struct("<QQII")  # epoch, records since the last seal, closed
 LOST_BODY = struct.Struct("<QQQ")  # let pass unrecorded, refused, time of the first
@@ -125,7 +127,6 @@ _DATA = (
     "tmpfile",
     "read",
     "write",
-    "flush",
     "release",
     "fsync",
     "fallocate",
@@ -166,8 +167,9 @@ _NAMES = (
     "readdir",
     "releasedir",
 )
+NO_OPERATION = frozenset({"forget", "flush", "poll", "bmap"})  # no filter sees these (semantics D)
 GROUPS: dict[str, tuple[str, ...]] = {
-    "all": tuple(name for name in NAMES if name not in ("forget", "bmap")),
+    "all": tuple(name for name in NAMES if name not in NO_OPERATION),
     "data": _DATA,
     "changes": _CHANGES,  # and an open that truncates (WATCH_TRUNCATING)
     "names": _NAMES,
@@ -221,8 +223,10 @@ def watch_mask(text: str) -> int:
             continue
         name = word.removeprefix("-")
         if name not in GROUPS and name not in NAMES:
-            known = ", ".join([*GROUPS, *sorted(set(NAMES) - set(SAME_NAME))])
+            known = ", ".join([*GROUPS, *sorted(set(NAMES) - set(SAME_NAME) - NO_OPERATION)])
             raise ValueError(f"operations: {name!r} is neither a group nor a request ({known})")
+        if name in NO_OPERATION:
+            raise ValueError(f"operations: {name!r} is a request that no filter sees, so it cannot be watched")
         bits = 0
         for member in GROUPS.get(name, (name,)):
             bits |= 1 << NAMES[member]
@@ -497,15 +501,32 @@ def segments(directory: str | int) -> list[int]:
     return sorted(found)
 
 
-def read_file(directory: str | int, name: str) -> bytes:
-    """A whole file of the trail, never through a link. `directory`: a path or a descriptor."""
+def open_file(directory: str | int, name: str) -> BinaryIO:
+    """A file of the trail, for reading, never through a link. `directory`: a path or a descriptor.
+
+    Whatever lies there under the name: FormatError when it is no regular file.
+    """
     if isinstance(directory, str):
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            return read_file(descriptor, name)
+            return open_file(descriptor, name)
         finally:
             os.close(descriptor)
-    with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory), "rb") as file:
+    try:
+        found = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a symbolic link, a socket
+            raise FormatError("no regular file") from None
+        raise
+    if not stat.S_ISREG(os.fstat(found).st_mode):
+        os.close(found)
+        raise FormatError("no regular file")
+    return open(found, "rb")
+
+
+def read_file(directory: str | int, name: str) -> bytes:
+    """The whole of it."""
+    with open_file(directory, name) as file:
         return file.read()
 
 
@@ -527,7 +548,7 @@ def read_on(directory: str, cursor: Cursor) -> Iterator[Record]:
             continue
         if number > cursor.segment:
             cursor.segment, cursor.offset = number, 0
-        with contextlib.suppress(FileNotFoundError), open(os.path.join(directory, segment_name(number)), "rb") as file:
+        with contextlib.suppress(FileNotFoundError, FormatError), open_file(directory, segment_name(number)) as file:
             file.seek(cursor.offset)
             pending = b""
             while block := file.read(1 << 20):

@@ -92,7 +92,7 @@ def resolve_outside(path: str, forbidden: Sequence[str]) -> str:
 
 
 def _open_directory(path: str, forbidden: Sequence[str]) -> int:
-    """The log directory, made if it is not there (0700, parents too), checked by descriptor."""
+    """The log directory, made if it is not there (0700; parents as umask has it), checked by descriptor."""
     resolved = resolve_outside(path, forbidden)
     try:
         os.makedirs(resolved, mode=0o700, exist_ok=True)
@@ -169,6 +169,7 @@ def open_trail(
     about = dict(about or {})
     directory = _open_directory(path, forbidden)
     trail: Trail | None = None
+    made_key: str | None = None
     try:
         _lock(directory, path)
         trail = Trail(
@@ -186,7 +187,7 @@ def open_trail(
         if exists:
             recovered = _resume(trail, directory, path, own)
         else:
-            _create(trail, key, path, forbidden)
+            made_key = _create(trail, key, path, forbidden)
         text = _text(about)
         own.append((records.OPENED, records.OPENED_BODY.pack(os.getpid(), os.getuid(), len(text), 0, 0) + text))
         trail.start(own)
@@ -194,6 +195,8 @@ def open_trail(
     except BaseException as error:
         if trail is not None:
             trail.close()
+        if made_key is not None and not _has(directory, "head"):  # there is no trail that it could be the key of
+            os.unlink(made_key)
         os.close(directory)
         if isinstance(error, OSError):
             raise TrailError(f"trail in {path}: {error.strerror or error}") from error
@@ -232,7 +235,8 @@ def _has(directory: int, name: str) -> bool:
     return True
 
 
-def _create(trail: Trail, key: str | None, path: str, forbidden: Sequence[str]) -> None:
+def _create(trail: Trail, key: str | None, path: str, forbidden: Sequence[str]) -> str:
+    """Makes the first key and its file; the file's resolved path."""
     if not key:
         raise TrailError(
             f"there is no trail in {path} yet, and a new one needs audit.key=FILE: the first key is written there, "
@@ -261,6 +265,7 @@ def _create(trail: Trail, key: str | None, path: str, forbidden: Sequence[str]) 
         raise
     finally:
         os.close(descriptor)
+    return resolved
 
 
 def _resume(trail: Trail, directory: int, path: str, own: list[tuple[int, bytes]]) -> bool:
@@ -326,6 +331,10 @@ class _Replay:
                 size = os.fstat(descriptor).st_size
                 if size < start:
                     raise self.refuse("its end was cut off")
+                if number == self.head.segment and start >= records.MAC_SIZE:
+                    file.seek(start - records.MAC_SIZE)
+                    if file.read(records.MAC_SIZE) != self.head.digest:
+                        raise self.refuse(f"record {self.head.sequence}, which its head names, is not there")
                 file.seek(start)
                 data = file.read(size - start)
                 good = self.segment(data, fresh=start == 0, last=last)

@@ -10,12 +10,7 @@ _ANYTHING = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
 def add(app: typer.Typer) -> None:
-    app.command("bench", help="Not in this release: use make bench.", context_settings=_ANYTHING)(bench)
     app.command("inf", help="Not in this release: write a volume TOML.", context_settings=_ANYTHING)(inf)
-
-
-def bench() -> None:
-    raise UsageError("bench is not in this release; make bench runs the benchmarks")
 
 
 def inf() -> None:

@@ -88,9 +88,11 @@ def instances(rows: Iterable[InstanceRow]) -> str:
     lines = [INSTANCES_HEAD]
     for row in rows:
         features = f"{row.features:08x}" if isinstance(row.features, int) else escape(row.features)
+        unseen = f"{row.bypassed} bypassed" if row.bypassed else ""
+        status = ", ".join(filter(None, (row.status, unseen)))
         line = (
             f"{pad(escape(row.filter), 20)}  {pad(escape(row.volume), 40)}  {pad(escape(row.altitude), 9)}"
-            f"  {pad(escape(row.name), 24)}  {escape(str(row.frame)):<4}  {features:<8}  {escape(row.status)}"
+            f"  {pad(escape(row.name), 24)}  {escape(str(row.frame)):<4}  {features:<8}  {escape(status)}"
         )
         lines.append(line.rstrip())
     return "\n".join(lines)

@@ -1,0 +1,428 @@
+"""The device's readers: threads that read /dev/fuse, serve what they can, and forward the rest to the IRP lane.
+
+    /dev/fuse ──read──► reader ──► stack ──► base ──► answer ──write──► /dev/fuse         (the device lane)
+                          └──────► irp_link                                             (the IRP lane)
+
+Every reader waits in read(2), of which the kernel wakes one for a request; the one that has read it serves it to its end
+and answers. No thread changes, no queue, no GIL but around a Python callback.
+
+A request is never served while nobody reads: whoever is about to serve, and finds itself the last that read, first starts
+one more reader, so that what waits (a cold read, an fsync, a callback that takes its time) holds up only itself. Threads
+once started stay, asleep in read(2). Only when all of READERS wait does the next request wait for the first of them.
+
+Concurrency: a reader owns its buffers and its request. `start_lock` guards the starting of threads. What several threads
+read and one writes goes through atomic loads. Signals are blocked, but for WAKE_SIGNAL, whose empty handler ends a
+read(2) when the readers shall stop.
+"""
+
+from libc.errno cimport (
+    EAGAIN, ECONNABORTED, EINTR, EIO, ENODEV, ENOENT, ENOMEM, ENOTTY, EOPNOTSUPP, EPROTO, errno)
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memset
+from posix.signal cimport sigset_t
+from posix.time cimport clock_gettime, nanosleep, timespec
+from posix.unistd cimport read
+
+from stackfs.cext.answers cimport ANSWER_SCRATCH, answer_encode, answer_listing, answer_prepare
+from stackfs.cext.backing cimport backing_t
+from stackfs.cext.connection cimport admit, answer_error, connection_end, take_open, write_answer, write_error
+from stackfs.cext.includes.fuse_wire cimport *
+from stackfs.cext.inode_table cimport inode_table_t, node_forget
+from stackfs.cext.irp_link cimport LANE_INIT_UNIQUE, link_forward
+from stackfs.cext.requests cimport (
+    REQUEST_TO_IRP_LANE, request_flush, request_free, request_new, request_reset, request_run, vfs_request_t)
+from stackfs.cext.threads cimport *
+from stackfs.cext.wire cimport *
+
+cdef extern from "<errno.h>" nogil:
+    int EDEADLK
+
+cdef extern from "<time.h>" nogil:
+    int CLOCK_MONOTONIC_COARSE
+
+cdef extern from "<sys/socket.h>" nogil:
+    int MSG_DONTWAIT, MSG_NOSIGNAL
+    ssize_t send(int fd, const void *data, size_t length, int flags)
+
+cdef extern from *:
+    """
+    #include <pthread.h>
+    #include <signal.h>
+    #include <string.h>
+
+    #define WAKE_SIGNAL SIGUSR2
+    static void readers_no_op(int number) { (void)number; }
+
+    /* Without SA_RESTART: a read(2) that waits returns EINTR. */
+    static void readers_prepare_signal(void)
+    {
+        struct sigaction action;
+        memset(&action, 0, sizeof(action));
+        action.sa_handler = readers_no_op;
+        sigaction(WAKE_SIGNAL, &action, NULL);
+    }
+
+    static void readers_admit_signal(void)
+    {
+        sigset_t set;
+        sigemptyset(&set);
+        sigaddset(&set, WAKE_SIGNAL);
+        pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+    }
+
+    static void readers_wake(pthread_t thread) { pthread_kill(thread, WAKE_SIGNAL); }
+
+    /* `with gil` in a thread that Python did not start makes a new thread state every time: threading.local and
+     * contextvars of a callback would not live from one request to the next. So a reader takes one before it first
+     * runs the stack, and keeps it, without the GIL, until it ends. */
+    static __thread PyThreadState *kept_thread_state;
+    static __thread PyGILState_STATE kept_gil_state;
+
+    static void python_attach(void)
+    {
+        if (kept_thread_state == NULL) {
+            kept_gil_state = PyGILState_Ensure();
+            kept_thread_state = PyEval_SaveThread();
+        }
+    }
+
+    static void python_detach(void)
+    {
+        if (kept_thread_state != NULL) {
+            PyEval_RestoreThread(kept_thread_state);
+            kept_thread_state = NULL;
+            PyGILState_Release(kept_gil_state);
+        }
+    }
+
+    #define load_relaxed(at)         __atomic_load_n(at, __ATOMIC_RELAXED)
+    #define store_relaxed(at, value) __atomic_store_n(at, value, __ATOMIC_RELAXED)
+    """
+    void readers_prepare_signal() nogil
+    void readers_admit_signal() nogil
+    void readers_wake(pthread_t thread) nogil
+    void python_attach() nogil
+    void python_detach() nogil
+    uint32_t load_tid "load_relaxed"(uint32_t *at) nogil
+    int64_t load_time "load_relaxed"(int64_t *at) nogil
+    void store_tid "store_relaxed"(uint32_t *at, uint32_t value) nogil
+    void store_time "store_relaxed"(int64_t *at, int64_t value) nogil
+
+cdef enum:
+    FORGETS_IN_A_MESSAGE = 2048          # one handler call: keeps the loop's longest step short
+    FOREIGN_FOR = 100000000              # nanoseconds; no thread id is given out again so soon
+
+
+# ---- life ----
+
+cdef void readers_init(readers_t *readers, connection_t *connection, irp_link_t *link) noexcept nogil:
+    readers.connection = connection
+    readers.link = link
+    readers.ready_event = readers.deadlock_event = -1
+    pthread_mutex_init(&readers.start_lock, NULL)
+
+
+cdef int readers_start(readers_t *readers) noexcept nogil:
+    readers.answer_size = readers.settings.max_write + ANSWER_SCRATCH
+    readers_prepare_signal()
+    return start_reader(readers)
+
+
+cdef int start_reader(readers_t *readers) noexcept nogil:
+    """One more. 0, or an errno: those there are go on without it."""
+    cdef reader_t *reader
+    cdef int error = EAGAIN
+    pthread_mutex_lock(&readers.start_lock)
+    if readers.count < READERS and not load_int(&readers.stopping):
+        reader = &readers.threads[readers.count]
+        reader.readers = readers
+        if reader.buffer == NULL:
+            reader.buffer = <char *>malloc(readers.buffer_size)
+        if reader.answer == NULL:
+            reader.answer = <char *>malloc(readers.answer_size)
+        error = ENOMEM
+        if reader.buffer != NULL and reader.answer != NULL:
+            add_int(&readers.reading, 1)                # on its behalf: nobody shall start another meanwhile
+            error = start_thread(&reader.thread, reader_main, reader)
+            if error:
+                add_int(&readers.reading, -1)
+            else:
+                store_int(&readers.count, readers.count + 1)
+    pthread_mutex_unlock(&readers.start_lock)
+    return error
+
+
+cdef void readers_stop(readers_t *readers) noexcept nogil:
+    cdef timespec pause
+    cdef int i
+    pause.tv_sec = 0
+    pause.tv_nsec = 1000000
+    pthread_mutex_lock(&readers.start_lock)
+    store_int(&readers.stopping, 1)                     # no more threads from here on
+    pthread_mutex_unlock(&readers.start_lock)
+    for i in range(readers.count):
+        # Again and again: the signal is lost on a thread that has looked at `stopping` and not yet begun to read.
+        while not load_int(&readers.threads[i].ended):
+            readers_wake(readers.threads[i].thread)
+            nanosleep(&pause, NULL)
+        pthread_join(readers.threads[i].thread, NULL)
+    readers.count = 0
+
+
+cdef void readers_free(readers_t *readers) noexcept nogil:
+    cdef int i
+    for i in range(READERS):
+        free(readers.threads[i].buffer)
+        free(readers.threads[i].answer)
+        if readers.threads[i].request != NULL:
+            request_free(readers.threads[i].request)
+    pthread_mutex_destroy(&readers.start_lock)
+
+
+# ---- reading ----
+
+cdef void *reader_main(void *argument) noexcept nogil:
+    cdef reader_t *reader = <reader_t *>argument
+    cdef readers_t *readers = reader.readers
+    cdef wire_message_t message
+    cdef ssize_t length
+    pthread_setname_np(pthread_self(), "stackfs-read")
+    readers_admit_signal()
+    while True:
+        length = read_message(readers, reader.buffer)
+        if add_int(&readers.reading, -1) == 0 and length > 0 and not load_int(&readers.connection.ended):
+            start_reader(readers)
+        if length <= 0:
+            break
+        handle(reader, <size_t>length, &message)
+        add_int(&readers.reading, 1)
+    python_detach()
+    store_int(&reader.ended, 1)
+    return NULL
+
+
+cdef ssize_t read_message(readers_t *readers, char *buffer) noexcept nogil:
+    """The next message; 0: there will be none."""
+    cdef ssize_t length
+    cdef int error
+    while not load_int(&readers.stopping):
+        length = read(readers.connection.fd, buffer, readers.buffer_size)
+        if length > 0:
+            return length
+        error = errno if length < 0 else ENODEV
+        if error == ENODEV or error == ECONNABORTED:
+            connection_end(readers.connection, 0)
+            return 0
+        if error != EINTR and error != ENOENT and error != EAGAIN:      # ENOENT: it was withdrawn as we read it
+            connection_end(readers.connection, error)
+            return 0
+    return 0
+
+
+cdef void initialise(readers_t *readers, wire_message_t *message) noexcept nogil:
+    """INIT: open libfuse's session with one of our own making, then answer the kernel."""
+    cdef wire_init_answer_t answer
+    cdef wire_init_request_t opening
+    cdef uint64_t unique = message.header.unique
+    if readers.settings.negotiated:                     # the kernel does not do this
+        write_error(readers.connection, unique, EIO)
+        return
+    if not wire_init_answer(message, &readers.settings, &answer):
+        write_error(readers.connection, unique, EPROTO)
+        connection_end(readers.connection, EPROTO)
+        return
+    if readers.settings.negotiated:
+        readers.limits.setxattr_ext = (readers.settings.negotiated & FUSE_SETXATTR_EXT) != 0
+        wire_init_for_libfuse(message, LANE_INIT_UNIQUE, &opening)
+        if send(readers.link.lane, &opening, sizeof(opening), MSG_DONTWAIT | MSG_NOSIGNAL) < 0:
+            write_error(readers.connection, unique, EIO)
+            connection_end(readers.connection, EIO)
+            return
+        if readers.settings.negotiated & FUSE_PASSTHROUGH:
+            store_int(&(<backing_t *>readers.volume.backing).bypass.device, readers.connection.fd)
+    write_answer(readers.connection, <const char *>&answer, answer.header.len)
+    if readers.settings.negotiated:
+        eventfd_write(readers.ready_event, 1)
+
+
+cdef int refused_as_own(readers_t *readers, wire_message_t *message) noexcept nogil:
+    """A request of this process, made by a callback or a task, would wait for the thread that waits for it.
+
+    The kernel is asked whose the thread is; the answer "another's" is kept for a moment.
+    """
+    cdef fuse_in_header *header = message.header
+    cdef foreign_t *known = &readers.foreign[header.pid & (FOREIGN_THREADS - 1)]
+    cdef timespec now
+    cdef int64_t time
+    if header.pid == 0:
+        return 0
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now)
+    time = <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
+    if load_tid(&known.tid) == header.pid and load_time(&known.until) > time:
+        return 0
+    if tgkill(readers.process, <int>header.pid, 0) != 0:
+        store_tid(&known.tid, 0)
+        store_time(&known.until, time + FOREIGN_FOR)
+        store_tid(&known.tid, header.pid)
+        return 0
+    store_count(&readers.last_deadlock, <uint64_t>header.opcode << 32 | header.pid)
+    count_one(&readers.deadlocks)
+    eventfd_write(readers.deadlock_event, 1)
+    return 1
+
+
+cdef void handle(reader_t *reader, size_t length, wire_message_t *message) noexcept nogil:
+    """Answer, serve, forward, refuse or ignore a message."""
+    cdef readers_t *readers = reader.readers
+    cdef fuse_in_header *header = <fuse_in_header *>reader.buffer
+    cdef int error = wire_check(reader.buffer, length, &readers.limits, message)
+    cdef const wire_rule_t *rule = message.rule
+    cdef uint32_t index
+    if length < sizeof(fuse_in_header):
+        count_one(&readers.malformed)
+        return
+    index = header.opcode if header.opcode < WIRE_OPCODES else 0
+    if error:
+        count_one(&readers.malformed)
+        if header.unique and (rule == NULL or not rule.answerless):
+            write_error(readers.connection, header.unique, error)
+        return
+    if rule != NULL and rule.treatment == WIRE_INIT:
+        initialise(readers, message)
+        return
+    if rule != NULL and rule.treatment == WIRE_DESTROY:
+        write_error(readers.connection, header.unique, 0)
+        connection_end(readers.connection, 0)
+        return
+    if rule != NULL and rule.treatment == WIRE_IGNORE:
+        count_one(&readers.served[index])
+        return
+    if rule == NULL or rule.treatment == WIRE_REFUSE:
+        error = ENOTTY if header.opcode == FUSE_IOCTL else EOPNOTSUPP
+    elif not readers.settings.negotiated:
+        error = EIO
+    elif not rule.cleanup and refused_as_own(readers, message):
+        error = EDEADLK
+    elif rule.answerless:
+        error = ECONNABORTED if load_int(&readers.connection.refusing) else 0
+    else:
+        error = admit(readers.connection, header.unique)
+    if error:
+        count_one(&readers.refused[index])
+        if rule == NULL or not rule.answerless:
+            write_error(readers.connection, header.unique, error)
+        return
+    if rule.treatment == WIRE_SERVE or readers.serve_all:
+        serve(reader, message, index)
+        return
+    count_one(&readers.forwarded[index])
+    if header.opcode == FUSE_BATCH_FORGET:
+        forward_forgets(readers, message)
+    else:
+        forward_message(readers, message, NULL)
+
+
+# ---- the device lane ----
+
+cdef void serve(reader_t *reader, wire_message_t *message, uint32_t index) noexcept nogil:
+    """Run the request in this thread and answer it; or hand it on, when a filter refuses it as fast I/O."""
+    cdef readers_t *readers = reader.readers
+    cdef uint32_t opcode = message.header.opcode
+    cdef vfs_request_t *request = reader.request
+    cdef size_t length
+    if opcode == FUSE_FORGET or opcode == FUSE_BATCH_FORGET:
+        count_one(&readers.served[index])
+        forget(readers, message)
+        return
+    if request != NULL:
+        request_reset(request, readers.volume)
+    else:
+        request = reader.request = request_new(readers.volume)
+        if request == NULL:
+            answer_error(readers.connection, message.header.unique, ENOMEM)
+            return
+    python_attach()
+    wire_decode(message, readers.limits.setxattr_ext, request)
+    request.on_device = 1
+    if opcode == FUSE_READDIRPLUS or opcode == FUSE_READDIR:
+        length = answer_listing(request, reader.answer)
+    else:
+        if opcode == FUSE_WRITE or opcode == FUSE_SETXATTR:
+            request.buffer = <void *>wire_data(message, readers.limits.setxattr_ext)
+            request.buffer_length = <uint32_t>request.arguments.size
+        else:
+            answer_prepare(request, reader.answer)
+        if opcode == FUSE_FLUSH:
+            request_flush(request)
+        elif opcode != FUSE_POLL and request_run(request) == REQUEST_TO_IRP_LANE:
+            reader.request = NULL
+            count_one(&readers.forwarded[index])
+            forward_message(readers, message, request)
+            return
+        length = answer_encode(request, reader.answer)
+    count_one(&readers.served[index])
+    if take_open(readers.connection, request.unique):
+        write_answer(readers.connection, reader.answer, length)
+
+
+cdef void forget(readers_t *readers, wire_message_t *message) noexcept nogil:
+    cdef inode_table_t *nodes = (<backing_t *>readers.volume.backing).nodes
+    cdef fuse_batch_forget_in *batch = <fuse_batch_forget_in *>message.body
+    cdef fuse_forget_one *one = <fuse_forget_one *>(batch + 1)
+    cdef uint32_t i
+    if message.header.opcode == FUSE_FORGET:
+        node_forget(nodes, message.header.nodeid, (<fuse_forget_in *>message.body).nlookup)
+        return
+    for i in range(batch.count):
+        node_forget(nodes, one[i].nodeid, one[i].nlookup)
+
+
+# ---- to the IRP lane ----
+
+cdef void forward_message(readers_t *readers, wire_message_t *message, vfs_request_t *request) noexcept nogil:
+    """request: already begun, or NULL."""
+    cdef int answerless = message.rule.answerless
+    cdef uint64_t unique = message.header.unique
+    cdef uint32_t length
+    cdef const char *data
+    cdef int error = ENOMEM
+    if request == NULL:
+        request = request_new(readers.volume)
+        if request != NULL:
+            wire_decode(message, readers.limits.setxattr_ext, request)
+    if request != NULL:
+        request.on_device = 0
+        request.nowait = 1
+        request.name = NULL                             # the message does not outlive this call
+        request.name2 = NULL
+        request.name_length = request.name2_length = 0
+        request.buffer = NULL
+        request.buffer_length = 0
+        data = wire_for_libfuse(message, readers.limits.setxattr_ext, &length)
+        error = link_forward(readers.link, request, data, length, answerless)
+    if error and not answerless:
+        answer_error(readers.connection, unique, error)
+
+
+cdef void forward_forgets(readers_t *readers, wire_message_t *message) noexcept nogil:
+    """A BATCH_FORGET can hold as many nodes as fit into our buffer: in parts, each with a header of its own."""
+    cdef fuse_batch_forget_in *batch = <fuse_batch_forget_in *>message.body
+    cdef uint32_t left = batch.count
+    cdef char *start = <char *>message.header
+    cdef size_t fixed = sizeof(fuse_in_header) + sizeof(fuse_batch_forget_in)
+    cdef wire_message_t part = message[0]
+    cdef fuse_in_header header = message.header[0]
+    cdef uint32_t count
+    while left:
+        count = min(left, <uint32_t>FORGETS_IN_A_MESSAGE)
+        part.header = <fuse_in_header *>start
+        part.header[0] = header
+        part.length = <uint32_t>(fixed + count * sizeof(fuse_forget_one))
+        part.header.len = part.length
+        part.header.total_extlen = 0
+        part.body = start + sizeof(fuse_in_header)
+        (<fuse_batch_forget_in *>part.body).count = count
+        forward_message(readers, &part, NULL)
+        start += count * sizeof(fuse_forget_one)        # the next header overwrites nodes that have been sent
+        left -= count

@@ -1,0 +1,42 @@
+# What every thread of the core needs: starting one, conditions on the monotonic clock, atomic fields.
+
+from posix.signal cimport sigset_t
+from posix.time cimport CLOCK_MONOTONIC
+from libc.stdint cimport uint64_t
+
+from stackfs.cext.includes.pthread cimport *
+
+cdef extern from *:
+    """
+    #define load_int(at)            __atomic_load_n(at, __ATOMIC_ACQUIRE)
+    #define store_int(at, value)    __atomic_store_n(at, value, __ATOMIC_SEQ_CST)
+    #define add_int(at, by)         __atomic_add_fetch(at, by, __ATOMIC_ACQ_REL)
+    #define exchange_int(at, value) __atomic_exchange_n(at, value, __ATOMIC_ACQ_REL)
+    #define load_count(at)          __atomic_load_n(at, __ATOMIC_RELAXED)
+    #define store_count(at, value)  __atomic_store_n(at, value, __ATOMIC_RELAXED)
+    #define count_one(at)           ((void)__atomic_fetch_add(at, 1, __ATOMIC_RELAXED))
+    """
+    int load_int(int *at) nogil
+    void store_int(int *at, int value) nogil
+    int add_int(int *at, int by) nogil
+    int exchange_int(int *at, int value) nogil
+    uint64_t load_count(uint64_t *at) nogil
+    void store_count(uint64_t *at, uint64_t value) nogil
+    void count_one(uint64_t *at) nogil
+
+cdef inline int start_thread(pthread_t *thread, void *(*main)(void *) noexcept nogil, void *argument) noexcept nogil:
+    """A thread that blocks every signal: signals are the main thread's. 0, or an errno."""
+    cdef sigset_t all_signals, before
+    cdef int error
+    sigfillset(&all_signals)
+    pthread_sigmask(SIG_SETMASK, &all_signals, &before)
+    error = pthread_create(thread, NULL, main, argument)
+    pthread_sigmask(SIG_SETMASK, &before, NULL)
+    return error
+
+cdef inline int init_condition(pthread_cond_t *condition) noexcept nogil:
+    cdef pthread_condattr_t attributes
+    pthread_condattr_init(&attributes)
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC)
+    pthread_cond_init(condition, &attributes)
+    return pthread_condattr_destroy(&attributes)
