@@ -23,7 +23,7 @@ faster.
 """
 
 from libc.errno cimport EINTR, errno
-from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint32_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
@@ -137,8 +137,10 @@ cdef void bypass_release(bypass_t *bypass, FILE_OBJECT *file) noexcept nogil:
 
 
 cdef void bypass_veto(const FLT_RELATED_OBJECTS *objects, const char *reason) noexcept nogil:
-    cdef bypass_t *bypass = (<backing_t *>objects.Volume.backing).bypass
+    cdef FLT_VOLUME *volume = objects.Volume
+    cdef const FLT_INSTANCE *instance = objects.Instance
+    cdef bypass_t *bypass = (<backing_t *>volume.backing).bypass
     pthread_mutex_lock(&bypass.mutex)
     bypass.vetoed += 1
-    snprintf(bypass.veto, VETO_LENGTH, b"%s: %s", objects.Instance.Name, reason)
+    snprintf(bypass.veto, VETO_LENGTH, b"%s: %s", instance.Name, reason)
     pthread_mutex_unlock(&bypass.mutex)

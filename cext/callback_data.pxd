@@ -244,7 +244,8 @@ ctypedef struct SECURITY_PARAMETERS:     # SET_SECURITY of mode and owner
     uint32_t Mode
     uint32_t Uid
     uint32_t Gid
-    uint32_t KillSetId                   # clear set-user-ID, and set-group-ID unless a member of the group asks and the group may not execute (Mode is then not given)
+    # Clear set-user-ID, and set-group-ID unless a member of the group asks and the group may not execute (no Mode then).
+    uint32_t KillSetId
 
 ctypedef struct DIRECTORY_PARAMETERS:    # QUERY_DIRECTORY
     uint32_t Length                      # of Buffer

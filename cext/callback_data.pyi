@@ -297,8 +297,8 @@ class CallbackData:
     def is_dirty(self) -> bool:
         """is_dirty"""
     def veto_bypass(self, reason: str, status: int = ...) -> int:
-        """FltVetoBypassIo: `return data.veto_bypass("why")` in the pre callback of an FSCTL_MANAGE_BYPASS_IO. The open stands, its
-        reads and writes come to the stack, and `stackfs status` shows the reason. ValueError elsewhere."""
+        """FltVetoBypassIo: `return data.veto_bypass("why")` in the pre callback of an FSCTL_MANAGE_BYPASS_IO.
+        The open stands, its reads and writes come to the stack, `stackfs status` says why. Elsewhere ValueError."""
     def complete(self, status: int, information: int = 0) -> int:
         """Set the outcome; `return data.complete(STATUS_ACCESS_DENIED)` ends the operation (FLT_PREOP_COMPLETE)."""
     def set_dirty(self) -> None:

@@ -19,8 +19,6 @@ from libc.errno cimport (
     EAGAIN, ECONNABORTED, EINTR, EIO, ENODEV, ENOENT, ENOMEM, ENOTTY, EOPNOTSUPP, EPROTO, errno)
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memset
-from posix.signal cimport sigset_t
 from posix.time cimport clock_gettime, nanosleep, timespec
 from posix.unistd cimport read
 

@@ -49,9 +49,9 @@ class Volume:
     def bypassed_opens(self) -> int:
         """Open files whose reads and writes no filter sees."""
     def allow_bypass(self, allowed: bool, *, unless_bypassed: bool = False) -> int:
-        """May opens that begin now be bypassed? Returns how many are; with unless_bypassed, and some are, nothing is changed."""
+        """May opens that begin now be bypassed? Returns how many are. unless_bypassed: if some are, change nothing."""
     def bypass_state(self) -> dict[str, Any]:
-        """The bypass lane: negotiated, allowed, refused (the errno with which the kernel did), bypassed, granted, vetoed, veto."""
+        """The bypass lane: negotiated, allowed, refused (the kernel's errno), bypassed, granted, vetoed, veto."""
     def forget(self, nodeid: int, lookups: int) -> None:
         """The kernel gives back that many lookups of a node."""
     def known(self) -> tuple[list[int], list[int], list[tuple[int, bytes]]]:

@@ -28,13 +28,14 @@ A pre callback returns one of (semantics A6)
 
 or the first or third with a completion context: `return FLT_PREOP_SUCCESS_WITH_CALLBACK, anything`. A post callback is
 called as `post(data, objects, context, flags)`; it may set `data.status` and `data.information`, and returns
-FLT_POSTOP_FINISHED_PROCESSING or nothing. Pending is not in this release.
+FLT_POSTOP_FINISHED_PROCESSING or nothing. Pending is not in this release. A pre callback may refuse fast I/O
+(`data.is_fast_io`) with FLT_PREOP_DISALLOW_FASTIO: the operation comes again, as an IRP.
 
 What a callback changes in the parameters (a name, a buffer, an offset) counts only if it also calls
 `data.set_dirty()`, and only the layers below see it; its own post callback sees what it saw itself.
 
-Callbacks run on the drive's one loop: do not sleep, do not wait, and never touch the mount you filter (that is refused
-with EDEADLK). An exception out of a callback fails the operation with EIO, or lets it pass, as the manifest's on_error
+Callbacks run in the device's threads, several at once: guard what they share. Do not sleep, do not wait, and never touch
+the mount you filter (that is refused with EDEADLK). An exception out of a callback fails the operation with EIO, or lets it pass, as the manifest's on_error
 says; it never ends the mount.
 """
 

@@ -121,9 +121,9 @@ class InstanceRow(msgspec.Struct):
     name: Name
     frame: Count | Name = 0
     features: Count | Name = 0
+    status: Name = ""
     bypassed: Count = 0
     """Open files whose reads and writes it would see, were they not bypassed."""
-    status: Name = ""
 
 
 class VolumeRow(msgspec.Struct):

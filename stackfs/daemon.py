@@ -431,7 +431,9 @@ class Mounted:
         return self.status()
 
     async def _verb_load(self, name: str) -> dict[str, Any]:
-        return {"instances": [instance.name for instance in await self.manager.load(name)]}
+        declined: list[str] = []
+        attached = await self.manager.load(name, declined)
+        return {"instances": [instance.name for instance in attached], "declined": declined}
 
     async def _verb_unload(self, name: str, mandatory: bool = False) -> dict[str, Any]:
         await self.manager.unload(name, mandatory)

@@ -214,7 +214,8 @@ class Operations:
     async def readdir(self, fh: int, start_id: int, token: Any) -> None:
         request = self._take(READDIRPLUS)
         request.list_directory(
-            lambda name, entry, following: pyfuse3.readdir_reply(token, name, entry, following), pyfuse3.EntryAttributes
+            lambda name, entry, following: pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), entry, following),
+            pyfuse3.EntryAttributes,
         )
         if request.error:
             raise pyfuse3.FUSEError(request.error)
@@ -266,7 +267,7 @@ def _names(request: Request) -> list[bytes]:
 
 
 def _file_info(request: Request) -> pyfuse3.FileInfo:
-    return pyfuse3.FileInfo(fh=request.fh, direct_io=request.direct_io)
+    return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(request.fh), direct_io=request.direct_io)
 
 
 def _statistics(request: Request) -> pyfuse3.StatvfsData:

@@ -224,11 +224,12 @@ class FilterManager:
                 api.STATUS_FLT_FILTER_NOT_FOUND, f"filter {name!r} is not loaded", ExitCode.NOT_FOUND
             ) from None
 
-    async def load(self, name: str) -> list[Instance]:
+    async def load(self, name: str, declined: list[str] | None = None) -> list[Instance]:
         """FltLoadFilter: import it, make its object, attach its automatic instances to every volume. Returns those.
 
         Errors: STATUS_IMAGE_ALREADY_LOADED, STATUS_OBJECT_NAME_NOT_FOUND, STATUS_INVALID_IMAGE_FORMAT,
-        STATUS_FAILED_DRIVER_ENTRY. An instance that declines to attach is no error.
+        STATUS_FAILED_DRIVER_ENTRY. An instance that does not attach is no error; why it did not is added to
+        `declined`.
         """
         async with self._lock:
             if name in self.loaded:
@@ -248,6 +249,8 @@ class FilterManager:
                         )  # fmt: skip
                     except StackfsError as error:
                         log.info("not attached", filter=name, volume=volume.name, reason=error.message)
+                        if declined is not None:
+                            declined.append(error.message)
             return attached
 
     def _load(self, name: str) -> LoadedFilter:
@@ -394,8 +397,8 @@ class FilterManager:
                            instance, api.FLTFL_INSTANCE_TEARDOWN_INTERNAL_ERROR)  # fmt: skip
                 raise FltError(
                     api.STATUS_FLT_DO_NOT_ATTACH,
-                    f"filter {loaded.name!r} does not attach to volume {volume.name!r}: {bypassed} open files are bypassed, "
-                    "and it would not see their reads and writes; close them, or mount with bypass=off",
+                    f"filter {loaded.name!r} does not attach to volume {volume.name!r}: {bypassed} open files are "
+                    "bypassed, and it would not see their reads and writes; close them, or mount with bypass=off",
                 )
         volume.core.stack.insert(instance.entry)
         volume.instances.append(instance)
@@ -416,7 +419,8 @@ class FilterManager:
             else:
                 raise FltError(
                     api.STATUS_FLT_INSTANCE_NOT_FOUND,
-                    f"filter {filter_name!r} has no instance {instance_name or ''!r} on volume {volume.name!r}",
+                    f"filter {filter_name!r} has no instance{f' {instance_name!r}' if instance_name else ''} "
+                    f"on volume {volume.name!r}",
                     ExitCode.NOT_FOUND,
                 )
             query: Callable[..., int] | None = getattr(loaded.object, "instance_query_teardown", None)

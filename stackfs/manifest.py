@@ -19,7 +19,7 @@ start type, and the table of options.
         "on_error": "fail",                       # what an exception in a callback does to the operation: fail or pass
         "answers": "volatile",                    # cacheable: its answers follow from the backing file alone
         "bypass": "blocked",                      # supported: opens may be bypassed though it registers READ or WRITE
-        "attach_with_bypassed": "allow",          # refuse: it does not attach while opens are bypassed that it cannot see
+        "attach_with_bypassed": "allow",          # refuse: it does not attach while opens are bypassed, unseen
         "options": {"key": {"type": "size", "default": "64M", "min": "1M", "doc": "What it is."}},
         "commands": "module:attribute",           # a command group, imported only when it is used
         "abi": 1,

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from stackfs import discovery, volume_toml
+from stackfs import discovery, mounting, volume_toml
 from stackfs.altitude import AltitudeError, AltitudeKey, canonical, sort_key
 from stackfs.errors import ExitCode, FltError, StackfsError, UsageError
 from stackfs.manifest import Manifest
@@ -75,7 +75,7 @@ def build_config(
     toml = None
     options = MountOptions()
     if source.endswith(".toml") or os.path.isfile(source):
-        toml = volume_toml.read(source)
+        toml = _read_toml(source)
         for string, line in toml.options:
             add_options(options, string, toml.directory, f"{toml.path}:{line}")
     from_toml = len(options.filter_dirs)
@@ -104,6 +104,16 @@ def build_config(
     )
 
 
+def _read_toml(source: str) -> volume_toml.VolumeToml:
+    try:
+        return volume_toml.read(source)
+    except UsageError as error:
+        if source.endswith(".toml"):
+            raise
+        words = f"source {source} is a file and no directory, so it is read as a volume TOML: {error}"
+        raise UsageError(words) from None
+
+
 def _places(
     toml: volume_toml.VolumeToml | None, source: str, mountpoint: str | None, options: MountOptions
 ) -> tuple[str, str]:
@@ -119,9 +129,13 @@ def _places(
         source = wanted
     elif mountpoint is None:
         raise UsageError("no mountpoint: stackfs mount SOURCE MOUNTPOINT (only a volume TOML may name its own)")
-    backing, where = os.path.realpath(source), os.path.realpath(mountpoint)
+    for what, given in (("source", source), ("mountpoint", mountpoint)):
+        if not given or "\0" in given:
+            raise UsageError(f"the {what} is {'empty' if not given else 'no path'}: name a directory")
+    backing, where = os.path.realpath(source), mounting.resolve(mountpoint)
     _check_directory("source", source, backing)
-    _check_directory("mountpoint", mountpoint, where)
+    if mounting.mount_at(where) is None:            # else clear_stale looks, with a time limit: its daemon may hang
+        _check_directory("mountpoint", mountpoint, where)
     if backing == where:
         raise StackfsError(f"source and mountpoint are the same directory, {backing}", ExitCode.UNUSABLE)
     if _inside(backing, where):
@@ -150,8 +164,6 @@ def _check_directory(what: str, given: str, real: str) -> None:
     except PermissionError:
         raise StackfsError(f"{what} {given}: permission denied", ExitCode.PERMISSION) from None
     except OSError as error:
-        if what == "mountpoint":
-            return  # what a dead daemon left, most likely: stackfs/mounting.py clears or explains it
         raise StackfsError(f"{what} {given}: {error.strerror}", ExitCode.UNUSABLE) from None
     if not stat.S_ISDIR(mode):
         raise StackfsError(f"{what} {given} is not a directory", ExitCode.UNUSABLE)

@@ -158,7 +158,10 @@ def trusted(path: str | os.PathLike[str], kind: Kind = "file", *, uid: int | Non
 def read_trusted(path: str | os.PathLike[str], *, uid: int | None = None) -> bytes:
     """All of a trusted file's bytes, read from the descriptor that was checked. Errors as open_trusted's."""
     with trusted(path, uid=uid) as descriptor, open(descriptor, "rb", closefd=False) as stream:
-        data = stream.read(MAX_FILE + 1)
+        try:
+            data = stream.read(MAX_FILE + 1)
+        except OSError as error:
+            _unusable(os.fspath(path), (error.strerror or "cannot be read").lower())
     if len(data) > MAX_FILE:
         raise StackfsError(f"{os.fspath(path)}: larger than {MAX_FILE >> 20} MiB")
     return data

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from conftest import FLTMC, STACKFS, Drive, needs_root, run
 
 pytestmark = needs_root
@@ -23,7 +22,8 @@ pytestmark = needs_root
 WATCHER = '''
 from stackfs.api import *
 
-MANIFEST = {{"name": "{name}", "altitude": "38510{number}", "group": "FSFilter Activity Monitor", "filter": "Watcher"{more}}}
+MANIFEST = {{"name": "{name}", "altitude": "38510{number}", "group": "FSFilter Activity Monitor",
+             "filter": "Watcher"{more}}}
 
 
 class Watcher(Filter):
@@ -82,7 +82,7 @@ def unseen(drive: Drive, name: str) -> int:
     return next(int(row["bypassed"]) for row in rows if row["name"] == name)
 
 
-def watcher(tmp_path: Path, drive: Drive, number: int, *, veto: bool = False, **manifest: str) -> tuple[str, Path, Path]:
+def watcher(tmp_path: Path, number: int, *, veto: bool = False, **manifest: str) -> tuple[str, Path, Path]:
     """A drop-in that logs reads and writes: its name, its directory, its log."""
     folder = tmp_path / "drop-ins"
     folder.mkdir(exist_ok=True)
@@ -141,7 +141,7 @@ def test_a_program_runs_from_a_bypassed_file(bypassing: Drive) -> None:
 
 
 def test_an_instance_that_attaches_sees_every_later_open(bypassing: Drive, tmp_path: Path) -> None:
-    name, _, log = watcher(tmp_path, bypassing, 1)
+    name, _, log = watcher(tmp_path, 1)
     made = bypassing
     made.umount()
     made.mount(f"filterdir={tmp_path / 'drop-ins'}")
@@ -169,7 +169,7 @@ def test_an_instance_that_attaches_sees_every_later_open(bypassing: Drive, tmp_p
 
 
 def test_attach_with_bypassed_refuse(bypassing: Drive, tmp_path: Path) -> None:
-    name, folder, _ = watcher(tmp_path, bypassing, 2, attach_with_bypassed="refuse", attach="manual")
+    name, folder, _ = watcher(tmp_path, 2, attach_with_bypassed="refuse", attach="manual")
     bypassing.umount()
     bypassing.mount(f"filterdir={folder}")
     run(FLTMC, "load", name, "-v", bypassing.mnt)
@@ -184,7 +184,7 @@ def test_attach_with_bypassed_refuse(bypassing: Drive, tmp_path: Path) -> None:
 
 
 def test_supporting_bypass_and_vetoing_it_for_one_file(bypassing: Drive, tmp_path: Path) -> None:
-    name, folder, log = watcher(tmp_path, bypassing, 3, veto=True, bypass="supported")
+    name, folder, log = watcher(tmp_path, 3, veto=True, bypass="supported")
     bypassing.umount()
     bypassing.mount(f"filterdir={folder}", f"filter={name}")
     for file in ("plain", "secret"):
@@ -212,11 +212,11 @@ def test_opening_and_closing_from_many_threads_never_fails(bypassing: Drive) -> 
         "[t.start() for t in threads]; [t.join() for t in threads]\n"
     )
     workers = [subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) for _ in range(2)]
-    for _ in range(10):
+    for _ in range(5):
         run(FLTMC, "load", "passthrough", "-v", bypassing.mnt)
         run(FLTMC, "unload", "passthrough", "-v", bypassing.mnt)
-    for worker in workers:
-        _, wrong = worker.communicate(timeout=60)
+    said = [worker.communicate(timeout=60) for worker in workers]
+    for worker, (_, wrong) in zip(workers, said, strict=True):
         assert worker.returncode == 0 and not wrong, wrong.decode()
 
 
@@ -234,8 +234,8 @@ def test_a_write_by_another_user_takes_set_id_bits_away(drive: Callable[..., Dri
         path.write_bytes(b"theirs")
         path.chmod(0o777 if chmod_later else 0o6777)
         writer = subprocess.Popen(
-            [sys.executable, "-c", program, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, user=12345, group=12345,
-            extra_groups=[], text=True,
+            [sys.executable, "-c", program, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            user=12345, group=12345, extra_groups=[], text=True,
         )  # fmt: skip
         assert writer.stdin is not None and writer.stdout is not None
         assert writer.stdout.readline() == "open\n"

@@ -720,7 +720,8 @@ def mounted(tmp_path: Path) -> Iterator[tuple[Path, Device, Lane]]:
     mountpoint, backing = tmp_path / "mountpoint", tmp_path / "backing"
     mountpoint.mkdir()
     backing.mkdir()
-    device = Device(mounting.mount(str(mountpoint), mounting.MountSettings(source="test")), volume(backing), lanes="irp")
+    fd = mounting.mount(str(mountpoint), mounting.MountSettings(source="test"))
+    device = Device(fd, volume(backing), lanes="irp")
     lane = Lane(device)
     lane.start()
     device.start()

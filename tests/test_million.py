@@ -65,7 +65,7 @@ def limited() -> None:
 @pytest.mark.parametrize("count", [50_000, pytest.param(1_000_000, marks=pytest.mark.long)])
 def test_inodes_the_kernel_knows(drive: Callable[..., Drive], count: int, record_property: Callable[..., None]) -> None:
     made = drive(mount=False)
-    each = min(FILES_EACH, count // 500)                    # as many directories as the daemon has descriptors, and more
+    each = min(FILES_EACH, count // 500)        # as many directories as the daemon has descriptors, and more
     (made.src / "warm").mkdir()
     (made.src / "many").mkdir()
     python = (sys.executable, "-I", "-c")

@@ -26,8 +26,8 @@ from stackfs.cext.process cimport requestor_recently
 from stackfs.cext.requests cimport Volume, request_free, request_new, request_run, vfs_request_t
 from stackfs.cext.stack cimport FLT_VOLUME, NativeOperations, instance_pointer
 from stackfs.filters.audit._trail cimport (
-    BOUND_ONE, BOUND_TWO, RECORD_DRAINED, RECORD_KERNEL, RECORD_OTHER_PARTIAL, RECORD_PATH_DELETED, RECORD_PATH_PARTIAL, REQUEST_FIXED, TEXT_ROOM,
-    TRAIL_PASSED, TRAIL_REFUSED, Trail, request_record_t, trail_cancel, trail_commit, trail_reserve)
+    BOUND_ONE, BOUND_TWO, RECORD_DRAINED, RECORD_KERNEL, RECORD_OTHER_PARTIAL, RECORD_PATH_DELETED, RECORD_PATH_PARTIAL,
+    REQUEST_FIXED, TEXT_ROOM, TRAIL_PASSED, TRAIL_REFUSED, Trail, request_record_t, trail_cancel, trail_commit, trail_reserve)
 
 cdef extern from *:
     """

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import typer
 
 from stackfs import discovery
-from stackfs.cli.run import new_app
+from stackfs.cli.run import invoke, new_app
 from stackfs.errors import FilterImageError, StackfsError, UsageError
 
 PANEL = "Commands that filters bring"
@@ -36,7 +36,7 @@ def find(name: str, arguments: Sequence[str]) -> Callable[[], object] | None:
         raise UsageError(f"filter {name!r} brings no commands of its own; fltmc load {name} loads it")
     app = new_app(arguments, "", add_completion=False)
     app.add_typer(_application(found), name=name)
-    return lambda: app(args=[name, *arguments], prog_name="stackfs")
+    return lambda: invoke(app, [name, *arguments], "stackfs")
 
 
 def names() -> list[str]:

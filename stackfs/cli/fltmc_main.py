@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from stackfs.cli import fltmc_actions, fltmc_help, fltmc_list
-from stackfs.cli.run import new_app, run
+from stackfs.cli.run import invoke, new_app, run
 
 
 def build(arguments: Sequence[str]) -> typer.Typer:
@@ -43,7 +43,7 @@ def build(arguments: Sequence[str]) -> typer.Typer:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
-    return run("fltmc", lambda: build(words)(args=words, prog_name="fltmc"))
+    return run("fltmc", lambda: invoke(build(words), words, "fltmc"))
 
 
 if __name__ == "__main__":

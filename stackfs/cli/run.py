@@ -15,7 +15,7 @@ from typing import Any
 import typer
 
 from stackfs.cli.tables import escape
-from stackfs.errors import ExitCode, StackfsError
+from stackfs.errors import ExitCode, StackfsError, UsageError
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -30,6 +30,23 @@ def new_app(arguments: Sequence[str], help: str, **settings: Any) -> typer.Typer
         pretty_exceptions_enable=False,
         **settings,
     )
+
+
+def invoke(app: typer.Typer, arguments: Sequence[str], program: str) -> object:
+    """Run an application's command; its exit code. What is wrong with the line itself is a UsageError of one line."""
+    try:
+        return app(args=list(arguments), prog_name=program, standalone_mode=False)
+    except Exception as error:
+        # typer brings click's exceptions from click or from a copy of its own: known by what they can do.
+        context = getattr(error, "ctx", None)
+        if not hasattr(error, "format_message"):
+            raise
+        words = " ".join(error.format_message().split()).rstrip(".")
+        if type(error).__name__ == "NoArgsIsHelpError" and context is not None:
+            print(context.get_help())
+            return int(ExitCode.USAGE)
+        where = context.command_path if context is not None else program
+        raise UsageError(f"{words[:1].lower()}{words[1:]} (see {where} --help)") from None
 
 
 def run(program: str, body: Callable[[], object]) -> int:

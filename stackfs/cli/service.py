@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,9 +31,12 @@ def stop(name: Name, volume: Volume = None, quiet: Quiet = False) -> None:
     _say(f"{name} unloaded", actions.unload(name, volume, mandatory=True), quiet)
 
 
-def _say(what: str, results: list[dict[str, object]], quiet: bool) -> None:
+def _say(what: str, results: list[dict[str, Any]], quiet: bool) -> None:
     from stackfs.cli.tables import escape
 
-    if not quiet:
-        for each in results:
-            print(escape(f"{what}: {each['mountpoint'] or each['volume']}"))
+    if quiet:
+        return
+    for each in results:
+        print(escape(f"{what}: {each['mountpoint'] or each['volume']}"))
+        for reason in (each["result"] or {}).get("declined", ()):
+            print(escape(f"  not attached: {reason}"))

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from stackfs.cli import bench, later, mount, service, status, umount
-from stackfs.cli.run import new_app, run
+from stackfs.cli.run import invoke, new_app, run
 from stackfs.errors import UsageError
 
 VERBS = ("mount", "umount", "status", "start", "stop", "bench", "inf")
@@ -70,7 +70,7 @@ def dispatch(words: Sequence[str]) -> object:
     app = build(words)
     if words and words[0] in ("-h", "--help"):
         _list_filter_commands(app)
-    return app(args=list(words), prog_name="stackfs")
+    return invoke(app, words, "stackfs")
 
 
 def _filter_commands(name: str, words: Sequence[str]) -> Callable[[], object] | None:
