@@ -317,7 +317,7 @@ cdef class Device:
 
     def invalidate_all_entries(self):
         cdef fuse_out_header notice
-        if self.state.readers.settings.kernel_minor < 44:
+        if load_uint(&self.state.readers.settings.kernel_minor) < 44:
             return False
         notice.len = sizeof(notice)
         notice.error = FUSE_NOTIFY_INC_EPOCH
@@ -361,11 +361,11 @@ cdef class Device:
 
     @property
     def negotiated(self):
-        return self.state.readers.settings.negotiated
+        return load_long(&self.state.readers.settings.negotiated)
 
     @property
     def kernel_minor(self):
-        return self.state.readers.settings.kernel_minor
+        return load_uint(&self.state.readers.settings.kernel_minor)
 
     @property
     def error(self):

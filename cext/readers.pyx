@@ -222,25 +222,29 @@ cdef void initialise(readers_t *readers, wire_message_t *message) noexcept nogil
     """INIT: open libfuse's session with one of our own making, then answer the kernel."""
     cdef wire_init_answer_t answer
     cdef wire_init_request_t opening
+    cdef wire_settings_t settings
     cdef uint64_t unique = message.header.unique
-    if readers.settings.negotiated:                     # the kernel does not do this
+    if load_long(&readers.settings.negotiated):         # the kernel does not do this
         write_error(readers.connection, unique, EIO)
         return
-    if not wire_init_answer(message, &readers.settings, &answer):
+    settings = readers.settings
+    if not wire_init_answer(message, &settings, &answer):
         write_error(readers.connection, unique, EPROTO)
         connection_end(readers.connection, EPROTO)
         return
-    if readers.settings.negotiated:
-        readers.limits.setxattr_ext = (readers.settings.negotiated & FUSE_SETXATTR_EXT) != 0
+    if settings.negotiated:
+        readers.limits.setxattr_ext = (settings.negotiated & FUSE_SETXATTR_EXT) != 0
         wire_init_for_libfuse(message, LANE_INIT_UNIQUE, &opening)
         if send(readers.link.lane, &opening, sizeof(opening), MSG_DONTWAIT | MSG_NOSIGNAL) < 0:
             write_error(readers.connection, unique, EIO)
             connection_end(readers.connection, EIO)
             return
-        if readers.settings.negotiated & FUSE_PASSTHROUGH:
+        if settings.negotiated & FUSE_PASSTHROUGH:
             store_int(&(<backing_t *>readers.volume.backing).bypass.device, readers.connection.fd)
+        store_uint(&readers.settings.kernel_minor, settings.kernel_minor)
+        store_long(&readers.settings.negotiated, settings.negotiated)       # last: requests are served from here on
     write_answer(readers.connection, <const char *>&answer, answer.header.len)
-    if readers.settings.negotiated:
+    if settings.negotiated:
         eventfd_write(readers.ready_event, 1)
 
 
@@ -298,7 +302,7 @@ cdef void handle(reader_t *reader, size_t length, wire_message_t *message) noexc
         return
     if rule == NULL or rule.treatment == WIRE_REFUSE:
         error = ENOTTY if header.opcode == FUSE_IOCTL else EOPNOTSUPP
-    elif not readers.settings.negotiated:
+    elif not load_long(&readers.settings.negotiated):
         error = EIO
     elif not rule.cleanup and refused_as_own(readers, message):
         error = EDEADLK

@@ -2,7 +2,7 @@
 
 from posix.signal cimport sigset_t
 from posix.time cimport CLOCK_MONOTONIC
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from stackfs.cext.includes.pthread cimport *
 
@@ -20,6 +20,10 @@ cdef extern from *:
     void store_int(int *at, int value) nogil
     int add_int(int *at, int by) nogil
     int exchange_int(int *at, int value) nogil
+    uint32_t load_uint "load_int"(uint32_t *at) nogil
+    uint64_t load_long "load_int"(uint64_t *at) nogil
+    void store_uint "store_int"(uint32_t *at, uint32_t value) nogil
+    void store_long "store_int"(uint64_t *at, uint64_t value) nogil
     uint64_t load_count(uint64_t *at) nogil
     void store_count(uint64_t *at, uint64_t value) nogil
     void count_one(uint64_t *at) nogil
