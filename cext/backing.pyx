@@ -11,7 +11,7 @@ Where it would have to wait for the disk and the operation may not (op.would_blo
 
 cimport cython
 from libc.errno cimport (
-    EAGAIN, EBADF, EBUSY, EEXIST, EINTR, EINVAL, EIO, EMFILE, ENAMETOOLONG, ENOENT, ENOMEM, ENXIO, EPERM, errno)
+    EACCES, EAGAIN, EBADF, EBUSY, EEXIST, EINTR, EINVAL, EIO, EMFILE, ENAMETOOLONG, ENOENT, ENXIO, EPERM, errno)
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
@@ -20,7 +20,7 @@ from libc.string cimport memcpy, memmove, strlen, strncmp
 from stackfs.cext.bypass cimport bypass_free, bypass_new
 from stackfs.cext.callback_data cimport (
     DACL_SECURITY_INFORMATION, DIRECTORY_PARAMETERS, EA_PARAMETERS, FILE_DIRECTORY_FILE, FILE_NAME, FILE_OBJECT,
-    FILE_OPEN, FILE_OPEN_REPARSE_POINT, FLT_IO_PARAMETER_BLOCK, FO_DIRECTORY, FO_SYNTHESISED, FSCTL_GET_REPARSE_POINT,
+    FILE_OPEN, FILE_OPEN_REPARSE_POINT, FLT_IO_PARAMETER_BLOCK, FO_DIRECTORY, FO_SYNTHESISED, FO_UNREADABLE, FSCTL_GET_REPARSE_POINT,
     FSCTL_MANAGE_BYPASS_IO, FSCTL_SET_REPARSE_POINT, FileBasicInformation, FileDispositionInformation, FileEndOfFileInformation,
     FileLinkInformation, GROUP_SECURITY_INFORMATION, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE,
     IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_FLUSH_BUFFERS, IRP_MJ_NETWORK_QUERY_OPEN,
@@ -73,7 +73,7 @@ cdef extern from *:
         return makedev((packed >> 8) & 0xfff, (packed & 0xff) | ((packed >> 12) & 0xfff00));
     }
     """
-    int O_PATH, O_NOFOLLOW, O_CLOEXEC, O_DIRECTORY, O_RDONLY, O_WRONLY, O_ACCMODE, O_CREAT, O_EXCL, O_TRUNC, O_DIRECT
+    int O_PATH, O_NOFOLLOW, O_CLOEXEC, O_DIRECTORY, O_RDONLY, O_WRONLY, O_RDWR, O_ACCMODE, O_CREAT, O_EXCL, O_TRUNC, O_DIRECT
     int OPENS_WITH
     int O_NONBLOCK, O_SYNC, O_DSYNC, O_NOCTTY, O_APPEND, O_TMPFILE
     int F_GETFL
@@ -275,6 +275,13 @@ cdef int look_up(backing_t *backing, vfs_request_t *request, const FLT_IO_PARAME
 
 # --- create -------------------------------------------------------------------------------------------------------
 
+cdef inline int flags_for_base(const operation_t *op, int flags) noexcept nogil:
+    """With write-back the page cache reads what a write leaves of a page, also through a descriptor only for writing."""
+    if op.volume.writeback and flags & O_ACCMODE == O_WRONLY:
+        return (flags & ~O_ACCMODE) | O_RDWR
+    return flags
+
+
 cdef int open_node(backing_t *backing, node_t *node, int flags) noexcept nogil:
     """Opens the very inode, never by a name that may have changed hands. A descriptor or a negative errno.
 
@@ -331,7 +338,8 @@ cdef int create_under(backing_t *backing, vfs_request_t *request, operation_t *o
     else:
         # Never an existing file: its permissions were not checked. ESTALE makes the kernel look it up and open it.
         while True:
-            fd = openat(directory_fd, name, (p.Parameters.Create.OpenFlags & OPENS_WITH & ~(O_TRUNC | O_APPEND))
+            fd = openat(directory_fd, name,
+                        (flags_for_base(op, <int>p.Parameters.Create.OpenFlags) & OPENS_WITH & ~(O_TRUNC | O_APPEND))
                         | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC | O_NOCTTY, mode & 0o7777)
             if fd >= 0 or errno != EMFILE or descriptors_shed(backing.nodes) == 0:
                 break
@@ -380,11 +388,14 @@ cdef int perform_create(backing_t *backing, vfs_request_t *request, operation_t 
             return fd
         kill = kills_set_id(op.data.Thread, fd, &credentials)
         node_close(backing.nodes, file.Node)
-        fd = open_node(backing, file.Node, flags)
+        fd = open_node(backing, file.Node, flags_for_base(op, flags))
         if kill:
             restore(&credentials)
     else:
+        fd = open_node(backing, file.Node, flags_for_base(op, flags))
+    if fd == -EACCES and flags_for_base(op, flags) != flags:
         fd = open_node(backing, file.Node, flags)
+        file.Flags |= FO_UNREADABLE
     if fd < 0:
         return fd
     file.fd = fd
@@ -472,7 +483,9 @@ cdef int64_t perform_write(operation_t *op, const READ_WRITE_PARAMETERS *p, cons
         total += <uint64_t>put
     if kill:
         restore(&credentials)
-    return -error if total == 0 and error else <int64_t>total
+    if error and (total == 0 or flags & FUSE_WRITE_CACHE):           # the kernel does not look how much of a page was written back
+        return -error
+    return <int64_t>total
 
 
 # --- set information ------------------------------------------------------------------------------------------------

@@ -185,6 +185,7 @@ cdef enum:
     FO_COUNTED = 16                      # its inode counts it among its open files (bypass.pyx, with the two below)
     FO_ON_BACKING_ID = 32                # the kernel maps the backing file for it, and reads and writes it unless DIRECT_IO
     FO_BYPASSED = 64                     # no filter sees its reads and writes
+    FO_UNREADABLE = 128                  # the base could not open it for reading, which writing back may need
 
 ctypedef struct FILE_OBJECT:
     node_t *Node                         # what is open; NULL before a create by name has succeeded

@@ -34,6 +34,7 @@ class Device:
         cache_symlinks: bool = True,
         direct_io_allow_mmap: bool = True,
         passthrough: bool = False,
+        writeback: bool = False,
     ) -> None:
         """Make the socket pair to the IRP lane. Threads start with start(), not here.
 

@@ -117,7 +117,7 @@ cdef class Device:
     """One FUSE connection. Owns the fd from the constructor on (see device.pyi for start and end)."""
 
     def __cinit__(self, int fd, Volume volume not None, *, str lanes="auto", uint32_t max_write=0, bint posix_acl=True,
-                  bint cache_symlinks=True, bint direct_io_allow_mmap=True, bint passthrough=False):
+                  bint cache_symlinks=True, bint direct_io_allow_mmap=True, bint passthrough=False, bint writeback=False):
         cdef device_t *device = device_new()
         cdef readers_t *readers
         cdef uint32_t page = <uint32_t>sysconf(_SC_PAGESIZE)
@@ -156,7 +156,9 @@ cdef class Device:
             wanted |= FUSE_CACHE_SYMLINKS
         if direct_io_allow_mmap:
             wanted |= FUSE_DIRECT_IO_ALLOW_MMAP
-        if passthrough and readers.serve_all:           # pyfuse3 cannot give an open a backing id
+        if writeback:
+            wanted |= FUSE_WRITEBACK_CACHE
+        elif passthrough and readers.serve_all:           # pyfuse3 cannot give an open a backing id
             wanted |= FUSE_PASSTHROUGH
         if readers.serve_all:
             wanted |= FUSE_READDIRPLUS_AUTO             # pyfuse3 has no handler for the plain READDIR that it brings

@@ -21,6 +21,8 @@ class Volume:
 
     root_fd: an O_PATH descriptor of the backing directory, owned from here on. Time-outs are seconds, and count while
     every instance's answers are cacheable (Stack.names_or_data_filtered). direct_io: no page cache above the stack.
+    keep_cache: nothing else changes the backing directory, so an open leaves the page cache as it is. writeback: writes
+    stay in it until it writes them back.
     """
 
     @property
@@ -32,6 +34,8 @@ class Volume:
         entry_timeout: float = 1.0,
         attr_timeout: float = 1.0,
         direct_io: bool = False,
+        keep_cache: bool = False,
+        writeback: bool = False,
         descriptor_limit: int = 4096,
     ) -> None: ...
     def close(self) -> None:

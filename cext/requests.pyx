@@ -27,7 +27,7 @@ from stackfs.cext.callback_data cimport (
     FILE_NO_INTERMEDIATE_BUFFERING, FILE_OPEN, FILE_OPEN_IF, FILE_OPEN_REPARSE_POINT, FILE_OVERWRITE,
     FILE_OVERWRITE_IF, FILE_READ_ATTRIBUTES, FILE_READ_DATA, FILE_READ_EA, FILE_WRITE_ATTRIBUTES, FILE_WRITE_DATA,
     FILE_WRITE_EA, FILE_WRITE_THROUGH, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION, FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION,
-    FLT_IO_PARAMETER_BLOCK, FO_DIRECTORY, FO_OPENED, FO_SYNTHESISED, FSCTL_GET_REPARSE_POINT, FSCTL_MANAGE_BYPASS_IO,
+    FLT_IO_PARAMETER_BLOCK, FO_DIRECTORY, FO_UNREADABLE, FO_OPENED, FO_SYNTHESISED, FSCTL_GET_REPARSE_POINT, FSCTL_MANAGE_BYPASS_IO,
     FSCTL_SET_REPARSE_POINT,
     FileAllInformation, FileBasicInformation, FileDispositionInformation, FileEndOfFileInformation,
     FileLinkInformation, FileNetworkOpenInformation, FileRenameInformation, FileRenameInformationEx,
@@ -712,8 +712,11 @@ cdef void choose_mode(vfs_request_t *request, backing_t *backing) noexcept nogil
         bypass_open(backing.bypass, request.file, request.on_device and not request.bypass_vetoed, &mode)
         request.out_open_flags = mode.open_flags
         request.out_backing_id = mode.backing_id
-    if not request.out_open_flags and (request.volume.direct_io or flags & <uint32_t>O_DIRECT):
+    if not request.out_open_flags and (request.volume.direct_io or flags & <uint32_t>O_DIRECT
+                                       or request.file.Flags & FO_UNREADABLE):
         request.out_open_flags = FOPEN_DIRECT_IO
+    if not request.out_open_flags and request.volume.keep_cache:
+        request.out_open_flags = FOPEN_KEEP_CACHE
     if request.out_open_flags & FOPEN_DIRECT_IO:
         request.out_open_flags |= FOPEN_PARALLEL_DIRECT_WRITES       # the backing file's own lock orders them
     if flags & <uint32_t>O_ACCMODE == <uint32_t>O_RDONLY:
@@ -847,9 +850,12 @@ cdef class Volume:
 
     root_fd: an O_PATH descriptor of the backing directory, owned from here on. Time-outs are seconds, and count while
     every instance's answers are cacheable (Stack.names_or_data_filtered). direct_io: no page cache above the stack.
+    keep_cache: nothing else changes the backing directory, so an open leaves the page cache as it is. writeback: writes
+    stay in it until it writes them back.
     """
 
     def __init__(self, int root_fd, *, double entry_timeout=1.0, double attr_timeout=1.0, bint direct_io=False,
+                 bint keep_cache=False, bint writeback=False,
                  unsigned descriptor_limit=4096):
         cdef backing_t *backing
         self.stack = Stack()
@@ -863,6 +869,8 @@ cdef class Volume:
         self.stack.volume.entry_timeout = entry_timeout
         self.stack.volume.attr_timeout = attr_timeout
         self.stack.volume.direct_io = direct_io
+        self.stack.volume.keep_cache = keep_cache
+        self.stack.volume.writeback = writeback
 
     def close(self):
         """Close every descriptor. No operation may be under way, and none may begin."""

@@ -86,6 +86,8 @@ cdef struct FLT_VOLUME:
     PyObject *Object                     # the Python Volume (borrowed)
     double entry_timeout, attr_timeout   # seconds, while every instance's answers are cacheable
     int direct_io                        # cache=strict: no page cache above the stack
+    int keep_cache                       # exclusive: an open need not throw away what the page cache holds
+    int writeback                        # writes stay in the page cache until it writes them back
     int filters_names_or_data            # some instance's answers are not cacheable: entry and attribute time-outs are 0
 
 # The walk. run() returns 1 when the operation is done, 0 when it stopped at the base because that would block:

@@ -661,7 +661,7 @@ cdef class Stack:
         """All of its operations' lists, or, where memory runs out, none."""
         cdef callback_list_t *new[MAJOR_FUNCTIONS]
         cdef InstanceEntry other
-        cdef int major
+        cdef int major, i
         cdef uint32_t count
         cdef list majors = entry.registered
         cdef list retired = [_Retired.__new__(_Retired) for _ in majors]
@@ -674,8 +674,8 @@ cdef class Stack:
                 continue
             new[major] = <callback_list_t *>malloc(cython.sizeof(callback_list_t) + count * cython.sizeof(callback_t))
             if new[major] is NULL:
-                for major in range(MAJOR_FUNCTIONS):
-                    free(new[major])
+                for i in range(MAJOR_FUNCTIONS):
+                    free(new[i])
                 raise MemoryError()
             new[major].references = 1
             new[major].count = 0

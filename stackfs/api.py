@@ -34,9 +34,9 @@ FLT_POSTOP_FINISHED_PROCESSING or nothing. Pending is not in this release. A pre
 What a callback changes in the parameters (a name, a buffer, an offset) counts only if it also calls
 `data.set_dirty()`, and only the layers below see it; its own post callback sees what it saw itself.
 
-Callbacks run in the device's threads, several at once: guard what they share. Do not sleep, do not wait, and never touch
-the mount you filter (that is refused with EDEADLK). An exception out of a callback fails the operation with EIO, or lets it pass, as the manifest's on_error
-says; it never ends the mount.
+Callbacks run in the device's threads, several at once: guard what they share. Do not sleep, do not wait, and never
+touch the mount you filter (that is refused with EDEADLK). An exception out of a callback fails the operation with EIO,
+or lets it pass, as the manifest's on_error says; it never ends the mount.
 """
 
 from __future__ import annotations

@@ -42,6 +42,8 @@ READY_LIMIT = 30.0
 NOTIFICATIONS_LIMIT = 30.0
 CACHE_SECONDS = 1.0
 """How long the kernel may trust names and attributes: something else may change the backing directory."""
+EXCLUSIVE_SECONDS = 3600.0
+"""The same with `exclusive`: nothing else does."""
 RESERVED_DESCRIPTORS = 512
 
 
@@ -210,9 +212,11 @@ class Mounted:
         self._root = os.open(config.source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.core = CoreVolume(
             self._root,
-            entry_timeout=CACHE_SECONDS,
-            attr_timeout=CACHE_SECONDS,
+            entry_timeout=EXCLUSIVE_SECONDS if config.options.exclusive else CACHE_SECONDS,
+            attr_timeout=EXCLUSIVE_SECONDS if config.options.exclusive else CACHE_SECONDS,
             direct_io=config.options.cache == "strict",
+            keep_cache=config.options.exclusive,
+            writeback=config.options.writeback,
             descriptor_limit=max(64, min(65536, (descriptors - RESERVED_DESCRIPTORS) // 2)),
         )
         self.manager = FilterManager(config.filter_dirs, config.filter_options, config.manual_instances)
@@ -277,6 +281,7 @@ class Mounted:
                 max_write=options.max_write or 0,
                 cache_symlinks=options.cache == "normal",
                 passthrough=options.bypass == "auto" and os.geteuid() == 0,
+                writeback=options.writeback,
             )
             self.operations = irp_lane.start(self.device, self.core)
             self.lane_started = True
@@ -462,6 +467,8 @@ class Mounted:
             return "off: asked for (bypass=off)"
         if options.lanes == "irp":
             return "off: pyfuse3 cannot bypass (lanes=irp)"
+        if options.writeback:
+            return "off: it excludes write-back caching (writeback)"
         if os.geteuid() != 0:
             return "off: only root may"
         if not state["negotiated"]:

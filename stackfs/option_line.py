@@ -41,7 +41,7 @@ CHOICES: Final[dict[str, tuple[str, ...]]] = {
 }
 """Options of few values: those this release has, the default first. bypass: both are off today."""
 
-LATER: Final = frozenset(("exclusive", "writeback", "verifier", "permissions=stack", "locks=stack", "coherence=lease"))
+LATER: Final = frozenset(("verifier", "permissions=stack", "locks=stack", "coherence=lease"))
 """What a later release will have: refused until then."""
 
 _HINTS: Final = {
@@ -74,6 +74,10 @@ class MountOptions(MountFlags):
     """Everything ``-o`` can say, parsed. The mount flags are inherited."""
 
     allow_other: bool = False
+    exclusive: bool = False
+    """Nothing but this mount changes the backing directory: the kernel may trust what it knows for long."""
+    writeback: bool = False
+    """Writes stay in the page cache until it writes them back."""
     default_permissions: bool = True
     """Always on in this release."""
     fsname: str | None = None
@@ -156,7 +160,7 @@ def _add_option(options: MountOptions, option: str, origin: Origin) -> None:
         _no_value(key, value)
         flag, on = BY_OPTION[key]
         setattr(options, flag.field, on)
-    elif key in ("allow_other", "default_permissions"):
+    elif key in ("allow_other", "exclusive", "writeback", "default_permissions"):
         _no_value(key, value)
         setattr(options, key, True)
     elif key in CHOICES:
@@ -188,7 +192,8 @@ def _one_of(choices: Sequence[str]) -> str:
 def _hint(key: str) -> str:
     if key in _HINTS:
         return f": {_HINTS[key]}"
-    names = [*BY_OPTION, *CHOICES, *_WITH_VALUE, "allow_other", "default_permissions", *IGNORED, *LATER]
+    switches = ("allow_other", "exclusive", "writeback", "default_permissions")
+    names = [*BY_OPTION, *CHOICES, *_WITH_VALUE, *switches, *IGNORED, *LATER]
     near = difflib.get_close_matches(key, names, n=1)
     return f": did you mean {near[0]!r}?" if near else " (a filter's option is written NAME.KEY=VALUE)"
 

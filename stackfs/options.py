@@ -82,6 +82,8 @@ def build_config(
     for string in option_strings:
         add_options(options, string)
     options.filter_dirs = options.filter_dirs[from_toml:] + options.filter_dirs[:from_toml]
+    if options.writeback and options.cache == "strict":
+        raise UsageError("options 'writeback' and 'cache=strict' exclude each other: strict has no cache to write back")
     if toml is None and options.source is not None:
         raise UsageError(f"option 'source' stands in for a volume TOML's source, but {source!r} is no .toml")
     backing, where = _places(toml, source, mountpoint, options)

@@ -112,7 +112,7 @@ def test_what_comes_later_is_refused_by_name(option: str) -> None:
         ("bypass=on", "bypass is auto or off"),
         ("lanes=device", "lanes is auto or irp"),
         ("permissions=none", "permissions is kernel in this release"),
-        ("exclusive=1", "not in this release"),
+        ("exclusive=1", "takes no value"),
         ("ro=1", "'ro' takes no value: write 'ro' alone"),
         ("allow_other=yes", "'allow_other' takes no value"),
         ("fsname", "'fsname' needs a value"),
@@ -399,7 +399,7 @@ INSTANCE = '[[instance]]\nfilter = "top"\n'
     ("text", "head", "code", "parts"),
     [
         ("", 'options = ["chache=strict"]', ExitCode.USAGE, [".toml:6: option 'chache=strict' is not known"]),
-        ("", "options.exclusive = true", ExitCode.USAGE, [".toml:6: option 'exclusive' is not in this release"]),
+        ("", "options.verifier = true", ExitCode.USAGE, [".toml:6: option 'verifier' is not in this release"]),
         ("", 'options = ["filter=nix"]', ExitCode.NOT_FOUND, [".toml:6: there is no filter 'nix'"]),
         ("", 'options = ["top.limit=1"]', ExitCode.USAGE, [".toml:6: option 'top.limit' is for filter 'top'"]),
         (INSTANCE, 'options = ["top.limit=x"]', ExitCode.USAGE, [".toml:6: top.limit: 'x' is not a size"]),

@@ -1,0 +1,137 @@
+"""What the kernel keeps: exclusive, writeback, and who notices changes made elsewhere."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import STACKFS, Drive, needs_root, run
+
+pytestmark = needs_root
+
+
+def test_a_change_beside_the_mount_shows_after_a_second(drive: Callable[..., Drive]) -> None:
+    made = drive("bypass=off")
+    path, below = made.mnt / "f", made.src / "f"
+    path.write_text("old")
+    assert path.read_text() == "old"
+    time.sleep(1.1)
+    below.write_text("newer")
+    time.sleep(1.1)
+    assert path.read_text() == "newer" and path.stat().st_size == 5
+    below.unlink()
+    time.sleep(1.1)
+    assert not path.exists()
+
+
+def test_exclusive_trusts_what_it_knows(drive: Callable[..., Drive]) -> None:
+    made = drive("exclusive", "bypass=off")
+    path, below = made.mnt / "f", made.src / "f"
+    path.write_bytes(b"x" * 100)
+    assert path.stat().st_size == 100
+    os.truncate(below, 7)
+    time.sleep(1.2)
+    assert path.stat().st_size == 100, "nobody asks: nothing else was to change it"
+    path.write_bytes(b"y" * 50)
+    assert path.stat().st_size == 50 == below.stat().st_size
+
+
+@pytest.mark.parametrize("lane", ["auto", "irp"])
+def test_writeback_keeps_sizes_and_appends_right(drive: Callable[..., Drive], lane: str) -> None:
+    made = drive("writeback", f"lanes={lane}")
+    path, below = made.mnt / "f", made.src / "f"
+    chance, model = random.Random(7), bytearray()
+    first = os.open(path, os.O_WRONLY | os.O_CREAT)
+    appends = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        for _ in range(300):
+            data = chance.randbytes(chance.randrange(1, 6000))
+            what = chance.randrange(4)
+            if what == 0:
+                os.write(appends, data)
+                model += data
+            elif what == 1:
+                size = chance.randrange(0, len(model) + 5000)
+                os.ftruncate(first, size)
+                model = model[:size] + bytes(max(0, size - len(model)))
+            else:
+                at = chance.randrange(0, len(model) + 3000)
+                os.pwrite(first, data, at)
+                model += bytes(max(0, at - len(model)))
+                model[at : at + len(data)] = data
+            assert os.fstat(first).st_size == len(model)
+        assert path.read_bytes() == model
+        os.fsync(first)
+        assert below.read_bytes() == model
+    finally:
+        os.close(first)
+        os.close(appends)
+    assert path.stat().st_size == below.stat().st_size == len(model)
+    assert path.stat().st_mtime_ns == below.stat().st_mtime_ns
+
+
+def test_writeback_of_a_file_that_may_not_be_read(drive: Callable[..., Drive]) -> None:
+    made = drive("writeback", "allow_other")
+    path = made.mnt / "log"
+    path.write_bytes(b"0123456789")
+    path.chmod(0o622)
+    program = "import os, sys\nfd = os.open(sys.argv[1], os.O_WRONLY)\nos.pwrite(fd, b'xy', 3)\nos.close(fd)\n"
+    subprocess.run([sys.executable, "-c", program, str(path)], check=True, user=12345, group=12345, extra_groups=[])
+    assert (made.src / "log").read_bytes() == b"012xy56789"
+
+
+def test_writeback_several_appenders_lose_nothing(drive: Callable[..., Drive]) -> None:
+    made = drive("writeback")
+    program = (
+        "import os, sys\n"
+        "fd = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT)\n"
+        "for n in range(500): os.write(fd, f'{sys.argv[2]} {n}\\n'.encode())\n"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", program, str(made.mnt / "log"), str(w)]) for w in range(4)]
+    assert [writer.wait(60) for writer in writers] == [0] * 4
+    lines = (made.mnt / "log").read_text().splitlines()
+    assert sorted(lines) == sorted(f"{w} {n}" for w in range(4) for n in range(500))
+    for w in range(4):
+        assert [line for line in lines if line.startswith(f"{w} ")] == [f"{w} {n}" for n in range(500)]
+
+
+def test_writeback_maps_and_does_not_bypass(drive: Callable[..., Drive]) -> None:
+    made = drive("writeback")
+    path = made.mnt / "f"
+    path.write_bytes(bytes(8192))
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as shared:
+        shared[4096:4100] = b"page"
+        assert os.pread(file.fileno(), 4, 4096) == b"page"
+        shared.flush()
+    assert (made.src / "f").read_bytes()[4096:4100] == b"page"
+    assert "off: it excludes write-back caching" in run(STACKFS, "status").stdout
+
+
+def test_writeback_on_a_full_disk_is_told(drive: Callable[..., Drive], tmp_path: Path) -> None:
+    made = drive(mount=False)
+    run("mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", made.src)
+    try:
+        made.mount("writeback")
+        with pytest.raises(OSError) as full, open(made.mnt / "f", "wb") as file:
+            file.write(b"x" * 1_000_000)
+            file.flush()
+            os.fsync(file.fileno())
+        assert full.value.errno == errno.ENOSPC
+        made.umount()
+        made.wait_gone()
+    finally:
+        run("umount", "-l", made.src)
+
+
+def test_writeback_excludes_strict(drive: Callable[..., Drive]) -> None:
+    made = drive(mount=False)
+    done = run(STACKFS, "mount", made.src, made.mnt, "-o", "writeback,cache=strict", check=False)
+    assert done.returncode == 2 and "exclude each other" in done.stderr
