@@ -3,6 +3,7 @@
 #   make build       system packages (as root, only what is missing), .venv, the compiled core
 #   make run         the demo volume: mounted, used, shown; KEEP=1 leaves it mounted
 #   make test        the tests, 12 minutes at most; make test-long: the full numbers
+#   make sanitize    the core's tests under AddressSanitizer and UBSan; SANITIZE=thread under ThreadSanitizer
 #   make lint        ruff, mypy --strict, cython-lint
 #   make bench       the benchmarks, 8 minutes at most; FULL=1 for everything, CHECK=1 fails when a target is missed,
 #                    RECORD=1 keeps the result in docs/performance.md
@@ -25,7 +26,7 @@ on = $(filter-out 0,$(1))
 
 CORE := $(shell find cext filters benchmarks -name __pycache__ -prune -o \( -name '*.pyx' -o -name '*.pxd' -o -name '*.h' \) -print)
 
-.PHONY: always build run test test-long lint bench docs install uninstall clean
+.PHONY: always build run test test-long sanitize lint bench docs install uninstall clean
 
 build: build/.core
 	@echo "stackfs: built; the commands are $(VENV)/bin/stackfs and $(VENV)/bin/fltmc"
@@ -54,6 +55,9 @@ test: build
 test-long: build
 	@echo "stackfs: all tests"
 	@$(VENV)/bin/python -m pytest -q
+
+sanitize: build
+	@$(SETUP) sanitize
 
 lint: build
 	@echo "stackfs: ruff";        $(VENV)/bin/ruff check --quiet --output-format concise .

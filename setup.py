@@ -10,6 +10,7 @@ goes to build/c/. Only what changed is compiled again: Cython follows cimports a
 file's settings rebuilds everything.
 
 STACKFS_COMPILE=0 leaves the extensions out (the Makefile's editable install, which compiles in its own step).
+STACKFS_SANITIZE=address or thread compiles with that sanitizer (`make sanitize`).
 """
 
 import os
@@ -27,6 +28,15 @@ LINKED = ("cext", "filters", "mountpoints", "benchmarks")
 JOBS = min(os.cpu_count() or 1, 8)
 
 COMPILE_ARGUMENTS = ["-O2", "-g0", "-fno-strict-aliasing", "-pthread", "-Wall", "-Wno-unused-function"]
+LINK_ARGUMENTS = ["-pthread"]
+GENERATED = "build/c"
+
+SANITIZERS = {"address": "-fsanitize=address,undefined", "thread": "-fsanitize=thread"}
+if sanitizer := os.environ.get("STACKFS_SANITIZE"):
+    GENERATED = f"build/{sanitizer}/c"
+    COMPILE_ARGUMENTS += ["-O1", "-g1", "-fno-omit-frame-pointer", "-Wno-maybe-uninitialized", SANITIZERS[sanitizer]]
+    LINK_ARGUMENTS.append(SANITIZERS[sanitizer])
+
 DIRECTIVES = {
     "language_level": "3",
     "boundscheck": False,
@@ -69,7 +79,7 @@ def extension(source: Path) -> Extension:
         include_dirs=["cext/includes"],
         define_macros=[("_GNU_SOURCE", None), ("_FILE_OFFSET_BITS", "64")],
         extra_compile_args=COMPILE_ARGUMENTS,
-        extra_link_args=["-pthread"],
+        extra_link_args=LINK_ARGUMENTS,
         libraries=["crypto"] if needs_openssl(source) else [],
     )
 
@@ -86,7 +96,7 @@ class CompileExtensions(build_ext):
     def finalize_options(self) -> None:
         super().finalize_options()
         self.parallel = self.parallel or JOBS
-        stamp = ROOT / "build" / "c" / ".settings"
+        stamp = ROOT / GENERATED / ".settings"
         settings = f"{sys.version}\n{COMPILE_ARGUMENTS}\n{DIRECTIVES}\n"
         if not stamp.exists() or stamp.read_text() != settings:
             self.force = True
@@ -99,7 +109,7 @@ class CompileExtensions(build_ext):
         ours = {one.name: one for one in self.extensions}
         translated = cythonize(
             list(ours.values()),
-            build_dir="build/c",
+            build_dir=GENERATED,
             compiler_directives=DIRECTIVES,
             nthreads=JOBS,
             force=bool(self.force),

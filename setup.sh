@@ -100,6 +100,42 @@ core() {
     touch --reference=build/.core.begun build/.core          # a source saved meanwhile is newer than this
 }
 
+# The core once more, compiled with gcc's sanitizers into build/$SANITIZE, and the tests that drive it without a mount.
+sanitize() {
+    local kind=${SANITIZE:-address} library into options report failed=
+    case $kind in
+        address) library=libasan.so; options=ASAN_OPTIONS=detect_leaks=0:handle_segv=0:allocator_may_return_null=1 ;;
+        thread) library=libtsan.so; options=TSAN_OPTIONS=report_signal_unsafe=0:exitcode=0 ;;
+        *) fail "SANITIZE=$kind is none of address and thread" ;;
+    esac
+    library=$(gcc -print-file-name=$library)
+    [ -e "$library" ] || fail "gcc's run-time library of the $kind sanitizer is missing: $library"
+    into=build/$kind
+    say "compiling the core with the $kind sanitizer into $into"
+    mkdir -p "$into"
+    (
+        one_at_a_time
+        STACKFS_SANITIZE=$kind .venv/bin/python setup.py --quiet build --build-base "$into" --build-lib "$into/lib" \
+            --build-temp "$into/temp" >"$into/build.log" 2>&1
+    ) || { cat "$into/build.log" >&2; fail "the core did not compile"; }
+    say "tests under the $kind sanitizer"
+    rm -f "$into"/report.*
+    # Not `python -m pytest`: the folder itself must not come before $into/lib. Without address randomisation:
+    # ThreadSanitizer does not start on every layout of the address space.
+    setarch -R env LD_PRELOAD="$library $(gcc -print-file-name=libubsan.so)" PYTHONMALLOC=malloc PYTHONPATH="$into/lib" \
+        "$options:log_path=$PWD/$into/report" "UBSAN_OPTIONS=print_stacktrace=1:log_path=$PWD/$into/report" \
+        STACKFS_STRESS_SECONDS="${STACKFS_STRESS_SECONDS:-5}" \
+        .venv/bin/pytest -q -p no:cacheprovider -m "not long" tests/test_core_safety.py tests/test_torn_wire.py \
+        tests/test_stress.py tests/test_device.py || failed="the tests fail under the $kind sanitizer"
+    for report in "$into"/report.*; do
+        [ -e "$report" ] || continue
+        head -n 100 "$report" >&2
+        failed="the $kind sanitizer reports, see $report"
+    done
+    [ -z "$failed" ] || fail "$failed"
+    say "the $kind sanitizer finds nothing"
+}
+
 docs() {
     one_at_a_time
     say "building the documentation"
@@ -164,6 +200,6 @@ clean() {
 }
 
 case "${1:-}" in
-    packages | venv | core | bench | docs | install | uninstall | clean) "$1" ;;
-    *) fail "setup.sh packages|venv|core|bench|docs|install|uninstall|clean" ;;
+    packages | venv | core | sanitize | bench | docs | install | uninstall | clean) "$1" ;;
+    *) fail "setup.sh packages|venv|core|sanitize|bench|docs|install|uninstall|clean" ;;
 esac

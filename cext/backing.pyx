@@ -13,7 +13,7 @@ Where it would have to wait for the disk and the operation may not (op.would_blo
 
 cimport cython
 from libc.errno cimport (
-    EACCES, EAGAIN, EBADF, EEXIST, EINTR, EINVAL, EMFILE, ENAMETOOLONG, ENOENT, ENOMEM, ENOSYS, EPERM, errno)
+    EACCES, EAGAIN, EBADF, EBUSY, EEXIST, EINTR, EINVAL, EIO, EMFILE, ENAMETOOLONG, ENOENT, ENOMEM, ENOSYS, ENXIO, EPERM, errno)
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
@@ -23,7 +23,7 @@ from stackfs.cext.bypass cimport bypass_free, bypass_new
 from stackfs.cext.callback_data cimport (
     CONTROL_PARAMETERS, DACL_SECURITY_INFORMATION, DIRECTORY_PARAMETERS, EA_PARAMETERS, FILE_DELETE_ON_CLOSE,
     FILE_DIRECTORY_FILE, FILE_NAME, FILE_OBJECT, FILE_OPEN, FILE_OPEN_REPARSE_POINT, FLT_IO_PARAMETER_BLOCK,
-    FO_DIRECTORY, FO_LOCKED, FO_SYNTHESISED, FO_UNREADABLE, FSCTL_DUPLICATE_EXTENTS_TO_FILE, FSCTL_GET_REPARSE_POINT,
+    FO_DIRECTORY, FO_SYNTHESISED, FO_UNREADABLE, FSCTL_DUPLICATE_EXTENTS_TO_FILE, FSCTL_GET_REPARSE_POINT,
     FSCTL_MANAGE_BYPASS_IO, FSCTL_SET_REPARSE_POINT, FSCTL_SET_ZERO_DATA, GROUP_SECURITY_INFORMATION, IRP_MJ_CLEANUP,
     IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_DEVICE_CONTROL, IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL,
     IRP_MJ_FLUSH_BUFFERS, IRP_MJ_LOCK_CONTROL, IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_QUERY_EA, IRP_MJ_QUERY_INFORMATION,
@@ -40,15 +40,17 @@ from stackfs.cext.handles cimport handle_t, handles_free, handles_new
 from stackfs.cext.impersonation cimport (
     finish_impersonating, impersonate, revert_to_self, step_aside, step_back)
 from stackfs.cext.inode_table cimport (
-    descriptors_shed, identify, identity_t, make_id, name_moved, name_of, name_pin, name_removed, name_unpin,
-    node_close, node_found, node_is, node_open, node_put, node_unnamed, table_free, table_new)
+    descriptors_shed, generation_of, identify, identity_t, make_id, name_changes, name_moved, name_pin, name_removed,
+    name_unless_open, name_unpin, names_linked, node_close, node_found, node_is, node_open, node_put, node_type, node_unnamed,
+    table_free, table_new)
 from stackfs.cext.locks cimport (
     lock_file, lock_owner_get, lock_owner_opened, lock_owner_put, lock_owner_t, lock_query, lock_range_of, lock_set, lock_wait_t,
-    locks_drop, locks_free, locks_generation, locks_new, locks_released)
+    locks_drop, locks_free, locks_generation, locks_new)
 from stackfs.cext.ntstatus cimport STATUS_INVALID_DEVICE_REQUEST, STATUS_SUCCESS, errno_to_nt
 from stackfs.cext.process cimport requestor_in_group
 from stackfs.cext.requests cimport vfs_request_t
 from stackfs.cext.stack cimport operation_hidden_from, operation_t
+from stackfs.cext.threads cimport exchange_int, store_int
 
 
 cdef extern from *:
@@ -72,6 +74,8 @@ cdef extern from *:
     static inline int stackfs_access(int fd, int mode) {
         return (int)syscall(SYS_faccessat2, fd, "", mode, AT_EMPTY_PATH | AT_EACCESS);
     }
+    /* Of a caller's flags: what an open by inode goes by. Never O_CREAT, O_TMPFILE, O_PATH, O_DIRECT, O_ASYNC. */
+    #define OPENS_WITH (O_ACCMODE | O_APPEND | O_TRUNC | O_NONBLOCK | O_SYNC | O_DSYNC | O_NOATIME | O_DIRECTORY | O_LARGEFILE)
     static inline long stackfs_getdents(int fd, void *buffer, size_t size) {
         return syscall(SYS_getdents64, fd, buffer, size);
     }
@@ -89,6 +93,7 @@ cdef extern from *:
     }
     """
     int O_PATH, O_NOFOLLOW, O_CLOEXEC, O_DIRECTORY, O_RDONLY, O_WRONLY, O_RDWR, O_ACCMODE, O_CREAT, O_EXCL, O_TRUNC, O_DIRECT
+    int OPENS_WITH
     int O_NONBLOCK, O_SYNC, O_DSYNC, O_NOCTTY, O_APPEND, O_TMPFILE
     int F_GETFL
     int AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, AT_SYMLINK_FOLLOW, AT_FDCWD, AT_REMOVEDIR, UTIME_OMIT, UTIME_NOW
@@ -150,6 +155,7 @@ cdef enum:
     MAY_READ = 4
     PROC_PATH = 32                       # "/proc/self/fd/2147483647"
     NO_SUCH_CONTROL = -100000            # no errno: a control code that the base does not know
+    LOOKUP_TRIES = 8
 
 
 cdef backing_t *backing_new(int root_fd, uint32_t descriptor_limit, int checks) noexcept nogil:
@@ -165,11 +171,18 @@ cdef backing_t *backing_new(int root_fd, uint32_t descriptor_limit, int checks) 
     backing.device = what.device
     backing.checks = checks
     backing.bypass = bypass_new()
-    backing.nodes = table_new(root_fd, &what, descriptor_limit)
     backing.handles = handles_new()
     backing.locks = locks_new()
     backing.reflink = 1
-    if backing.nodes is NULL or backing.handles is NULL or backing.bypass is NULL or backing.locks is NULL:
+    if backing.bypass is not NULL and backing.handles is not NULL and backing.locks is not NULL:
+        backing.nodes = table_new(root_fd, &what, descriptor_limit)
+    if backing.nodes is NULL:
+        if backing.handles is not NULL:
+            handles_free(backing.handles)
+        if backing.bypass is not NULL:
+            bypass_free(backing.bypass)
+        if backing.locks is not NULL:
+            locks_free(backing.locks)
         free(backing)
         return NULL
     return backing
@@ -197,9 +210,9 @@ cdef int stat_node(backing_t *backing, node_t *node, statx_t *info) noexcept nog
     cdef node_t *parent
     cdef identity_t what
     cdef int fd, result
-    if node.fd < 0 and node.type != S_IFDIR:
+    if node_type(node) != S_IFDIR:
         # One system call by the parent's descriptor, if the name still leads to this inode.
-        if name_of(backing.nodes, node, 0, name, &parent):
+        if name_unless_open(backing.nodes, node, name, &parent):
             fd = node_open(backing.nodes, parent)
             result = -1
             if fd >= 0:
@@ -208,7 +221,7 @@ cdef int stat_node(backing_t *backing, node_t *node, statx_t *info) noexcept nog
             node_put(backing.nodes, parent)
             if result == 0:
                 identify(info, &what)
-                if node_is(node, &what):
+                if node_is(backing.nodes, node, &what):
                     present(backing, info)
                     return 0
     fd = node_open(backing.nodes, node)
@@ -250,18 +263,26 @@ cdef int found_below(backing_t *backing, vfs_request_t *request, int directory_f
                      const char *terminated, int opened_fd) noexcept nogil:
     """What stands under (directory, name), or behind opened_fd, becomes the request's entry: one lookup is counted."""
     cdef identity_t what
-    cdef int result
-    if opened_fd >= 0:
-        result = statx(opened_fd, b"", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_BTIME, &request.info)
-    else:
-        result = statx(directory_fd, terminated, AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS | STATX_BTIME, &request.info)
+    cdef uint32_t changes = 0
+    cdef int result, tries
+    for tries in range(LOOKUP_TRIES):
+        if opened_fd >= 0:
+            result = statx(opened_fd, b"", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_BTIME, &request.info)
+        else:
+            changes = name_changes(backing.nodes, directory, name.Buffer, name.Length)
+            result = statx(directory_fd, terminated, AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS | STATX_BTIME, &request.info)
+        if result != 0:
+            return -errno
+        identify(&request.info, &what)
+        # A name that was taken away meanwhile must not come back into the table: look again. In the end it is taken as found.
+        request.found = node_found(backing.nodes, &what, directory, name.Buffer, name.Length,
+                                   NULL if opened_fd >= 0 or tries == LOOKUP_TRIES - 1 else &changes, &result)
+        if result != EAGAIN:
+            break
     if result != 0:
-        return -errno
-    identify(&request.info, &what)
+        return -result
     present(backing, &request.info)
-    request.found = node_found(backing.nodes, &what, directory, name.Buffer, name.Length)
-    if request.found is NULL:
-        return -ENOMEM
+    request.out_generation = generation_of(&what)
     request.info_known = 1
     return 0
 
@@ -327,7 +348,7 @@ cdef int open_node(backing_t *backing, node_t *node, int flags) noexcept nogil:
     if fd < 0:
         return fd
     snprintf(path, PROC_PATH, b"/proc/self/fd/%d", fd)
-    flags = (flags & ~(O_NOFOLLOW | O_CREAT | O_EXCL | O_DIRECT)) | O_CLOEXEC | O_NOCTTY
+    flags = (flags & OPENS_WITH) | O_CLOEXEC | O_NOCTTY
     while True:
         opened = open(path, flags & ~O_APPEND)
         error = errno
@@ -361,6 +382,7 @@ cdef int create_under(backing_t *backing, vfs_request_t *request, operation_t *o
     cdef char name[256]
     cdef credentials_t credentials
     cdef uint32_t options = p.Parameters.Create.Options
+    cdef uint32_t mode
     cdef int result = terminate(&p.FileName, name)
     cdef int directory_fd, fd = -1
     cdef REQUESTOR who
@@ -376,17 +398,17 @@ cdef int create_under(backing_t *backing, vfs_request_t *request, operation_t *o
         if statx(directory_fd, b"", AT_EMPTY_PATH, STATX_BASIC_STATS, &info) == 0 and info.stx_mode & S_ISGID and \
                 requestor_in_group(&who, info.stx_gid):
             who.group = info.stx_gid
-    assume(&credentials, &who, p.Parameters.Create.Umask)
+    mode = p.Parameters.Create.Mode & ~assume(&credentials, &who, p.Parameters.Create.Umask)
     if options & FILE_DIRECTORY_FILE:
-        result = mkdirat(directory_fd, name, p.Parameters.Create.Mode & 0o7777)
+        result = mkdirat(directory_fd, name, mode & 0o7777)
     elif file.Flags & FO_SYNTHESISED:
-        result = mknodat(directory_fd, name, p.Parameters.Create.Mode, stackfs_device(p.Parameters.Create.Device))
+        result = mknodat(directory_fd, name, mode, stackfs_device(p.Parameters.Create.Device))
     else:
         # Never an existing file: its permissions were not checked. ESTALE makes the kernel look it up and open it.
         while True:
             fd = openat(directory_fd, name,
-                        (flags_for_base(op, <int>p.Parameters.Create.OpenFlags) & ~(O_DIRECT | O_TRUNC | O_APPEND))
-                        | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC | O_NOCTTY, p.Parameters.Create.Mode & 0o7777)
+                        (flags_for_base(op, <int>p.Parameters.Create.OpenFlags) & OPENS_WITH & ~(O_TRUNC | O_APPEND))
+                        | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC | O_NOCTTY, mode & 0o7777)
             if fd >= 0 or errno != EMFILE or descriptors_shed(backing.nodes) == 0:
                 break
         result = 0 if fd >= 0 else -1
@@ -412,15 +434,16 @@ cdef int create_unnamed(backing_t *backing, vfs_request_t *request, operation_t 
     cdef char path[PROC_PATH]
     cdef credentials_t credentials
     cdef identity_t what
+    cdef uint32_t mode
     cdef int directory_fd = node_open(backing.nodes, file.Directory)
     cdef int fd, result
     cdef int held = -1
     if directory_fd < 0:
         return directory_fd
-    assume(&credentials, op.data.Thread, p.Parameters.Create.Umask)
+    mode = p.Parameters.Create.Mode & ~assume(&credentials, op.data.Thread, p.Parameters.Create.Umask)
     fd = openat(directory_fd, b".",
                 (flags_for_base(op, <int>p.Parameters.Create.OpenFlags) & ~(O_DIRECT | O_CREAT | O_TRUNC | O_APPEND))
-                | O_TMPFILE | O_CLOEXEC, p.Parameters.Create.Mode & 0o7777)
+                | O_TMPFILE | O_CLOEXEC, mode & 0o7777)
     result = 0 if fd >= 0 else -errno
     restore(&credentials)
     node_close(backing.nodes, file.Directory)
@@ -441,6 +464,7 @@ cdef int create_unnamed(backing_t *backing, vfs_request_t *request, operation_t 
     if result < 0:
         close(fd)
         return result
+    request.out_generation = generation_of(&what)
     request.info_known = 1
     file.fd = fd
     file.Node = request.found
@@ -465,6 +489,9 @@ cdef int perform_create(backing_t *backing, vfs_request_t *request, operation_t 
         return fd
     if file.Flags & FO_SYNTHESISED:
         return 0                         # the open around a by-path request: no system call of its own
+    # The kernel opens pipes, sockets and devices itself; here a pipe would wait for its other end.
+    if node_type(file.Node) != S_IFREG and node_type(file.Node) != S_IFDIR and node_type(file.Node) != S_IFLNK:
+        return -ENXIO
     flags = <int>p.Parameters.Create.OpenFlags
     if file.Flags & FO_DIRECTORY:
         flags = O_RDONLY | O_DIRECTORY
@@ -565,6 +592,9 @@ cdef int64_t perform_write(operation_t *op, const READ_WRITE_PARAMETERS *p, cons
                 continue
             error = errno
             break
+        if put == 0:
+            error = EIO
+            break
         total += <uint64_t>put
     if kill:
         restore(&credentials)
@@ -645,6 +675,7 @@ cdef int rename_name(backing_t *backing, const REQUESTOR *who, FILE_OBJECT *file
     cdef int result = terminate(name, old)
     cdef int old_fd, new_fd
     cdef bint exchange = p.Flags & <uint32_t>RENAME_EXCHANGE != 0
+    cdef bint linked
     cdef bint makes = p.Flags & <uint32_t>RENAME_WHITEOUT != 0       # a new inode takes the old name: the caller's
     cdef credentials_t credentials
     cdef node_t *pinned
@@ -660,6 +691,8 @@ cdef int rename_name(backing_t *backing, const REQUESTOR *who, FILE_OBJECT *file
         node_close(backing.nodes, file.Directory)
         return new_fd
     pinned = name_pin(backing.nodes, p.TargetDirectory, p.TargetName.Buffer, p.TargetName.Length)
+    linked = names_linked(backing.nodes, file.Directory, name.Buffer, name.Length,
+                          p.TargetDirectory, p.TargetName.Buffer, p.TargetName.Length)
     if makes:
         assume(&credentials, who, 0)
     result = renameat2(old_fd, old, new_fd, new, p.Flags)
@@ -669,7 +702,7 @@ cdef int rename_name(backing_t *backing, const REQUESTOR *who, FILE_OBJECT *file
         restore(&credentials)
     if result == 0:
         name_moved(backing.nodes, file.Directory, name.Buffer, name.Length,
-                   p.TargetDirectory, p.TargetName.Buffer, p.TargetName.Length, exchange, pinned)
+                   p.TargetDirectory, p.TargetName.Buffer, p.TargetName.Length, exchange, linked, pinned)
     else:
         name_unpin(backing.nodes, pinned)
     node_close(backing.nodes, p.TargetDirectory)
@@ -773,7 +806,7 @@ cdef int64_t perform_ea(backing_t *backing, vfs_request_t *request, const EA_PAR
                 chmod(path, info.stx_mode & 0o7777 & ~S_ISGID)
     if result < 0:
         result = -errno
-    elif query and p.EaName is NULL and p.Buffer is not NULL and request.who.uid != 0:
+    elif query and p.EaName is NULL and p.Length and request.who.uid != 0:
         result = without_trusted(<char *>p.Buffer, result)
     node_close(backing.nodes, file.Node)
     return result
@@ -794,19 +827,26 @@ cdef int64_t without_trusted(char *names, int64_t length) noexcept nogil:
 
 # --- the rest ---------------------------------------------------------------------------------------------------------
 
-cdef int64_t read_directory(const DIRECTORY_PARAMETERS *p, handle_t *handle) noexcept nogil:
-    cdef long got
+cdef int64_t read_directory(vfs_request_t *request, const DIRECTORY_PARAMETERS *p, handle_t *handle) noexcept nogil:
+    cdef int64_t got = 0
+    if exchange_int(&handle.reading, 1):
+        return -EBUSY                    # not the kernel's doing: it reads one handle by one request at a time
     if handle.position != p.Offset:
         if lseek(handle.file.fd, p.Offset, SEEK_SET) < 0:
-            return -errno
-        handle.position = p.Offset
-    got = stackfs_getdents(handle.file.fd, p.Buffer, p.Length)
-    if got < 0:
-        handle.position = -1
-        return -errno
-    if got > 0:                          # the last record's d_off is where the descriptor stands now
-        handle.position = last_offset(<const char *>p.Buffer, got)
-    handle.listed = got
+            got = -errno
+        else:
+            handle.position = p.Offset
+    if got == 0:
+        got = stackfs_getdents(handle.file.fd, p.Buffer, p.Length)
+        if got < 0:
+            got = -errno
+            handle.position = -1
+        elif got > 0:                    # the last record's d_off is where the descriptor stands now
+            handle.position = last_offset(<const char *>p.Buffer, got)
+    if got >= 0:
+        request.listed = got
+        request.listed_to = handle.position
+    store_int(&handle.reading, 0)
     return got
 
 
@@ -1063,14 +1103,9 @@ cdef void perform(operation_t *op) noexcept nogil:
     elif major == IRP_MJ_CLEANUP:
         result = 0
     elif major == IRP_MJ_CLOSE:
-        if file.fd >= 0:
-            close(file.fd)
-            file.fd = -1
-            if file.Flags & FO_LOCKED:
-                locks_released(backing.locks, file.Node)         # a flock(2) lock ends with its descriptor
-        result = 0
+        result = 0                       # the descriptor is closed by the handle's last user (requests.put_handle)
     elif major == IRP_MJ_DIRECTORY_CONTROL:
-        result = -EBADF if file.fd < 0 else read_directory(&p.Parameters.Directory, <handle_t *>file)
+        result = -EBADF if file.fd < 0 else read_directory(request, &p.Parameters.Directory, <handle_t *>file)
     elif major == IRP_MJ_SET_INFORMATION:
         request.info_known = 0
         if p.Parameters.SetFile.FileInformationClass == FileEndOfFileInformation:
@@ -1124,8 +1159,10 @@ cdef void perform(operation_t *op) noexcept nogil:
 
 
 cdef int query_volume(backing_t *backing, FLT_IO_PARAMETER_BLOCK *p) noexcept nogil:
-    cdef int fd = node_open(backing.nodes, p.TargetFileObject.Node)
-    cdef int result
+    cdef int fd, result
+    if p.Parameters.Volume.Length < sizeof(c_statvfs):
+        return -EINVAL
+    fd = node_open(backing.nodes, p.TargetFileObject.Node)
     if fd < 0:
         return fd
     result = 0 if fstatvfs(fd, <c_statvfs *>p.Parameters.Volume.Buffer) == 0 else -errno

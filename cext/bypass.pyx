@@ -85,10 +85,15 @@ cdef void bypass_open(bypass_t *bypass, FILE_OBJECT *file, bint wanted, bypass_a
     cdef node_t *node = file.Node
     cdef int device = load_int(&bypass.device)
     cdef int32_t made = 0
+    cdef bint first = False
     answer.open_flags = 0
     answer.backing_id = 0
-    if wanted and bypass_possible(bypass) and node.backing_id == 0 and node.plain_opens == 0:     # a guess, without the lock
-        made = backing_open(bypass, device, file.fd)
+    if wanted and bypass_possible(bypass):
+        pthread_mutex_lock(&bypass.mutex)
+        first = node.backing_id == 0 and node.plain_opens == 0      # a guess: it may not stay so
+        pthread_mutex_unlock(&bypass.mutex)
+        if first:
+            made = backing_open(bypass, device, file.fd)
     pthread_mutex_lock(&bypass.mutex)
     if node.backing_id == 0 and node.plain_opens == 0 and made and bypass.allowed:
         node.backing_id = made

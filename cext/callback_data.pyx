@@ -30,6 +30,7 @@ from os import fsdecode, fsencode
 cdef extern from *:
     """
     #include <Python.h>
+    #include <string.h>
     static inline _PyManagedBufferObject *stackfs_managed(PyObject *v) { return ((PyMemoryViewObject *)v)->mbuf; }
     static inline void stackfs_forbid(_PyManagedBufferObject *m) { m->flags |= _Py_MANAGED_BUFFER_RELEASED; }
     """
@@ -37,6 +38,7 @@ cdef extern from *:
         Py_ssize_t ob_refcnt
         Py_ssize_t exports
         Py_buffer master
+    size_t strnlen(const char *text, size_t most)
     _PyManagedBufferObject *stackfs_managed(PyObject *view)
     void stackfs_forbid(_PyManagedBufferObject *managed)
 
@@ -128,8 +130,13 @@ cdef void bury(object view):
 
 
 cdef void sweep():
+    """Each grave is one sweeper's: letting a buffer go may run Python code, and so another thread's callback."""
     global graveyard
-    graveyard = [grave for grave in graveyard if not (<_Grave>grave).settled()]
+    cdef list mine = graveyard
+    graveyard = []
+    for grave in mine:
+        if not (<_Grave>grave).settled():
+            graveyard.append(grave)
 
 
 cdef CallbackData callback_data_new(
@@ -759,7 +766,8 @@ cdef list unpack_entries(const char *buffer, uint64_t length):
         memcpy(&record, buffer + at + 16, 2)
         if record < 20 or at + record > length:
             break
-        entries.append(DirectoryEntry(<bytes>(buffer + at + 19), inode, <uint8_t>buffer[at + 18], offset))
+        name = PyBytes_FromStringAndSize(buffer + at + 19, <Py_ssize_t>strnlen(buffer + at + 19, record - 19))
+        entries.append(DirectoryEntry(name, inode, <uint8_t>buffer[at + 18], offset))
         at += record
     return entries
 

@@ -8,6 +8,7 @@ from stackfs.cext.unique_set cimport unique_set_t
 cdef struct connection_t:
     int fd                               # /dev/fuse
     int ended_event                      # eventfd: readable once it has ended
+    int ending                           # atomic: whoever sets it says why
     int ended                            # atomic
     int error                            # why, an errno; final before `ended`
     # requests without an answer (open_lock)
@@ -28,7 +29,7 @@ cdef void connection_init(connection_t *connection) noexcept nogil
 cdef int connection_start(connection_t *connection) noexcept nogil              # the notifier; 0, or an errno
 cdef void connection_stop_notifier(connection_t *connection) noexcept nogil     # joins it; what is queued is dropped
 cdef void connection_free(connection_t *connection) noexcept nogil              # memory, not descriptors
-# error 0: unmounted or aborted. Whoever waits for ended_event is told.
+# error 0: unmounted or aborted. The first one counts. Whoever waits for ended_event is told.
 cdef void connection_end(connection_t *connection, int error) noexcept nogil
 
 # Enter a request among those that will be answered: 0, or the errno to answer with.

@@ -56,6 +56,8 @@ cdef void connection_free(connection_t *connection) noexcept nogil:
 
 
 cdef void connection_end(connection_t *connection, int error) noexcept nogil:
+    if exchange_int(&connection.ending, 1):
+        return
     connection.error = error
     store_int(&connection.ended, 1)
     eventfd_write(connection.ended_event, 1)

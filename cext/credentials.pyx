@@ -2,7 +2,8 @@
 
 The raw system calls are used, not libc's wrappers: on Linux credentials belong to a thread, and libc would change all
 of them. A thread that calls assume() gets a file-system context of its own first (unshare(CLONE_FS)), so that its
-umask is nobody else's; it keeps the process's working directory and root as they were.
+umask is nobody else's; it keeps the process's working directory and root as they were. Where that is forbidden (seccomp)
+the umask is left alone and the mode is given without its bits.
 
 Without root nothing is changed but the umask: everything belongs to the user who mounted.
 """
@@ -27,8 +28,9 @@ cdef extern from *:
 
     static __thread int stackfs_own_fs;
 
-    static void stackfs_unshare_fs(void) {
+    static int stackfs_unshare_fs(void) {
         if (!stackfs_own_fs && unshare(CLONE_FS) == 0) stackfs_own_fs = 1;
+        return stackfs_own_fs;
     }
     static int stackfs_capget(uint64_t *effective, uint64_t *permitted, uint64_t *inheritable) {
         struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
@@ -62,7 +64,7 @@ cdef extern from *:
     #define STACKFS_MKNOD CAP_BIT(CAP_MKNOD)
     #define STACKFS_FSETID CAP_BIT(CAP_FSETID)
     """
-    void stackfs_unshare_fs() nogil
+    int stackfs_unshare_fs() nogil
     int stackfs_capget(uint64_t *effective, uint64_t *permitted, uint64_t *inheritable) nogil
     void stackfs_capset(uint64_t effective, uint64_t permitted, uint64_t inheritable) nogil
     void stackfs_setgroups(int count, unsigned group) nogil
@@ -94,13 +96,17 @@ cdef bint privileged() noexcept nogil:
     return is_root
 
 
-cdef void assume(credentials_t *saved, const REQUESTOR *who, uint32_t mask) noexcept nogil:
-    stackfs_unshare_fs()
-    saved.umask = umask(mask)
+cdef uint32_t assume(credentials_t *saved, const REQUESTOR *who, uint32_t mask) noexcept nogil:
+    cdef uint32_t left = 0
+    saved.own_umask = stackfs_unshare_fs()
+    if saved.own_umask:
+        saved.umask = umask(mask)
+    else:
+        left = mask                      # the umask is every thread's: nobody may change it
     saved.without_fsetid = 0
     saved.assumed = 1
     if not is_root or (who.uid == 0 and who.gid == 0) or impersonating():
-        return
+        return left
     saved.assumed = 2
     if who.group >= 0:
         stackfs_setgroups(1, <unsigned>who.group)
@@ -109,6 +115,7 @@ cdef void assume(credentials_t *saved, const REQUESTOR *who, uint32_t mask) noex
     stackfs_setfsid(who.uid, who.gid, 0)
     if who.uid != 0:                     # the kernel took the file capabilities away with the uid: give back what overrides
         stackfs_capset((effective_set & ~<uint64_t>0x1F) | (effective_set & STACKFS_OVERRIDES), permitted_set, inheritable_set)
+    return left
 
 
 cdef void drop_fsetid(credentials_t *saved, int64_t group) noexcept nogil:
@@ -141,7 +148,7 @@ cdef void restore(credentials_t *saved) noexcept nogil:
             stackfs_setgroups(0, 0)
         stackfs_capset(effective_set, permitted_set, inheritable_set)
         saved.without_fsetid = 0
-    if saved.assumed:
+    if saved.assumed and saved.own_umask:
         umask(saved.umask)
     if saved.assumed == 2:
         stackfs_setfsid(0, 0, 1)

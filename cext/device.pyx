@@ -332,7 +332,7 @@ cdef class Device:
 
     def invalidate_all_entries(self):
         cdef fuse_out_header notice
-        if self.state.readers.settings.kernel_minor < 44:
+        if load_uint(&self.state.readers.settings.kernel_minor) < 44:
             return False
         notice.len = sizeof(notice)
         notice.error = FUSE_NOTIFY_INC_EPOCH
@@ -376,11 +376,11 @@ cdef class Device:
 
     @property
     def negotiated(self):
-        return self.state.readers.settings.negotiated
+        return load_long(&self.state.readers.settings.negotiated)
 
     @property
     def kernel_minor(self):
-        return self.state.readers.settings.kernel_minor
+        return load_uint(&self.state.readers.settings.kernel_minor)
 
     @property
     def error(self):
@@ -437,8 +437,8 @@ cdef class Device:
         cdef int i
         lanes = {"irp": {}, "device": {}, "refused": {}}
         for i in range(WIRE_OPCODES):
-            for lane, count in (("irp", readers.forwarded[i]), ("device", readers.served[i]),
-                                ("refused", readers.refused[i])):
+            for lane, count in (("irp", load_count(&readers.forwarded[i])), ("device", load_count(&readers.served[i])),
+                                ("refused", load_count(&readers.refused[i]))):
                 if count:
                     lanes[lane][operation_name(i) if i else "OTHER"] = count
         return lanes

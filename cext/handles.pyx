@@ -35,7 +35,7 @@ cdef void handles_free(handle_table_t *table) noexcept nogil:
     for i in range(table.count):
         if table.handles[i].references and table.handles[i].file.fd >= 0:
             close(table.handles[i].file.fd)
-        free(table.handles[i].entries)
+        free(table.handles[i].ahead.entries)
         free(table.handles[i].file.Name)
         free(table.handles[i])
     free(table.handles)
@@ -75,39 +75,80 @@ cdef handle_t *handle_new(handle_table_t *table) noexcept nogil:
     handle.references = 1
     handle.file.fd = -1
     handle.file.fh = (<uint64_t>generation << 32) | (slot + 1)
-    table.open_count += 1
     pthread_mutex_unlock(&table.mutex)
     return handle
+
+
+cdef handle_t *find_locked(handle_table_t *table, uint64_t fh) noexcept nogil:
+    cdef handle_t *handle
+    cdef uint32_t slot = <uint32_t>fh
+    if slot < 1 or slot > table.count:
+        return NULL
+    handle = table.handles[slot - 1]
+    return handle if handle.open and handle.file.fh == fh else NULL
 
 
 cdef handle_t *handle_get(handle_table_t *table, uint64_t fh) noexcept nogil:
-    cdef handle_t *handle = NULL
-    cdef uint32_t slot = <uint32_t>fh
+    cdef handle_t *handle
     pthread_mutex_lock(&table.mutex)
-    if slot >= 1 and slot <= table.count:
-        handle = table.handles[slot - 1]
-        if handle.references == 0 or handle.file.fh != fh:
-            handle = NULL
-        else:
-            handle.references += 1
+    handle = find_locked(table, fh)
+    if handle is not NULL:
+        handle.references += 1
     pthread_mutex_unlock(&table.mutex)
     return handle
 
 
-cdef void handle_put(handle_table_t *table, handle_t *handle) noexcept nogil:
-    cdef char *entries = NULL
-    cdef char *name = NULL
+cdef handle_t *handle_take(handle_table_t *table, uint64_t fh) noexcept nogil:
+    cdef handle_t *handle
     pthread_mutex_lock(&table.mutex)
-    handle.references -= 1
-    if handle.references == 0:
-        entries = handle.entries
-        name = handle.file.Name
-        handle.entries = NULL
-        handle.file.Name = NULL
-        handle.file.fh = 0
-        handle.next_free = table.free
-        table.free = handle
+    handle = find_locked(table, fh)
+    if handle is not NULL:
+        handle.references += 1
+        handle.open = 0
         table.open_count -= 1
     pthread_mutex_unlock(&table.mutex)
-    free(entries)
-    free(name)
+    return handle
+
+
+cdef void handle_publish(handle_table_t *table, handle_t *handle) noexcept nogil:
+    pthread_mutex_lock(&table.mutex)
+    handle.open = 1
+    table.open_count += 1
+    pthread_mutex_unlock(&table.mutex)
+
+
+cdef bint handle_put(handle_table_t *table, handle_t *handle) noexcept nogil:
+    cdef bint last
+    pthread_mutex_lock(&table.mutex)
+    handle.references -= 1
+    last = handle.references == 0
+    pthread_mutex_unlock(&table.mutex)
+    return last
+
+
+cdef void handle_free(handle_table_t *table, handle_t *handle) noexcept nogil:
+    free(handle.ahead.entries)
+    free(handle.file.Name)
+    pthread_mutex_lock(&table.mutex)
+    handle.ahead.entries = NULL
+    handle.file.Name = NULL
+    handle.file.fh = 0
+    handle.next_free = table.free
+    table.free = handle
+    pthread_mutex_unlock(&table.mutex)
+
+
+cdef void ahead_take(handle_table_t *table, handle_t *handle, ahead_t *ahead) noexcept nogil:
+    pthread_mutex_lock(&table.mutex)
+    ahead[0] = handle.ahead
+    memset(&handle.ahead, 0, cython.sizeof(ahead_t))
+    pthread_mutex_unlock(&table.mutex)
+
+
+cdef void ahead_give(handle_table_t *table, handle_t *handle, ahead_t *ahead) noexcept nogil:
+    pthread_mutex_lock(&table.mutex)
+    if handle.ahead.entries is NULL:
+        handle.ahead = ahead[0]
+        ahead.entries = NULL
+    pthread_mutex_unlock(&table.mutex)
+    free(ahead.entries)

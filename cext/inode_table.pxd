@@ -57,9 +57,11 @@ cdef struct inode_table_t:
     uint32_t descriptor_limit
     node_t *root
     uint32_t device                      # the root's
+    uint32_t changes[64]                 # by hash of (parent, name): how often names were taken away
 
 cdef enum:
     ROOT_ID = 1
+    NAME_CHANGES = 64
 
 cdef struct identity_t:                  # what a node is known by
     uint32_t device
@@ -74,19 +76,23 @@ cdef node_t *node_get(inode_table_t *table, uint64_t nodeid) noexcept nogil     
 cdef void node_hold(inode_table_t *table, node_t *node) noexcept nogil               # +1 reference
 cdef void node_put(inode_table_t *table, node_t *node) noexcept nogil                # -1 reference
 cdef uint64_t node_id(const node_t *node) noexcept nogil
-cdef uint64_t node_generation(const node_t *node) noexcept nogil
+cdef uint16_t node_type(const node_t *node) noexcept nogil                           # st_mode & S_IFMT
+cdef uint64_t generation_of(const identity_t *what) noexcept nogil
 # The nodeid of an inode, and the inode number that programs see: the backing inode's own number on the root's device, a
 # number with the top bit set elsewhere.
 cdef uint64_t make_id(uint32_t root_device, uint32_t device, uint64_t inode) noexcept nogil
 
-# The node of what was found under (parent, name); counts one lookup for the kernel and holds no reference. NULL: no
-# memory, or two inodes of different devices share an id (one chance in 2^63).
-cdef node_t *node_found(inode_table_t *table, const identity_t *what, node_t *parent, const char *name, uint16_t length) noexcept nogil
+# The node of what was found under (parent, name); counts one lookup for the kernel and holds no reference. NULL, with an
+# errno: ENOMEM; EAGAIN: the name was taken away since name_changes() gave `changes`, look again (NULL: do not care);
+# ESTALE: what was found is not there any more, or two inodes of different devices share an id (one chance in 2^63).
+cdef node_t *node_found(inode_table_t *table, const identity_t *what, node_t *parent, const char *name, uint16_t length,
+                        const uint32_t *changes, int *error) noexcept nogil
+cdef uint32_t name_changes(inode_table_t *table, const node_t *parent, const char *name, uint16_t length) noexcept nogil
 # The same for a file that was made without a name (O_TMPFILE) in that directory. Keeps fd (O_PATH) as its descriptor; takes
 # it over also when there is no memory. Its path is "/directory/#inode (deleted)", as the kernel shows it, until it is linked.
 cdef node_t *node_unnamed(inode_table_t *table, const identity_t *what, node_t *directory, int fd) noexcept nogil
 cdef void node_forget(inode_table_t *table, uint64_t nodeid, uint64_t lookups) noexcept nogil
-cdef bint node_is(const node_t *node, const identity_t *what) noexcept nogil
+cdef bint node_is(inode_table_t *table, const node_t *node, const identity_t *what) noexcept nogil
 cdef void identify(const statx_t *found, identity_t *what) noexcept nogil
 
 # An O_PATH descriptor of the node, good until node_close(); or a negative errno (-ESTALE: none of its names leads to it).
@@ -96,14 +102,20 @@ cdef void node_close(inode_table_t *table, node_t *node) noexcept nogil
 cdef int descriptors_shed(inode_table_t *table) noexcept nogil
 
 # Names. A node about to lose its last known name gets its descriptor pinned first: pass what name_pin() returned to
-# name_removed() or name_unpin(). name_moved() is for renames (exchange: both names change places).
+# name_removed() or name_unpin(). name_moved() is for renames (exchange: both names change places; linked: both names led
+# to one inode before, as names_linked() said, and rename(2) then does nothing).
 cdef node_t *name_pin(inode_table_t *table, node_t *parent, const char *name, uint16_t length) noexcept nogil
 cdef void name_unpin(inode_table_t *table, node_t *pinned) noexcept nogil
 cdef void name_removed(inode_table_t *table, node_t *parent, const char *name, uint16_t length, node_t *pinned) noexcept nogil
 cdef void name_moved(inode_table_t *table, node_t *parent, const char *name, uint16_t length,
-                     node_t *new_parent, const char *new_name, uint16_t new_length, bint exchange, node_t *pinned) noexcept nogil
+                     node_t *new_parent, const char *new_name, uint16_t new_length, bint exchange, bint linked,
+                     node_t *pinned) noexcept nogil
+cdef bint names_linked(inode_table_t *table, const node_t *parent, const char *name, uint16_t length,
+                       const node_t *new_parent, const char *new_name, uint16_t new_length) noexcept nogil
 # Copies one name of the node: buffer[256]; returns its length and the parent with a reference, or 0 and NULL.
 cdef uint16_t name_of(inode_table_t *table, node_t *node, int index, char *buffer, node_t **parent) noexcept nogil
+# The same, its first name, when no descriptor of it is open.
+cdef uint16_t name_unless_open(inode_table_t *table, node_t *node, char *buffer, node_t **parent) noexcept nogil
 
 # Path from the volume's root, "/a/b", NUL-terminated, as the base names it; a deleted node's last path is followed by
 # " (deleted)". Returns its length, or -ENAMETOOLONG (the buffer then holds "").

@@ -15,7 +15,7 @@ call. Functions take and release it themselves; those named *_locked expect it h
 """
 
 cimport cython
-from libc.errno cimport EACCES, EMFILE, ENAMETOOLONG, ENOENT, ENOMEM, ESTALE, errno
+from libc.errno cimport EACCES, EAGAIN, EMFILE, ENAMETOOLONG, ENOENT, ENOMEM, ESTALE, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc, realloc
@@ -41,7 +41,12 @@ cdef extern from *:
     #include <sys/stat.h>
     #include <sys/sysmacros.h>
     #include <unistd.h>
+    /* The type is read without the mutex: it changes only when a number is reused. */
+    #define stackfs_type(at)             __atomic_load_n(at, __ATOMIC_RELAXED)
+    #define stackfs_set_type(at, value)  __atomic_store_n(at, value, __ATOMIC_RELAXED)
     """
+    uint16_t stackfs_type(const uint16_t *at) nogil
+    void stackfs_set_type(uint16_t *at, uint16_t value) nogil
     int O_PATH, O_NOFOLLOW, O_CLOEXEC, AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW
     unsigned STATX_BTIME, STATX_INO, STATX_TYPE
     int openat(int directory, const char *path, int flags, ...) nogil
@@ -315,51 +320,99 @@ cdef uint64_t node_id(const node_t *node) noexcept nogil:
     return node.id
 
 
-cdef uint64_t node_generation(const node_t *node) noexcept nogil:
-    return (node.birth ^ node.birth >> 31) & 0x7FFFFFFF
+cdef uint16_t node_type(const node_t *node) noexcept nogil:
+    return stackfs_type(&node.type)
 
 
-cdef bint node_is(const node_t *node, const identity_t *what) noexcept nogil:
+cdef uint64_t generation_of(const identity_t *what) noexcept nogil:
+    return (what.birth ^ what.birth >> 31) & 0x7FFFFFFF
+
+
+cdef bint is_locked(const node_t *node, const identity_t *what) noexcept nogil:
     return node.inode == what.inode and node.device == what.device and node.type == what.type and node.birth == what.birth
 
 
-cdef node_t *node_found(inode_table_t *table, const identity_t *what, node_t *parent, const char *name, uint16_t length) noexcept nogil:
+cdef bint node_is(inode_table_t *table, const node_t *node, const identity_t *what) noexcept nogil:
+    cdef bint same
+    pthread_mutex_lock(&table.mutex)
+    same = is_locked(node, what)
+    pthread_mutex_unlock(&table.mutex)
+    return same
+
+
+cdef node_t *node_found(inode_table_t *table, const identity_t *what, node_t *parent, const char *name, uint16_t length,
+                        const uint32_t *changes, int *error) noexcept nogil:
     cdef node_t *node
     cdef node_t *former_parent = NULL
+    cdef node_t *closing = NULL
     cdef uint64_t nodeid = make_id(table.device, what.device, what.inode)
+    cdef int fd = -1
+    error[0] = 0
     pthread_mutex_lock(&table.mutex)
     node = by_id_locked(table, nodeid)
-    if node is not NULL and (node.inode != what.inode or node.device != what.device):
-        pthread_mutex_unlock(&table.mutex)
-        return NULL
-    if node is not NULL and not node_is(node, what):
-        # The number was reused, so nothing of the old inode is left, and no descriptor of it is open here.
-        while node.names is not NULL and not node.deleted:
-            remove_name_locked(table, node, node.names.parent, node.names.bytes, node.names.length)
-        node.birth = what.birth
-        node.type = what.type
-    if node is NULL:
+    if changes is not NULL and changes[0] != table.changes[hash_name(parent, name, length) % NAME_CHANGES]:
+        error[0] = EAGAIN
+    elif node is not NULL and (node.inode != what.inode or node.device != what.device):
+        error[0] = ESTALE
+    elif node is not NULL and not is_locked(node, what):
+        # The number was reused, so nothing of the old inode is left; or `what` is the old one, found before and told late.
+        if node.fd_users or node.pinned:
+            error[0] = ESTALE            # the late one: an inode with an open descriptor keeps its number
+        else:
+            fd = node.fd                 # of whichever it is: who opens it again finds out
+            node.fd = -1
+            unlink_lru_locked(table, node)
+            closing = strip_names_locked(table, node)
+            node.birth = what.birth
+            stackfs_set_type(&node.type, what.type)
+    if error[0] == 0 and node is NULL:
         node = node_new_locked(table, what, nodeid)
-    if node is not NULL:
+        if node is NULL:
+            error[0] = ENOMEM
+    if error[0] == 0:
         node.lookups += 1
         former_parent = add_name_locked(table, node, parent, name, length)
     pthread_mutex_unlock(&table.mutex)
+    if fd >= 0:
+        close(fd)
+    close_chain(table, closing)
     if former_parent is not NULL:
         node_put(table, former_parent)
-    return node
+    return node if error[0] == 0 else NULL
+
+
+cdef node_t *strip_names_locked(inode_table_t *table, node_t *node) noexcept nogil:
+    """Its names lead to it no more. Returns a chain for close_chain(), as release_locked() does."""
+    cdef node_t *closing = NULL
+    cdef node_t *parent
+    while node.names is not NULL and not node.deleted:
+        parent = node.names.parent
+        parent.references += 1           # the name's own may be the last
+        remove_name_locked(table, node, parent, node.names.bytes, node.names.length)
+        parent.references -= 1
+        closing = join_chains(closing, release_locked(table, parent))
+    return closing
+
+
+cdef uint32_t name_changes(inode_table_t *table, const node_t *parent, const char *name, uint16_t length) noexcept nogil:
+    cdef uint32_t changes
+    pthread_mutex_lock(&table.mutex)
+    changes = table.changes[hash_name(parent, name, length) % NAME_CHANGES]
+    pthread_mutex_unlock(&table.mutex)
+    return changes
 
 
 cdef node_t *node_unnamed(inode_table_t *table, const identity_t *what, node_t *directory, int fd) noexcept nogil:
     cdef node_t *node
+    cdef node_t *closing = NULL
     cdef name_t *name
     cdef uint64_t nodeid = make_id(table.device, what.device, what.inode)
     pthread_mutex_lock(&table.mutex)
     node = by_id_locked(table, nodeid)
     if node is not NULL and node.inode == what.inode and node.device == what.device and node.fd < 0:
-        while node.names is not NULL and not node.deleted:       # the number was reused
-            remove_name_locked(table, node, node.names.parent, node.names.bytes, node.names.length)
+        closing = strip_names_locked(table, node)                # the number was reused
         node.birth = what.birth
-        node.type = what.type
+        stackfs_set_type(&node.type, what.type)
     elif node is not NULL:
         node = NULL
     else:
@@ -382,6 +435,7 @@ cdef node_t *node_unnamed(inode_table_t *table, const identity_t *what, node_t *
     pthread_mutex_unlock(&table.mutex)
     if fd >= 0:
         close(fd)
+    close_chain(table, closing)
     return node
 
 
@@ -596,11 +650,12 @@ cdef int open_below(inode_table_t *table, node_t *node, const node_t *parent, in
             continue
         if statx(fd, b"", AT_EMPTY_PATH, STATX_INO | STATX_TYPE | STATX_BTIME, &found) == 0:
             identify(&found, &what)
-            if node_is(node, &what):
+            pthread_mutex_lock(&table.mutex)
+            if is_locked(node, &what):
                 break
+            pthread_mutex_unlock(&table.mutex)
         close(fd)
         error = -ESTALE
-    pthread_mutex_lock(&table.mutex)
     if node.fd >= 0:                     # somebody else was faster
         victims[0] = fd
         count = 1
@@ -652,7 +707,7 @@ cdef name_t *find_name_locked(node_t *node, const node_t *parent, const char *by
     return NULL
 
 
-cdef node_t *holder_locked(inode_table_t *table, node_t *parent, const char *bytes, uint16_t length) noexcept nogil:
+cdef node_t *holder_locked(inode_table_t *table, const node_t *parent, const char *bytes, uint16_t length) noexcept nogil:
     """The node that goes by (parent, name), or NULL. Only for the rare operations: it looks through the bucket's nodes."""
     cdef name_t *name = table.names[hash_name(parent, bytes, length) & table.name_mask]
     while name is not NULL:
@@ -776,6 +831,7 @@ cdef void keep_pin(inode_table_t *table, node_t *pinned) noexcept nogil:
 cdef void name_removed(inode_table_t *table, node_t *parent, const char *name, uint16_t length, node_t *pinned) noexcept nogil:
     cdef node_t *node
     pthread_mutex_lock(&table.mutex)
+    table.changes[hash_name(parent, name, length) % NAME_CHANGES] += 1
     node = holder_locked(table, parent, name, length)
     if node is not NULL:
         remove_name_locked(table, node, parent, name, length)
@@ -784,15 +840,20 @@ cdef void name_removed(inode_table_t *table, node_t *parent, const char *name, u
 
 
 cdef void name_moved(inode_table_t *table, node_t *parent, const char *name, uint16_t length,
-                     node_t *new_parent, const char *new_name, uint16_t new_length, bint exchange, node_t *pinned) noexcept nogil:
+                     node_t *new_parent, const char *new_name, uint16_t new_length, bint exchange, bint linked,
+                     node_t *pinned) noexcept nogil:
     cdef node_t *moved
     cdef node_t *target
     cdef node_t *former_parents[2]
     former_parents[0] = former_parents[1] = NULL
     pthread_mutex_lock(&table.mutex)
+    table.changes[hash_name(parent, name, length) % NAME_CHANGES] += 1
+    table.changes[hash_name(new_parent, new_name, new_length) % NAME_CHANGES] += 1
     moved = holder_locked(table, parent, name, length)
     target = holder_locked(table, new_parent, new_name, new_length)
-    if moved is not target or moved is NULL:
+    if moved is target and moved is not NULL and not linked and not exchange:
+        remove_name_locked(table, moved, parent, name, length)       # a lookup has found it by its new name already
+    elif moved is not target:
         if target is not NULL:
             remove_name_locked(table, target, new_parent, new_name, new_length)
         if moved is not NULL:
@@ -811,11 +872,39 @@ cdef void name_moved(inode_table_t *table, node_t *parent, const char *name, uin
         keep_pin(table, pinned)
 
 
+cdef bint names_linked(inode_table_t *table, const node_t *parent, const char *name, uint16_t length,
+                       const node_t *new_parent, const char *new_name, uint16_t new_length) noexcept nogil:
+    cdef node_t *node
+    cdef bint linked
+    pthread_mutex_lock(&table.mutex)
+    node = holder_locked(table, parent, name, length)
+    linked = node is not NULL and node is holder_locked(table, new_parent, new_name, new_length)
+    pthread_mutex_unlock(&table.mutex)
+    return linked
+
+
 cdef uint16_t name_of(inode_table_t *table, node_t *node, int index, char *buffer, node_t **parent) noexcept nogil:
-    cdef name_t *name
+    cdef uint16_t length
+    pthread_mutex_lock(&table.mutex)
+    length = name_of_locked(node, index, buffer, parent)
+    pthread_mutex_unlock(&table.mutex)
+    return length
+
+
+cdef uint16_t name_unless_open(inode_table_t *table, node_t *node, char *buffer, node_t **parent) noexcept nogil:
     cdef uint16_t length = 0
     parent[0] = NULL
     pthread_mutex_lock(&table.mutex)
+    if node.fd < 0:
+        length = name_of_locked(node, 0, buffer, parent)
+    pthread_mutex_unlock(&table.mutex)
+    return length
+
+
+cdef uint16_t name_of_locked(node_t *node, int index, char *buffer, node_t **parent) noexcept nogil:
+    cdef name_t *name
+    cdef uint16_t length = 0
+    parent[0] = NULL
     if not node.deleted:
         name = node.names
         while name is not NULL and index > 0:
@@ -826,7 +915,6 @@ cdef uint16_t name_of(inode_table_t *table, node_t *node, int index, char *buffe
             memcpy(buffer, name.bytes, length + 1)
             parent[0] = name.parent
             name.parent.references += 1
-    pthread_mutex_unlock(&table.mutex)
     return length
 
 
@@ -837,6 +925,8 @@ cdef int climb_locked(inode_table_t *table, const node_t *node, const name_t *fi
     cdef size_t at = size - 1
     cdef const name_t *name = first
     cdef bint deleted = node.deleted
+    if size < 2:
+        return -1
     buffer[at] = 0
     if deleted:
         if size < 11:
@@ -862,7 +952,8 @@ cdef int climb_locked(inode_table_t *table, const node_t *node, const name_t *fi
 
 cdef int settle(char *buffer, size_t size, int start) noexcept nogil:
     if start < 0:
-        buffer[0] = 0
+        if size:
+            buffer[0] = 0
         return -ENAMETOOLONG
     memmove(buffer, buffer + start, size - start)
     return <int>(size - 1 - start)

@@ -4,8 +4,8 @@ Names come by DIRECTORY_CONTROL, in linux_dirent64 records that are read ahead i
 that a small answer does not read the directory again. With READDIRPLUS each name's attributes come by a QUERY_OPEN of
 its own, under the listing's request number; a name that is gone by then, or refused, is left out.
 
-The records may have passed through a filter: nothing in them is trusted. The kernel sends one listing at a time for a
-handle; it runs without the GIL.
+The records may have passed through a filter: nothing in them is trusted. A listing takes what was read ahead out of the
+handle and gives it back when it is done: a second one of the same handle reads anew. It runs without the GIL.
 """
 
 from libc.errno cimport EBADF, EIO, ENOMEM
@@ -14,9 +14,9 @@ from libc.stdlib cimport malloc
 from libc.string cimport memchr, memcpy
 
 from stackfs.cext.backing cimport backing_t
-from stackfs.cext.handles cimport handle_get, handle_put, handle_t
+from stackfs.cext.handles cimport ahead_give, ahead_t, ahead_take, handle_get, handle_t
 from stackfs.cext.inode_table cimport node_forget, node_id
-from stackfs.cext.requests cimport request_free, request_new, request_run
+from stackfs.cext.requests cimport put_handle, request_free, request_new, request_run
 
 cdef enum:
     BUFFER = 32768                       # bytes read ahead for a handle
@@ -27,75 +27,78 @@ cdef enum:
 cdef void listing_run(vfs_request_t *request, listing_t *listing) noexcept nogil:
     cdef backing_t *backing = <backing_t *>request.volume.backing
     cdef handle_t *handle = handle_get(backing.handles, request.arguments.fh)
+    cdef ahead_t ahead
     listing.request = request
     if handle is NULL:
         request.error = EBADF
         return
-    list_handle(request, listing, handle)
-    handle_put(backing.handles, handle)
+    ahead_take(backing.handles, handle, &ahead)
+    list_handle(request, listing, handle, &ahead)
+    ahead_give(backing.handles, handle, &ahead)
+    put_handle(backing, handle)
 
 
-cdef void list_handle(vfs_request_t *request, listing_t *listing, handle_t *handle) noexcept nogil:
+cdef void list_handle(vfs_request_t *request, listing_t *listing, handle_t *handle, ahead_t *ahead) noexcept nogil:
     cdef int64_t offset = <int64_t>request.arguments.offset
     cdef int64_t following
     cdef uint64_t inode
     cdef uint16_t record
     cdef const char *start
     cdef const char *end
-    if handle.entries is NULL:
-        handle.entries = <char *>malloc(BUFFER)
-        if handle.entries is NULL:
+    if ahead.entries is NULL:
+        ahead.entries = <char *>malloc(BUFFER)
+        if ahead.entries is NULL:
             request.error = ENOMEM
             return
-        handle.entries_length = handle.entries_at = 0
-    if offset == 0 or handle.entries_offset != offset:
-        handle.entries_length = handle.entries_at = 0
+        ahead.length = ahead.at = 0
+    if offset == 0 or ahead.offset != offset:
+        ahead.length = ahead.at = 0
     while True:
-        if handle.entries_at + RECORD_HEAD >= handle.entries_length:
-            if not read_ahead(request, handle, &offset):
+        if ahead.at + RECORD_HEAD >= ahead.length:
+            if not read_ahead(request, ahead, &offset):
                 return
-        while handle.entries_at + RECORD_HEAD < handle.entries_length:
-            start = handle.entries + handle.entries_at
+        while ahead.at + RECORD_HEAD < ahead.length:
+            start = ahead.entries + ahead.at
             memcpy(&inode, start, 8)
             memcpy(&following, start + 8, 8)
             memcpy(&record, start + 16, 2)
-            if record <= RECORD_HEAD or handle.entries_at + record > handle.entries_length:
+            if record <= RECORD_HEAD or ahead.at + record > ahead.length:
                 request.error = EIO
                 return
             end = <const char *>memchr(start + RECORD_HEAD, 0, record - RECORD_HEAD)
             if end is NULL:
                 request.error = EIO
                 return
-            handle.entries_offset = offset
+            ahead.offset = offset
             if not list_name(request, listing, handle, start + RECORD_HEAD, <size_t>(end - start - RECORD_HEAD), inode,
                              <uint8_t>start[18], following):
                 return
-            handle.entries_at += record
+            ahead.at += record
             offset = following
-            handle.entries_offset = offset
+            ahead.offset = offset
 
 
-cdef bint read_ahead(vfs_request_t *request, handle_t *handle, int64_t *offset) noexcept nogil:
+cdef bint read_ahead(vfs_request_t *request, ahead_t *ahead, int64_t *offset) noexcept nogil:
     """One DIRECTORY_CONTROL through the stack, or more while filters hide all that the base gives: the directory goes on
     behind that, and so does offset. False: the directory ends here, or request.error."""
-    handle.entries_length = handle.entries_at = 0
+    ahead.length = ahead.at = 0
     while True:
         request.arguments.offset = <uint64_t>offset[0]
-        request.buffer = handle.entries
+        request.buffer = ahead.entries
         request.buffer_length = BUFFER
         request.plan = NULL
         request.step = request.started = 0
-        handle.listed = 0
+        request.listed = 0
         request_run(request)
         request.within_listing = 1       # reading on is part of the same request
         if request.error:
             return False
         if request.length:
-            handle.entries_length = <uint32_t>min(request.length, <uint64_t>BUFFER)
+            ahead.length = <uint32_t>min(request.length, <uint64_t>BUFFER)
             return True
-        if handle.listed == 0:
+        if request.listed == 0:
             return False
-        offset[0] = handle.position
+        offset[0] = request.listed_to
 
 
 cdef bint list_name(vfs_request_t *request, listing_t *listing, handle_t *handle, const char *name, size_t length,

@@ -204,25 +204,29 @@ cdef void initialise(readers_t *readers, wire_message_t *message) noexcept nogil
     """INIT: open libfuse's session with one of our own making, then answer the kernel."""
     cdef wire_init_answer_t answer
     cdef wire_init_request_t opening
+    cdef wire_settings_t settings
     cdef uint64_t unique = message.header.unique
-    if readers.settings.negotiated:                     # the kernel does not do this
+    if load_long(&readers.settings.negotiated):         # the kernel does not do this
         write_error(readers.connection, unique, EIO)
         return
-    if not wire_init_answer(message, &readers.settings, &answer):
+    settings = readers.settings
+    if not wire_init_answer(message, &settings, &answer):
         write_error(readers.connection, unique, EPROTO)
         connection_end(readers.connection, EPROTO)
         return
-    if readers.settings.negotiated:
-        readers.limits.setxattr_ext = (readers.settings.negotiated & FUSE_SETXATTR_EXT) != 0
+    if settings.negotiated:
+        readers.limits.setxattr_ext = (settings.negotiated & FUSE_SETXATTR_EXT) != 0
         wire_init_for_libfuse(message, LANE_INIT_UNIQUE, &opening)
         if send(readers.link.lane, &opening, sizeof(opening), MSG_DONTWAIT | MSG_NOSIGNAL) < 0:
             write_error(readers.connection, unique, EIO)
             connection_end(readers.connection, EIO)
             return
-        if readers.settings.negotiated & FUSE_PASSTHROUGH:
+        if settings.negotiated & FUSE_PASSTHROUGH:
             store_int(&(<backing_t *>readers.volume.backing).bypass.device, readers.connection.fd)
+        store_uint(&readers.settings.kernel_minor, settings.kernel_minor)
+        store_long(&readers.settings.negotiated, settings.negotiated)       # last: requests are served from here on
     write_answer(readers.connection, <const char *>&answer, answer.header.len)
-    if readers.settings.negotiated:
+    if settings.negotiated:
         eventfd_write(readers.ready_event, 1)
 
 
@@ -246,7 +250,7 @@ cdef int refused_as_own(readers_t *readers, wire_message_t *message) noexcept no
         store_time(&known.until, time + FOREIGN_FOR)
         store_tid(&known.tid, header.pid)
         return 0
-    readers.last_deadlock = <uint64_t>header.opcode << 32 | header.pid
+    store_count(&readers.last_deadlock, <uint64_t>header.opcode << 32 | header.pid)
     count_one(&readers.deadlocks)
     eventfd_write(readers.deadlock_event, 1)
     return 1
@@ -265,7 +269,7 @@ cdef void handle(reader_t *reader, size_t length, wire_message_t *message) noexc
     index = header.opcode if header.opcode < WIRE_OPCODES else 0
     if error:
         count_one(&readers.malformed)
-        if rule == NULL or not rule.answerless:
+        if header.unique and (rule == NULL or not rule.answerless):
             write_error(readers.connection, header.unique, error)
         return
     if rule != NULL and rule.treatment == WIRE_INIT:
@@ -285,7 +289,7 @@ cdef void handle(reader_t *reader, size_t length, wire_message_t *message) noexc
         return
     if rule == NULL or rule.treatment == WIRE_REFUSE:
         error = ENOTTY if header.opcode == FUSE_IOCTL else EOPNOTSUPP
-    elif not readers.settings.negotiated:
+    elif not load_long(&readers.settings.negotiated):
         error = EIO
     elif not rule.cleanup and refused_as_own(readers, message):
         error = EDEADLK
@@ -409,7 +413,9 @@ cdef void forward_message(readers_t *readers, wire_message_t *message, vfs_reque
         request.nowait = 1
         request.name = NULL                             # the message does not outlive this call
         request.name2 = NULL
+        request.name_length = request.name2_length = 0
         request.buffer = NULL
+        request.buffer_length = 0
         data = wire_for_libfuse(message, readers.limits.setxattr_ext, &length)
         error = link_forward(readers.link, request, data, length, answerless)
     if error and not answerless:

@@ -3,6 +3,7 @@
 
 from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from stackfs.cext.backing cimport backing_t
 from stackfs.cext.callback_data cimport FILE_OBJECT, FLT_INSTANCE, FLT_VOLUME, REQUESTOR, lock_range_t, node_t, statx_t
 from stackfs.cext.handles cimport handle_t
 from stackfs.cext.locks cimport lock_wait_t, woken_function
@@ -79,6 +80,8 @@ cdef struct vfs_request_t:
     int opened                           # the plan's CREATE has succeeded: CLEANUP and CLOSE are owed
     int bypass_vetoed                    # a filter does not want this open bypassed
     int failed                           # NTSTATUS of the step that failed
+    int64_t listed                       # DIRECTORY_CONTROL: bytes of entries that the base gave last,
+    int64_t listed_to                    # and the offset that the directory goes on at behind them
     FILE_OBJECT *file
     FILE_OBJECT synthesised
     handle_t *handle                     # the handle the request goes by, or the one it opens
@@ -97,8 +100,9 @@ cdef void request_reset(vfs_request_t *request, FLT_VOLUME *volume) noexcept nog
 cdef enum:
     REQUEST_TO_IRP_LANE = -1
 # 1: answered (error and the out fields are set). 0: stopped because the base would block (nowait): call request_wait()
-# in a thread that may block, without the GIL, then request_run() again where it was first called. REQUEST_TO_IRP_LANE
-# (on_device): a filter refused fast I/O: clear on_device and call request_run() again on the IRP lane.
+# in a thread that may block, without the GIL, then request_run() again where it was first called; or request_abandon(),
+# which ends it there as cancelled. REQUEST_TO_IRP_LANE (on_device): a filter refused fast I/O: clear on_device and call
+# request_run() again on the IRP lane.
 cdef int request_run(vfs_request_t *request) noexcept nogil
 cdef void request_wait(vfs_request_t *request) noexcept nogil
 cdef void request_flush(vfs_request_t *request) noexcept nogil            # FLUSH: request_run(), which never stops for it
@@ -116,9 +120,12 @@ cdef int volume_interrupt(FLT_VOLUME *volume, uint64_t unique) noexcept nogil
 cdef void volume_cancel_locks(FLT_VOLUME *volume) noexcept nogil          # the same for every one
 # To be called every LOCK_RETRY milliseconds while it says that somebody waits: releases beside the mount show nowhere else.
 cdef uint32_t volume_retry_locks(FLT_VOLUME *volume) noexcept nogil
+# One user of an open file less; the last one closes its descriptor and gives back what it holds.
+cdef void put_handle(backing_t *backing, handle_t *handle) noexcept nogil
 
 cdef class Volume:
     cdef readonly Stack stack
+    cdef backing_t *open_backing(self) except NULL
 
 cdef class Request:
     cdef vfs_request_t *pointer
@@ -130,6 +137,8 @@ cdef class Request:
     cdef bint held
     cdef object input
     cdef object woken
+    cdef bint busy
+    cdef int enter(self) except -1
     cdef int set_name(self, bytes name) except -1
     cdef int set_name2(self, bytes name) except -1
     cdef int set_buffer(self, object buffer, bint writable) except -1

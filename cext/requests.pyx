@@ -17,7 +17,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EBADF, EINVAL, EIO, ENOENT, ENOMEM, ENOTDIR, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset, strncmp
 
 from stackfs.cext.backing cimport backing_free, backing_new, backing_perform, backing_t
@@ -43,18 +43,18 @@ from stackfs.cext.callback_data cimport (
 from stackfs.cext.extents cimport extent_mode_known, extent_mode_zeroes
 from stackfs.cext.file_flags cimport is_file_control
 from stackfs.cext.listing cimport listing_run, listing_t
-from stackfs.cext.handles cimport handle_get, handle_new, handle_put
+from stackfs.cext.handles cimport handle_free, handle_get, handle_new, handle_publish, handle_put, handle_take
 from stackfs.cext.inode_table cimport (
-    ROOT_ID, inode_table_t, name_of, name_t, node_forget, node_generation, node_get, node_hold, node_id, node_put)
+    ROOT_ID, inode_table_t, name_of, name_t, node_forget, node_get, node_hold, node_id, node_put, node_type)
 from stackfs.cext.locks cimport (
     lock_enter, lock_interrupt, lock_leave, lock_park, lock_wait, lock_wait_t, locks_cancel, locks_drop, locks_held,
-    locks_restart, locks_retry)
+    locks_released, locks_restart, locks_retry)
 from stackfs.cext.ntstatus cimport (
     NTSTATUS, NT_SUCCESS, STATUS_CANCELLED, STATUS_INVALID_DEVICE_REQUEST, STATUS_IO_DEVICE_ERROR, STATUS_NOT_IMPLEMENTED,
     nt_to_errno)
 from stackfs.cext.stack cimport (
     OPERATION_AT_BASE, OPERATION_GOING_DOWN, OPERATION_GOING_UP, Stack, list_release, operation_base, operation_begin,
-    operation_end, operation_run, operation_run_below)
+    operation_end, operation_listed, operation_run, operation_run_below)
 
 
 cdef extern from *:
@@ -69,8 +69,10 @@ cdef extern from *:
     #include <sys/sysmacros.h>
     #include <unistd.h>
     static inline uint64_t stackfs_next(uint64_t *counter) { return __atomic_add_fetch(counter, 1, __ATOMIC_RELAXED); }
+    static inline int stackfs_flag(int *what) { return __atomic_load_n(what, __ATOMIC_RELAXED); }
     """
     uint64_t stackfs_next(uint64_t *counter) nogil
+    int stackfs_flag(int *what) nogil
     int O_ACCMODE, O_RDONLY, O_WRONLY, O_RDWR, O_APPEND, O_CREAT, O_EXCL, O_TRUNC, O_DIRECT, O_SYNC, O_DSYNC, O_DIRECTORY
     int AT_REMOVEDIR, EOPNOTSUPP, ENOTTY, F_UNLCK, F_WRLCK
     unsigned S_IFMT, S_IFDIR, S_IFLNK, S_IFREG
@@ -79,6 +81,9 @@ cdef extern from *:
     uint64_t makedev(unsigned major, unsigned minor) nogil
     int dup(int fd) nogil
     int close(int fd) nogil
+
+cdef extern from "<string.h>" nogil:
+    size_t strnlen(const char *text, size_t most)
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
@@ -289,8 +294,11 @@ cdef inline backing_t *backing_of(const vfs_request_t *request) noexcept nogil:
 
 
 cdef int by_handle(vfs_request_t *request) noexcept nogil:
-    """The request goes by an open file."""
-    request.handle = handle_get(backing_of(request).handles, request.arguments.fh)
+    """The request goes by an open file. A RELEASE ends its number at once: it can be released once."""
+    if request.opcode == RELEASE or request.opcode == RELEASEDIR:
+        request.handle = handle_take(backing_of(request).handles, request.arguments.fh)
+    else:
+        request.handle = handle_get(backing_of(request).handles, request.arguments.fh)
     if request.handle is NULL:
         return EBADF
     request.file = &request.handle.file
@@ -311,7 +319,7 @@ cdef int by_name(vfs_request_t *request) noexcept nogil:
     request.directory = node_get(backing_of(request).nodes, request.nodeid)
     if request.directory is NULL:
         return ENOENT
-    if request.directory.type != S_IFDIR:
+    if node_type(request.directory) != S_IFDIR:
         return ENOTDIR
     request.synthesised.Directory = request.directory
     return 0
@@ -518,18 +526,18 @@ cdef bint applies(vfs_request_t *request, const step_t *which) noexcept nogil:
             return (request.opcode == OPEN or request.opcode == OPENDIR or request.opcode == CREATE
                     or request.opcode == TMPFILE)
         # Nothing for the base to do, and nobody else wants to know: as if it had been done.
-        if request.volume.lists[<int>IRP_MJ_CREATE] is NULL and request.opcode != MKDIR and request.opcode != MKNOD and \
+        if not operation_listed(request.volume, IRP_MJ_CREATE) and request.opcode != MKDIR and request.opcode != MKNOD and \
                 request.opcode != LOOKUP:
             request.opened = 1
             return False
     if which.major == IRP_MJ_CLEANUP or which.major == IRP_MJ_CLOSE:
-        return request.opened and by_path(request) and request.volume.lists[which.major] is not NULL
+        return request.opened and by_path(request) and operation_listed(request.volume, which.major)
     return True
 
 
 cdef bint may_be_bypassed(const vfs_request_t *request) noexcept nogil:
     """An open that only a filter's veto can still keep from being bypassed."""
-    return request.on_device and request.file.Node is not NULL and request.file.Node.type == S_IFREG and \
+    return request.on_device and request.file.Node is not NULL and node_type(request.file.Node) == S_IFREG and \
         bypass_possible(backing_of(request).bypass)
 
 
@@ -752,7 +760,7 @@ cdef bint believable(const vfs_request_t *request, uint8_t major) noexcept nogil
     if request.opcode == IOCTL:
         return information <= request.buffer_length
     if major == IRP_MJ_QUERY_OPEN or major == IRP_MJ_NETWORK_QUERY_OPEN or major == IRP_MJ_QUERY_INFORMATION:
-        return node is NULL or (request.info.stx_mode & S_IFMT) == node.type
+        return node is NULL or (request.info.stx_mode & S_IFMT) == node_type(node)
     if major == IRP_MJ_WRITE:
         return information <= request.arguments.size
     if major == IRP_MJ_READ or major == IRP_MJ_DIRECTORY_CONTROL or request.opcode == READLINK:
@@ -801,31 +809,31 @@ cdef void close_below(vfs_request_t *request) noexcept nogil:
     request.opened = 0
 
 
-cdef void drop_handle(vfs_request_t *request) noexcept nogil:
-    """Takes the open file's own references back and gives its handle number up."""
-    cdef handle_t *handle = request.handle
-    cdef inode_table_t *nodes = backing_of(request).nodes
-    cdef node_t *node = handle.file.Node
-    cdef node_t *name_directory = handle.file.NameDirectory
+cdef void put_handle(backing_t *backing, handle_t *handle) noexcept nogil:
+    """One user less. The last one closes the descriptor and gives back what the open file holds."""
+    if not handle_put(backing.handles, handle):
+        return
     if handle.file.fd >= 0:
         close(handle.file.fd)
         handle.file.fd = -1
-    if node is not NULL:
-        bypass_release(backing_of(request).bypass, &handle.file)
+        if handle.file.Flags & FO_LOCKED:
+            locks_released(backing.locks, handle.file.Node)          # a flock(2) lock ends with its descriptor
+    if handle.file.Node is not NULL:
+        bypass_release(backing.bypass, &handle.file)
+        if handle.file.Flags & FO_OPENED:
+            node_put(backing.nodes, handle.file.Node)
+    if handle.file.NameDirectory is not NULL:
+        node_put(backing.nodes, handle.file.NameDirectory)
     handle.file.Node = NULL
     handle.file.NameDirectory = NULL
-    if node is not NULL and handle.file.Flags & FO_OPENED:
-        node_put(nodes, node)
-    if name_directory is not NULL:
-        node_put(nodes, name_directory)
-    handle_put(backing_of(request).handles, handle)
+    handle_free(backing.handles, handle)
 
 
 cdef void choose_mode(vfs_request_t *request, backing_t *backing) noexcept nogil:
     """How the kernel shall treat an open file: bypassed, past the page cache, or through it."""
     cdef bypass_answer_t mode
     cdef uint32_t flags = request.arguments.flags
-    if request.file.Node.type == S_IFREG:
+    if node_type(request.file.Node) == S_IFREG:
         bypass_open(backing.bypass, request.file, request.on_device and not request.bypass_vetoed, &mode)
         request.out_open_flags = mode.open_flags
         request.out_backing_id = mode.backing_id
@@ -857,15 +865,14 @@ cdef int finish(vfs_request_t *request) noexcept nogil:
             node_forget(backing.nodes, node_id(request.found), 1)
         else:
             request.out_nodeid = node_id(request.found)
-            request.out_generation = node_generation(request.found)
-    if request.volume.filters_names_or_data:
+    if stackfs_flag(&request.volume.filters_names_or_data):
         request.entry_timeout = request.attr_timeout = 0
     else:
         request.entry_timeout = request.volume.entry_timeout
         request.attr_timeout = request.volume.attr_timeout
     if opens and request.handle is not NULL:
         if request.error:
-            drop_handle(request)
+            put_handle(backing, request.handle)
         else:
             node_hold(backing.nodes, request.file.Node)
             request.file.Flags |= FO_OPENED
@@ -875,19 +882,20 @@ cdef int finish(vfs_request_t *request) noexcept nogil:
             request.out_fh = request.file.fh
             if opcode != OPENDIR:
                 choose_mode(request, backing)
+            handle_publish(backing.handles, request.handle)
         request.handle = NULL
     elif request.handle is not NULL:
         if opcode == RELEASE or opcode == RELEASEDIR:
             locks_drop(backing.locks, request.file.Node, request.file.fh, False)
-            drop_handle(request)
+            put_handle(backing, request.handle)
         elif opcode == FLUSH:
             locks_drop(backing.locks, request.file.Node, request.arguments.lock_owner, True)
             if request.error == 0:
                 request.error = flush_below(request.file.fd)
-        handle_put(backing.handles, request.handle)
+        put_handle(backing, request.handle)
         request.handle = NULL
     if request.source is not NULL:
-        handle_put(backing.handles, request.source)
+        put_handle(backing, request.source)
         request.source = NULL
     if request.synthesised.Name is not NULL:
         free(request.synthesised.Name)
@@ -1062,29 +1070,34 @@ cdef class Volume:
         if self.stack is not None:
             self.close()
 
+    cdef backing_t *open_backing(self) except NULL:
+        if self.stack.volume.backing is NULL:
+            raise ValueError("the volume is closed")
+        return <backing_t *>self.stack.volume.backing
+
     @property
     def open_files(self):
         """Handles the kernel holds."""
-        return (<backing_t *>self.stack.volume.backing).handles.open_count
+        return self.open_backing().handles.open_count
 
     @property
     def known_inodes(self):
         """Inodes the kernel knows, the root included."""
-        return (<backing_t *>self.stack.volume.backing).nodes.node_count
+        return self.open_backing().nodes.node_count
 
     @property
     def cached_descriptors(self):
         """O_PATH descriptors kept for reuse."""
-        return (<backing_t *>self.stack.volume.backing).nodes.descriptors
+        return self.open_backing().nodes.descriptors
 
     @property
     def bypassed_opens(self):
         """Open files whose reads and writes no filter sees."""
-        return (<backing_t *>self.stack.volume.backing).bypass.bypassed
+        return self.open_backing().bypass.bypassed
 
     def allow_bypass(self, bint allowed, *, bint unless_bypassed=False):
         """May opens that begin now be bypassed? Returns how many are; with unless_bypassed, and some are, nothing is changed."""
-        cdef bypass_t *bypass = (<backing_t *>self.stack.volume.backing).bypass
+        cdef bypass_t *bypass = self.open_backing().bypass
         cdef uint64_t bypassed
         pthread_mutex_lock(<pthread_mutex_t *>&bypass.mutex)
         bypassed = bypass.bypassed
@@ -1095,7 +1108,7 @@ cdef class Volume:
 
     def bypass_state(self):
         """The bypass lane: negotiated, allowed, refused (the errno with which the kernel did), bypassed, granted, vetoed, veto."""
-        cdef bypass_t *bypass = (<backing_t *>self.stack.volume.backing).bypass
+        cdef bypass_t *bypass = self.open_backing().bypass
         cdef bypass_t copy
         pthread_mutex_lock(<pthread_mutex_t *>&bypass.mutex)
         copy = bypass[0]
@@ -1106,7 +1119,7 @@ cdef class Volume:
 
     def forget(self, uint64_t nodeid, uint64_t lookups):
         """The kernel gives back that many lookups of a node."""
-        cdef inode_table_t *nodes = (<backing_t *>self.stack.volume.backing).nodes
+        cdef inode_table_t *nodes = self.open_backing().nodes
         with nogil:
             node_forget(nodes, nodeid, lookups)
 
@@ -1134,20 +1147,34 @@ cdef class Volume:
 
     def known(self):
         """What the kernel may have cached: (nodeids with open files, other nodeids, [(parent nodeid, name), ...])."""
-        cdef backing_t *backing = <backing_t *>self.stack.volume.backing
+        cdef backing_t *backing = self.open_backing()
+        cdef snapshot_t taken
         cdef set opened = set()
         cdef list others = []
         cdef list names = []
-        cdef uint32_t i
-        # Whoever else takes these two locks needs no GIL to give them back.
-        pthread_mutex_lock(<pthread_mutex_t *>&backing.handles.mutex)
-        for i in range(backing.handles.count):
-            if backing.handles.handles[i].references and backing.handles.handles[i].file.Node is not NULL:
-                opened.add(backing.handles.handles[i].file.Node.id)
-        pthread_mutex_unlock(<pthread_mutex_t *>&backing.handles.mutex)
-        pthread_mutex_lock(<pthread_mutex_t *>&backing.nodes.mutex)
-        known_nodes(backing.nodes, opened, others, names)
-        pthread_mutex_unlock(<pthread_mutex_t *>&backing.nodes.mutex)
+        cdef uint64_t number
+        cdef uint16_t length
+        cdef size_t at = 0
+        memset(&taken, 0, sizeof(taken))
+        with nogil:
+            take_snapshot(backing, &taken)
+        try:
+            if taken.failed:
+                raise MemoryError()
+            while at < taken.size:       # 'h' nodeid | 'n' nodeid | 'p' parent's nodeid, length, name
+                memcpy(&number, taken.bytes + at + 1, 8)
+                if taken.bytes[at] == c'h':
+                    opened.add(number)
+                elif taken.bytes[at] == c'n':
+                    if number not in opened:
+                        others.append(number)
+                else:
+                    memcpy(&length, taken.bytes + at + 9, 2)
+                    names.append((number, PyBytes_FromStringAndSize(taken.bytes + at + 11, length)))
+                    at += <size_t>2 + length
+                at += 9
+        finally:
+            free(taken.bytes)
         return list(opened), others, names
 
     def request(self, uint32_t opcode, uint64_t nodeid=ROOT_ID, *, bytes name=None, bytes name2=None, buffer=None, bytes input=None,
@@ -1156,6 +1183,7 @@ cdef class Volume:
 
         arguments: fields of fuse_in_t (fh, offset, size, flags, mode, umask, rdev, valid, nodeid2, ...).
         """
+        self.open_backing()
         cdef vfs_request_t *pointer = request_new(&self.stack.volume)
         if pointer is NULL:
             raise MemoryError()
@@ -1233,20 +1261,57 @@ cdef int set_argument(fuse_in_t *arguments, str key, value) except -1:
     return 0
 
 
-cdef void known_nodes(inode_table_t *nodes, set opened, list ids, list names):
+# What known() answers, copied under the tables' mutexes: no Python object is made under a mutex, since making one may run
+# Python code, which may wait for the same mutex.
+cdef struct snapshot_t:
+    char *bytes
+    size_t size
+    size_t room
+    int failed
+
+
+cdef void note(snapshot_t *taken, char kind, uint64_t number, const char *name, uint16_t length) noexcept nogil:
+    cdef char *larger
+    cdef size_t wanted = taken.size + 11 + length
+    if wanted > taken.room:
+        larger = <char *>realloc(taken.bytes, wanted * 2 + 4096)
+        if larger is NULL:
+            taken.failed = 1
+            return
+        taken.bytes = larger
+        taken.room = wanted * 2 + 4096
+    taken.bytes[taken.size] = kind
+    memcpy(taken.bytes + taken.size + 1, &number, 8)
+    taken.size += 9
+    if name is not NULL:
+        memcpy(taken.bytes + taken.size, &length, 2)
+        memcpy(taken.bytes + taken.size + 2, name, length)
+        taken.size += 2 + length
+
+
+cdef void take_snapshot(backing_t *backing, snapshot_t *taken) noexcept nogil:
+    cdef inode_table_t *nodes = backing.nodes
+    cdef handle_t *handle
     cdef node_t *node
     cdef name_t *name
     cdef uint32_t i
+    pthread_mutex_lock(<pthread_mutex_t *>&backing.handles.mutex)
+    for i in range(backing.handles.count):
+        handle = backing.handles.handles[i]
+        if handle.open:
+            note(taken, c'h', handle.file.Node.id, NULL, 0)
+    pthread_mutex_unlock(<pthread_mutex_t *>&backing.handles.mutex)
+    pthread_mutex_lock(<pthread_mutex_t *>&nodes.mutex)
     for i in range(nodes.slots):
         node = &nodes.slabs[i // 1024][i % 1024]
         if not node.live or node.lookups == 0:
             continue
-        if node.id not in opened:
-            ids.append(node.id)
+        note(taken, c'n', node.id, NULL, 0)
         name = NULL if node.deleted else node.names
         while name is not NULL:
-            names.append((name.parent.id, PyBytes_FromStringAndSize(name.bytes, name.length)))
+            note(taken, c'p', name.parent.id, name.bytes, name.length)
             name = name.next
+    pthread_mutex_unlock(<pthread_mutex_t *>&nodes.mutex)
 
 
 @cython.freelist(64)
@@ -1261,8 +1326,9 @@ cdef class Request:
 
     def __dealloc__(self):
         if self.pointer is not NULL:
-            if self.pointer.resumable:   # given up while it waited for the base
-                request_abandon(self.pointer)
+            if self.pointer.resumable and self.volume is not None and self.volume.stack.volume.backing is not NULL:
+                with nogil:              # given up while it waited for the base
+                    request_abandon(self.pointer)
             request_free(self.pointer)
         if self.held:
             PyBuffer_Release(&self.view)
@@ -1284,6 +1350,9 @@ cdef class Request:
         return 0
 
     cdef int set_buffer(self, object buffer, bint writable) except -1:
+        if self.held:
+            self.held = False
+            PyBuffer_Release(&self.view)
         PyObject_GetBuffer(buffer, &self.view, PyBUF_WRITABLE if writable else PyBUF_SIMPLE)
         self.held = True
         self.buffer = buffer
@@ -1324,21 +1393,35 @@ cdef class Request:
 
     # Running
 
+    cdef int enter(self) except -1:
+        """Before the GIL is given back; the other end of it is `busy = False`."""
+        self.volume.open_backing()
+        if self.busy:
+            raise RuntimeError("a request is run by one thread at a time")
+        self.busy = True
+        return 0
+
     def run(self) -> bool:
         """True: done. False: the base would have to wait: call wait() in a thread that may, then run() again."""
         cdef int done
         cdef vfs_request_t *pointer = self.pointer
         if (pointer.opcode == READ or pointer.opcode == WRITE) and pointer.arguments.size > pointer.buffer_length:
             raise ValueError("the buffer is shorter than the transfer")
+        self.enter()
         with nogil:
             done = request_run(pointer)
+        self.busy = False
         return done != 0
 
     def wait(self):
-        """The waiting part, without the GIL."""
+        """The waiting part, without the GIL. Only after run() said False."""
         cdef vfs_request_t *pointer = self.pointer
+        if not pointer.resumable:
+            raise RuntimeError("the request does not wait")
+        self.enter()
         with nogil:
             request_wait(pointer)
+        self.busy = False
 
     def do(self):
         """Run to the end, waiting in place; raise VfsError when it failed. Returns self."""
@@ -1415,7 +1498,8 @@ cdef class Request:
         cdef bytes buffer = self.buffer
         if <uint64_t>len(buffer) == self.pointer.length:
             return buffer
-        return PyBytes_FromStringAndSize(<char *>self.pointer.buffer, <Py_ssize_t>self.pointer.length)
+        return PyBytes_FromStringAndSize(<char *>self.pointer.buffer, <Py_ssize_t>min(self.pointer.length,
+                                                                                      <uint64_t>len(buffer)))
 
     @property
     def stat(self):
@@ -1447,6 +1531,7 @@ cdef class Request:
         cdef python_listing_t listing
         cdef vfs_request_t *request = self.pointer
         cdef list raised = []
+        self.enter()
         listing.listing.has_room = python_has_room
         listing.listing.add = python_add
         listing.listing.plus = True
@@ -1455,17 +1540,22 @@ cdef class Request:
         listing.raised = <PyObject *>raised
         with nogil:
             listing_run(request, &listing.listing)
+        self.busy = False
         if raised:
             raise raised[0]
 
     def flush(self):
         """FLUSH, at each close(2)."""
+        self.enter()
         with nogil:
             request_flush(self.pointer)
+        self.busy = False
 
     def statistics(self):
         """STATFS: bsize, frsize, blocks, bfree, bavail, files, ffree, favail, namemax."""
         cdef c_statvfs *result = <c_statvfs *>self.pointer.buffer
+        if self.pointer.buffer_length < sizeof(c_statvfs):
+            raise ValueError("call for_statistics() first")
         return (result.f_bsize, result.f_frsize, result.f_blocks, result.f_bfree, result.f_bavail,
                 result.f_files, result.f_ffree, result.f_favail, result.f_namemax)
 

@@ -104,6 +104,7 @@ cdef void operation_run_below(operation_t *op, const FLT_INSTANCE *above) noexce
 cdef bint operation_hidden_from(operation_t *op, uint8_t major) noexcept nogil
 cdef void operation_end(operation_t *op) noexcept nogil                                        # drops the list reference
 cdef void list_release(callback_list_t *callbacks) noexcept nogil                              # drops a reference taken over from op.list
+cdef bint operation_listed(FLT_VOLUME *volume, int major) noexcept nogil                       # did anybody register it, just now
 cdef int compare_altitudes(const char *a, const char *b) noexcept nogil                        # <0, 0, >0
 
 cdef class Stack:
@@ -113,7 +114,7 @@ cdef class Stack:
     cdef list retired                    # replaced lists, until unreferenced
     cdef list held                       # what FLT_VOLUME points to, kept alive
     cdef publish_for(self, InstanceEntry entry)
-    cdef int publish(self, int major, InstanceEntry changed) except -1
+    cdef callback_list_t *exchange(self, int major, callback_list_t *new) noexcept
 
 cdef class InstanceEntry:
     """Owns one FLT_INSTANCE and keeps alive what it points to."""

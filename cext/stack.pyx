@@ -46,7 +46,10 @@ cdef extern from *:
     static inline void stackfs_spin_unlock(int *lock) { __atomic_store_n(lock, 0, __ATOMIC_RELEASE); }
     static inline long stackfs_add(long *what, long by) { return __atomic_add_fetch(what, by, __ATOMIC_ACQ_REL); }
     static inline long stackfs_load(long *what) { return __atomic_load_n(what, __ATOMIC_ACQUIRE); }
+    #define stackfs_load_list(at)        __atomic_load_n(at, __ATOMIC_RELAXED)
+    #define stackfs_store_list(at, list) __atomic_store_n(at, list, __ATOMIC_RELAXED)
     static inline int stackfs_flag(int *what) { return __atomic_load_n(what, __ATOMIC_RELAXED); }
+    #define stackfs_set_flag(what, value) __atomic_store_n(what, value, __ATOMIC_RELAXED)
     static inline void stackfs_raise_flag(int *what) { __atomic_store_n(what, 1, __ATOMIC_RELEASE); }
     static inline unsigned stackfs_count(unsigned *what) { return __atomic_add_fetch(what, 1, __ATOMIC_RELAXED); }
     #if !defined(__x86_64__) && !defined(__i386__)
@@ -61,7 +64,10 @@ cdef extern from *:
     void stackfs_spin_unlock(int *lock) nogil
     long stackfs_add(long *what, long by) nogil
     long stackfs_load(long *what) nogil
+    callback_list_t *stackfs_load_list(callback_list_t **at) nogil
+    void stackfs_store_list(callback_list_t **at, callback_list_t *callbacks) nogil
     int stackfs_flag(int *what) nogil
+    void stackfs_set_flag(int *what, int value) nogil
     void stackfs_raise_flag(int *what) nogil
     unsigned stackfs_count(uint32_t *what) nogil
     double stackfs_now() nogil
@@ -113,7 +119,7 @@ cdef void operation_begin(operation_t *op, FLT_VOLUME *volume, uint8_t major) no
     op.data.RequestorMode = 1
     op.current.MajorFunction = major
     op.layers = op.inline_layers
-    if volume.lists[major] is NULL:
+    if stackfs_load_list(&volume.lists[major]) is NULL:
         return
     stackfs_spin_lock(&volume.lock)
     callbacks = volume.lists[major]
@@ -148,6 +154,10 @@ cdef void operation_end(operation_t *op) noexcept nogil:
         with gil:
             Py_XDECREF(op.keep)
         op.keep = NULL
+
+
+cdef bint operation_listed(FLT_VOLUME *volume, int major) noexcept nogil:
+    return stackfs_load_list(&volume.lists[major]) is not NULL
 
 
 cdef inline bint skipped(const operation_t *op, const callback_t *callback) noexcept nogil:
@@ -444,11 +454,18 @@ cdef inline CallbackData face_of(operation_t *op, const FLT_RELATED_OBJECTS *rel
 
 
 cdef int python_pre(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *related, void **context) noexcept nogil:
+    cdef operation_t *op = <operation_t *>data
     with gil:
-        return call_python_pre(<operation_t *>data, related, context)
+        try:
+            return call_python_pre(op, related, context)
+        except BaseException:            # no memory for the call itself: the callback has seen nothing, so nothing passes
+            data.Flags &= ~<uint32_t>FLTFL_CALLBACK_DATA_DIRTY
+            data.IoStatus.Status = STATUS_IO_DEVICE_ERROR
+            data.IoStatus.Information = 0
+            return FLT_PREOP_COMPLETE
 
 
-cdef int call_python_pre(operation_t *op, const FLT_RELATED_OBJECTS *related, void **context) noexcept:
+cdef int call_python_pre(operation_t *op, const FLT_RELATED_OBJECTS *related, void **context) except? -1:
     cdef FLT_INSTANCE *instance = related.Instance
     cdef CallbackData face = face_of(op, related)
     cdef int status
@@ -483,10 +500,15 @@ cdef int call_python_pre(operation_t *op, const FLT_RELATED_OBJECTS *related, vo
 
 cdef int python_post(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *related, void *context, uint32_t flags) noexcept nogil:
     with gil:
-        return call_python_post(<operation_t *>data, related, context, flags)
+        try:
+            return call_python_post(<operation_t *>data, related, context, flags)
+        except BaseException:            # as above
+            data.IoStatus.Status = STATUS_IO_DEVICE_ERROR
+            data.IoStatus.Information = 0
+            return FLT_POSTOP_FINISHED_PROCESSING
 
 
-cdef int call_python_post(operation_t *op, const FLT_RELATED_OBJECTS *related, void *context, uint32_t flags) noexcept:
+cdef int call_python_post(operation_t *op, const FLT_RELATED_OBJECTS *related, void *context, uint32_t flags) except? -1:
     cdef FLT_INSTANCE *instance = related.Instance
     cdef CallbackData face = face_of(op, related)
     cdef int status
@@ -612,11 +634,17 @@ cdef class _Retired:
     cdef list entries
 
     cdef bint settled(self):
+        if self.callbacks is NULL:
+            return True
         if stackfs_load(&self.callbacks.references) > 0:
             return False
         free(self.callbacks)
         self.callbacks = NULL
         return True
+
+    def __dealloc__(self):
+        if self.callbacks is not NULL and stackfs_load(&self.callbacks.references) <= 0:
+            free(self.callbacks)
 
 
 cdef class Stack:
@@ -647,43 +675,65 @@ cdef class Stack:
                 position += 1
         entry.instance.Related.Volume = &self.volume
         self.entries.insert(position, entry)
-        self.publish_for(entry)
+        try:
+            self.publish_for(entry)
+        except BaseException:
+            self.entries.remove(entry)
+            raise
 
     def remove(self, InstanceEntry entry not None):
         """Take an instance out: operations that begin from now on do not see it. Those under way still may: wait until
         drained() before it is torn down."""
+        cdef int position = self.entries.index(entry)
         self.entries.remove(entry)
-        self.publish_for(entry)
+        try:
+            self.publish_for(entry)
+        except BaseException:
+            self.entries.insert(position, entry)
+            raise
 
     cdef publish_for(self, InstanceEntry entry):
-        for major in entry.registered:
-            self.publish(major, entry)
-
-    cdef int publish(self, int major, InstanceEntry changed) except -1:
-        cdef InstanceEntry entry
-        cdef callback_list_t *old
-        cdef callback_list_t *new = NULL
-        cdef _Retired retired
-        chosen = [entry for entry in self.entries if entry.operations[major].instance is not NULL]
-        if chosen:
-            new = <callback_list_t *>malloc(cython.sizeof(callback_list_t) + len(chosen) * cython.sizeof(callback_t))
-            if new is NULL:
+        """All of its operations' lists, or, where memory runs out, none."""
+        cdef callback_list_t *new[MAJOR_FUNCTIONS]
+        cdef InstanceEntry other
+        cdef int major, i
+        cdef uint32_t count
+        cdef list majors = entry.registered
+        cdef list retired = [_Retired.__new__(_Retired) for _ in majors]
+        memset(new, 0, sizeof(new))
+        for major in majors:
+            count = 0
+            for other in self.entries:
+                count += other.operations[major].instance is not NULL
+            if count == 0:
+                continue
+            new[major] = <callback_list_t *>malloc(cython.sizeof(callback_list_t) + count * cython.sizeof(callback_t))
+            if new[major] is NULL:
+                for i in range(MAJOR_FUNCTIONS):
+                    free(new[i])
                 raise MemoryError()
-            new.references = 1
-            new.count = <uint32_t>len(chosen)
-            for position, entry in enumerate(chosen):
-                new.callbacks[<int>position] = entry.operations[major]
+            new[major].references = 1
+            new[major].count = 0
+            for other in self.entries:
+                if other.operations[major].instance is not NULL:
+                    new[major].callbacks[new[major].count] = other.operations[major]
+                    new[major].count += 1
+        for one in retired:
+            (<_Retired>one).entries = [*self.entries, entry]
+        self.retired.extend(retired)
+        for major, one in zip(majors, retired):
+            (<_Retired>one).callbacks = self.exchange(major, new[<int>major])
+
+    cdef callback_list_t *exchange(self, int major, callback_list_t *new) noexcept:
+        """Publishes a list; the one before, or NULL."""
+        cdef callback_list_t *old
         stackfs_spin_lock(&self.volume.lock)
         old = self.volume.lists[major]
-        self.volume.lists[major] = new
+        stackfs_store_list(&self.volume.lists[major], new)
         stackfs_spin_unlock(&self.volume.lock)
         if old is not NULL:
             stackfs_add(&old.references, -1)
-            retired = _Retired.__new__(_Retired)
-            retired.callbacks = old
-            retired.entries = [*self.entries, changed]
-            self.retired.append(retired)
-        return 0
+        return old
 
     def drained(self) -> bool:
         """True when no operation walks a replaced list any more."""
@@ -701,11 +751,11 @@ cdef class Stack:
     @property
     def names_or_data_filtered(self):
         """True: entry and attribute time-outs are zero, because an instance's answers are not cacheable."""
-        return self.volume.filters_names_or_data != 0
+        return stackfs_flag(&self.volume.filters_names_or_data) != 0
 
     @names_or_data_filtered.setter
     def names_or_data_filtered(self, bint value):
-        self.volume.filters_names_or_data = value
+        stackfs_set_flag(&self.volume.filters_names_or_data, value)
 
 
 # --- measuring ----------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from posix.signal cimport sigset_t
 from posix.time cimport CLOCK_MONOTONIC
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from stackfs.cext.includes.pthread cimport *
 
@@ -11,7 +11,9 @@ cdef extern from *:
     #define load_int(at)            __atomic_load_n(at, __ATOMIC_ACQUIRE)
     #define store_int(at, value)    __atomic_store_n(at, value, __ATOMIC_SEQ_CST)
     #define add_int(at, by)         __atomic_add_fetch(at, by, __ATOMIC_ACQ_REL)
+    #define exchange_int(at, value) __atomic_exchange_n(at, value, __ATOMIC_ACQ_REL)
     #define load_count(at)          __atomic_load_n(at, __ATOMIC_RELAXED)
+    #define store_count(at, value)  __atomic_store_n(at, value, __ATOMIC_RELAXED)
     #define count_one(at)           ((void)__atomic_fetch_add(at, 1, __ATOMIC_RELAXED))
 
     /* `with gil` in a thread that Python did not start makes a new thread state every time: threading.local and
@@ -40,7 +42,13 @@ cdef extern from *:
     int load_int(int *at) nogil
     void store_int(int *at, int value) nogil
     int add_int(int *at, int by) nogil
+    int exchange_int(int *at, int value) nogil
+    uint32_t load_uint "load_int"(uint32_t *at) nogil
+    uint64_t load_long "load_int"(uint64_t *at) nogil
+    void store_uint "store_int"(uint32_t *at, uint32_t value) nogil
+    void store_long "store_int"(uint64_t *at, uint64_t value) nogil
     uint64_t load_count(uint64_t *at) nogil
+    void store_count(uint64_t *at, uint64_t value) nogil
     void count_one(uint64_t *at) nogil
     void python_attach() nogil
     void python_detach() nogil

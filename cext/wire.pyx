@@ -140,7 +140,7 @@ cdef int wire_check(char *buffer, size_t length, const wire_limits_t *limits, wi
     if length < sizeof(fuse_in_header):
         return EIO
     message.length = <uint32_t>length
-    if header.len != length:
+    if header.len != length or header.unique == 0:      # no request has the number 0: its answer would be a notification
         return EIO
     opcode = header.opcode
     rule = wire_rule(opcode)

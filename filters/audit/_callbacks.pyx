@@ -136,7 +136,7 @@ cdef int post(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, void 
         record.flags |= RECORD_KERNEL
     length = operation_path(data, objects, text, TEXT_ROOM)
     if length < 0:                       # longer than a path may be: its last component
-        length = data.Iopb.FileName.Length
+        length = min(<int>data.Iopb.FileName.Length, <int>TEXT_ROOM)
         memcpy(text, data.Iopb.FileName.Buffer, length)
         record.flags |= RECORD_PATH_PARTIAL
     elif data.Iopb.FileName.Length == 0 and length > DELETED_LENGTH and objects.FileObject.Node.deleted and \
@@ -152,7 +152,7 @@ cdef int post(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, void 
 
 cdef int second_path(const FLT_CALLBACK_DATA *data, const FLT_VOLUME *volume, char *text, request_record_t *record) noexcept nogil:
     """A rename's or link's new path; its length."""
-    cdef uint32_t size = data.Iopb.Parameters.SetFile.TargetName.Length
+    cdef uint32_t size = min(<uint32_t>data.Iopb.Parameters.SetFile.TargetName.Length, <uint32_t>TEXT_ROOM // 2)
     cdef int length = node_path(<inode_table_t *>volume.nodes, data.Iopb.Parameters.SetFile.TargetDirectory, text,
                                 TEXT_ROOM - size - 1)
     if length < 0:

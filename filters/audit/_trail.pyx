@@ -212,6 +212,7 @@ cdef struct trail_t:
     int draining                         # the instance is being torn down
     int give_up                          # waiting callbacks pass: the trail closes and cannot be written
     int running
+    int ended                            # the writer is done: no seal will come any more
     int told                             # the `error` that next_trouble() has told
     int error                            # atomic: errno of what cannot be written now; 0: all is well
     int64_t patience                     # ns of an error after which a full ring refuses instead of waiting
@@ -773,6 +774,7 @@ cdef void *writer(void *argument) noexcept nogil:
     seal(t, HEAD_CLOSED)
     pthread_mutex_lock(&t.mutex)
     t.give_up = 1
+    t.ended = 1
     t.flush_done = t.flush_wanted
     pthread_cond_broadcast(&t.space)
     pthread_mutex_unlock(&t.mutex)
@@ -1000,6 +1002,7 @@ cdef class Trail:
             record = body + bytes((8 - len(body) % 8) % 8)
             if len(record) > PAGE:
                 raise ValueError("a record is too long")
+            check(make_room(t, 24 + len(record) + MAC_SIZE), "trail")
             at = begin_record(t, kind, 24 + <uint32_t>len(record))
             memcpy(at + 24, <const char *>record, len(record))
             put(t, 24 + <uint32_t>len(record))
@@ -1073,7 +1076,7 @@ cdef class Trail:
             t.flush_wanted += 1
             ticket = t.flush_wanted
             pthread_cond_signal(&t.data)
-            while t.flush_done < ticket:
+            while t.flush_done < ticket and not t.ended:
                 pthread_cond_wait(&t.space, &t.mutex)
             pthread_mutex_unlock(&t.mutex)
 
