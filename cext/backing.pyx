@@ -50,7 +50,7 @@ from stackfs.cext.ntstatus cimport STATUS_INVALID_DEVICE_REQUEST, STATUS_SUCCESS
 from stackfs.cext.process cimport requestor_in_group
 from stackfs.cext.requests cimport vfs_request_t
 from stackfs.cext.stack cimport operation_hidden_from, operation_t
-from stackfs.cext.threads cimport exchange_int, store_int
+from stackfs.cext.threads cimport exchange_int, load_int, store_int
 
 
 cdef extern from *:
@@ -926,8 +926,10 @@ cdef int64_t perform_lock(backing_t *backing, vfs_request_t *request, operation_
         return -EINVAL
     if minor == IRP_MN_QUERY_LOCK:
         return query_lock(backing, lock, file, &wanted)
-    if waiting.cancelled or waiting.error:
-        return -EINTR if waiting.cancelled else -waiting.error
+    if load_int(&waiting.cancelled):
+        return -EINTR
+    if waiting.error:
+        return -waiting.error
     while True:
         generation = locks_generation(backing.locks)
         if lock.Flock:

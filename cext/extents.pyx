@@ -6,6 +6,8 @@ System calls on descriptors the caller holds; no state, any thread.
 from libc.errno cimport EINTR, EINVAL, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from stackfs.cext.threads cimport load_int, store_int
+
 
 cdef extern from *:
     """
@@ -63,7 +65,7 @@ cdef int64_t extent_allocate(int fd, uint32_t mode, int64_t offset, int64_t leng
 cdef int64_t extent_copy(int source, int64_t source_offset, int fd, int64_t offset, uint64_t length, int *reflink) noexcept nogil:
     cdef file_clone_range clone
     cdef ssize_t copied
-    if reflink[0] and length:            # a length of 0 would mean "to the end"
+    if load_int(reflink) and length:            # a length of 0 would mean "to the end"
         clone.src_fd = source
         clone.src_offset = <uint64_t>source_offset
         clone.src_length = length
@@ -71,7 +73,7 @@ cdef int64_t extent_copy(int source, int64_t source_offset, int fd, int64_t offs
         if ioctl(fd, FICLONERANGE, &clone) == 0:
             return <int64_t>length
         if errno == EOPNOTSUPP or errno == ENOTTY:
-            reflink[0] = 0
+            store_int(reflink, 0)
         # Otherwise (ends that are not on block boundaries, ...) copy_file_range(2) shares what it can.
     while True:
         copied = copy_file_range(source, &source_offset, fd, &offset, min(length, <uint64_t>COPY_AT_ONCE), 0)

@@ -25,6 +25,7 @@ from stackfs.cext.includes.pthread cimport (
     pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init, pthread_cond_timedwait, pthread_condattr_destroy,
     pthread_condattr_init, pthread_condattr_setclock, pthread_condattr_t, pthread_mutex_destroy, pthread_mutex_init,
     pthread_mutex_lock, pthread_mutex_unlock)
+from stackfs.cext.threads cimport load_bits, load_int, store_int
 
 
 cdef extern from *:
@@ -320,7 +321,7 @@ cdef int lock_file(lock_table_t *table, const FILE_OBJECT *file, uint32_t type) 
         operation = LOCK_EX
     result = 0 if flock(file.fd, operation | LOCK_NB) == 0 else -errno
     # A conversion gives the old lock up even if the new one cannot be had.
-    if type != <uint32_t>F_WRLCK or (result != 0 and file.Flags & FO_LOCKED):
+    if type != <uint32_t>F_WRLCK or (result != 0 and load_bits(&file.Flags) & FO_LOCKED):
         locks_released(table, file.Node)
     return result
 
@@ -400,8 +401,10 @@ cdef void wake(lock_table_t *table, const node_t *node, bint foreign_only, bint 
     pthread_mutex_lock(&table.mutex)
     waiting = table.first
     while waiting is not NULL:
-        waiting.cancelled |= cancel
-        waiting.restart |= restart
+        if cancel:
+            store_int(&waiting.cancelled, 1)
+        if restart:
+            store_int(&waiting.restart, 1)
         if waiting.parked and (node is NULL or waiting.node is node) and (waiting.foreign or not foreign_only):
             wake_locked(table, waiting, &end)
         waiting = waiting.next
@@ -464,7 +467,7 @@ cdef int lock_park(lock_table_t *table, lock_wait_t *waiting) noexcept nogil:
         enter_locked(table, waiting, waiting.unique)
     # Counted first, then compared: locks_released() counts first, then looks for the parked.
     stackfs_set32(&table.parked_count, table.parked_count + 1)
-    if waiting.cancelled or waiting.restart or stackfs_get(&table.generation) != waiting.generation:
+    if load_int(&waiting.cancelled) or load_int(&waiting.restart) or stackfs_get(&table.generation) != waiting.generation:
         stackfs_set32(&table.parked_count, table.parked_count - 1)
         pthread_mutex_unlock(&table.mutex)
         return 0
@@ -510,7 +513,7 @@ cdef bint lock_interrupt(lock_table_t *table, uint64_t unique) noexcept nogil:
         waiting = waiting.next
     found = waiting is not NULL
     if found:
-        waiting.cancelled = 1
+        store_int(&waiting.cancelled, 1)
         if waiting.parked:
             wake_locked(table, waiting, &end)
             pthread_cond_broadcast(&table.changed)

@@ -21,7 +21,7 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset, strncmp
 
 from stackfs.cext.backing cimport backing_free, backing_new, backing_perform, backing_t
-from stackfs.cext.threads cimport store_int
+from stackfs.cext.threads cimport exchange_int, load_bits, set_bits, store_int
 from stackfs.cext.bypass cimport bypass_answer_t, bypass_open, bypass_possible, bypass_release, bypass_t
 from stackfs.cext.callback_data cimport (
     DACL_SECURITY_INFORMATION, DELETE, FILE_APPEND_DATA, FILE_CREATE, FILE_DELETE_ON_CLOSE, FILE_DIRECTORY_FILE,
@@ -511,9 +511,9 @@ cdef bint applies(vfs_request_t *request, const step_t *which) noexcept nogil:
         if which.major == IRP_MJ_SET_INFORMATION:
             return valid & (FATTR_SIZE if which.detail == FileEndOfFileInformation else FATTR_TIMES)
     if request.opcode == RELEASE or request.opcode == RELEASEDIR:
-        return which.major != IRP_MJ_LOCK_CONTROL or request.file.Flags & FO_LOCKED != 0
+        return which.major != IRP_MJ_LOCK_CONTROL or load_bits(&request.file.Flags) & FO_LOCKED != 0
     if request.opcode == FLUSH:
-        return request.file.Flags & FO_LOCKED or locks_held(
+        return load_bits(&request.file.Flags) & FO_LOCKED or locks_held(
             backing_of(request).locks, request.file.Node, request.arguments.lock_owner)
     if request.opcode == FALLOCATE:
         return (which.major == IRP_MJ_FILE_SYSTEM_CONTROL) == extent_mode_zeroes(request.arguments.mode)
@@ -725,7 +725,7 @@ cdef void settle(vfs_request_t *request, const step_t *which) noexcept nogil:
     if opens and op.base_done:
         request.opened = 1               # even when a post failed it afterwards: it is closed below
     if which.major == IRP_MJ_LOCK_CONTROL and NT_SUCCESS(status) and op.current.MinorFunction == IRP_MN_LOCK:
-        request.file.Flags |= FO_LOCKED
+        set_bits(&request.file.Flags, FO_LOCKED)
     if which.detail == FSCTL_MANAGE_BYPASS_IO and which.major == IRP_MJ_FILE_SYSTEM_CONTROL:
         request.bypass_vetoed = not NT_SUCCESS(status)           # the open itself stands
         operation_end(op)
@@ -816,7 +816,7 @@ cdef void put_handle(backing_t *backing, handle_t *handle) noexcept nogil:
     if handle.file.fd >= 0:
         close(handle.file.fd)
         handle.file.fd = -1
-        if handle.file.Flags & FO_LOCKED:
+        if load_bits(&handle.file.Flags) & FO_LOCKED:
             locks_released(backing.locks, handle.file.Node)          # a flock(2) lock ends with its descriptor
     if handle.file.Node is not NULL:
         bypass_release(backing.bypass, &handle.file)
@@ -918,7 +918,6 @@ cdef bint leave_old_list(vfs_request_t *request) noexcept nogil:
     """A lock that waits holds its callback list, and a detach waits until nobody does: the operation ends, cancelled, for
     those who have seen it, and begins again with the list that there is now. False: that is the same one."""
     cdef operation_t *op = &request.operation
-    request.waiting.restart = 0
     if op.list is request.volume.lists[op.current.MajorFunction]:
         return False
     cancel_operation(op)
@@ -959,7 +958,7 @@ cdef int request_run(vfs_request_t *request) noexcept nogil:
             request.resumable = 1
         if request.waiting.wanted:           # stopped before, for a lock: try again
             request.waiting.wanted = 0
-            if request.waiting.restart and leave_old_list(request):
+            if exchange_int(&request.waiting.restart, 0) and leave_old_list(request):
                 continue
             request.operation.would_block = request.nowait
         if operation_run(&request.operation) == 0:
@@ -1003,7 +1002,7 @@ cdef void request_abandon(vfs_request_t *request) noexcept nogil:
     lock_leave(backing_of(request).locks, &request.waiting)
     if not request.resumable:
         return
-    request.waiting.restart = 0
+    store_int(&request.waiting.restart, 0)
     if request.operation.state == OPERATION_AT_BASE:
         cancel_operation(&request.operation)
     request_run(request)

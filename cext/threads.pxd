@@ -12,6 +12,8 @@ cdef extern from *:
     #define store_int(at, value)    __atomic_store_n(at, value, __ATOMIC_SEQ_CST)
     #define add_int(at, by)         __atomic_add_fetch(at, by, __ATOMIC_ACQ_REL)
     #define exchange_int(at, value) __atomic_exchange_n(at, value, __ATOMIC_ACQ_REL)
+    #define load_bits(at)           __atomic_load_n(at, __ATOMIC_RELAXED)
+    #define set_bits(at, bits)      ((void)__atomic_fetch_or(at, bits, __ATOMIC_RELAXED))
     #define load_count(at)          __atomic_load_n(at, __ATOMIC_RELAXED)
     #define store_count(at, value)  __atomic_store_n(at, value, __ATOMIC_RELAXED)
     #define count_one(at)           ((void)__atomic_fetch_add(at, 1, __ATOMIC_RELAXED))
@@ -40,6 +42,8 @@ cdef extern from *:
     }
     """
     int load_int(int *at) nogil
+    uint32_t load_bits(const uint32_t *at) nogil
+    void set_bits(uint32_t *at, uint32_t bits) nogil
     void store_int(int *at, int value) nogil
     int add_int(int *at, int by) nogil
     int exchange_int(int *at, int value) nogil
