@@ -270,11 +270,31 @@ def _where(found: Found, error: BaseException) -> str:
     return place
 
 
-def check_registration(found: Found, module: ModuleType) -> type[Filter]:
-    """The class that the manifest names, its registration held against the rules. FilterImageError: what is wrong."""
+def _own_filters(found: Found, module: ModuleType) -> list[str]:
+    """Names of the subclasses of Filter that a drop-in's module defines, or takes from its own package."""
     from stackfs import api
 
-    wanted = found.manifest.filter
+    names: dict[type, str] = {}
+    for name, each in vars(module).items():
+        if isinstance(each, type) and issubclass(each, api.Filter) and found.module in _enclosing(each.__module__):
+            names.setdefault(each, name)
+    return list(names.values())
+
+
+def _only_filter(found: Found, module: ModuleType) -> str:
+    """The class that is meant where the manifest names none."""
+    names = _own_filters(found, module)
+    if len(names) == 1:
+        return names[0]
+    reason = f"name one of {', '.join(names)} in the manifest" if names else "the module has no subclass of Filter"
+    raise FilterImageError(f"{found.path}: filter: {reason}")
+
+
+def check_registration(found: Found, module: ModuleType) -> type[Filter]:
+    """The filter's class, its registration held against the rules. FilterImageError: what is wrong."""
+    from stackfs import api
+
+    wanted = found.manifest.filter or _only_filter(found, module)
 
     def refuse(field: str, reason: str) -> NoReturn:
         raise FilterImageError(f"{found.path}: {field}: {reason}")

@@ -242,7 +242,7 @@ class FilterManager:
             attached = []
             for volume in list(self.volumes):
                 for definition in loaded.manifest.all_instances:
-                    if definition.attach != "automatic":
+                    if not definition.is_automatic:
                         continue
                     try:
                         attached.append(
@@ -353,6 +353,12 @@ class FilterManager:
             else:
                 name = instance_name or manifest.default_instance
             definition = manifest.instance(name)
+            if definition is not None and not definition.is_manual:
+                raise FltError(
+                    api.STATUS_FLT_DO_NOT_ATTACH,
+                    f"instance {name!r} of filter {filter_name!r} cannot be attached by a command: its manifest says "
+                    f'attach = "{definition.attach}"',
+                )
             manual = [spec for spec in self.manual_instances if spec.filter == filter_name and spec.name == name]
             if altitude is None and manual:
                 altitude = manual[0].altitude

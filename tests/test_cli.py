@@ -353,14 +353,6 @@ def test_version_and_help(stackfs: Command) -> None:
     assert stackfs("help", "mount")[1] == stackfs("mount", "--help")[1]
 
 
-@pytest.mark.parametrize("words", [("inf",), ("inf", "x.inf")])
-def test_what_comes_later_says_so(stackfs: Command, words: tuple[str, ...]) -> None:
-    code, out, err = stackfs(*words)
-    assert (code, out) == (ExitCode.USAGE, "")
-    assert "is not in this release" in err
-    assert len(err.splitlines()) == 1
-
-
 def test_an_unknown_word_gets_a_hint(stackfs: Command) -> None:
     assert stackfs("unmount", "/mnt") == (
         ExitCode.USAGE, "", "stackfs: 'unmount' is neither a command nor a directory; did you mean 'umount'?\n",
