@@ -72,11 +72,15 @@ class Operation:
 class Filter:
     """A filter: one object for all its instances, made when it is loaded.
 
+    The methods below are called in threads of their own, never in the one that serves requests: they may wait.
+
     `options` holds the values of the manifest's options for the instance that caused the load; each Instance has its
     own in `instance.options`.
     """
 
     operations: tuple[Operation, ...] = ()
+    flags: int = 0
+    """FLTFL_REGISTRATION_* bits: DO_NOT_SUPPORT_SERVICE_STOP makes `stackfs stop` refuse (A2.9)."""
     native: NativeOperations | None = None
     """Native filters: callbacks in C, called without the GIL."""
 
@@ -93,6 +97,8 @@ class Filter:
     def instance_setup(self, instance: Instance, flags: int) -> int:
         """Asked before the filter is attached to a volume (A3). flags: FLTFL_INSTANCE_SETUP_* bits.
 
+        From here on `instance.at_end(routine)` gives what is to be called when the instance is gone.
+
         Anything but success, STATUS_FLT_DO_NOT_ATTACH for one, refuses.
         """
         return STATUS_SUCCESS
@@ -108,6 +114,10 @@ class Filter:
         """No callback of the instance runs, or ever will. Free what it holds."""
 
 
+FLTFL_REGISTRATION_DO_NOT_SUPPORT_SERVICE_STOP = 0x1
+FLTFL_REGISTRATION_SUPPORT_NPFS_MSFS = 0x2
+FLTFL_REGISTRATION_SUPPORT_DAX_VOLUME = 0x4
+FLTFL_REGISTRATION_SUPPORT_WCOS = 0x8
 FLTFL_FILTER_UNLOAD_MANDATORY = 0x1
 FLTFL_INSTANCE_SETUP_AUTOMATIC_ATTACHMENT = 0x1
 FLTFL_INSTANCE_SETUP_MANUAL_ATTACHMENT = 0x2

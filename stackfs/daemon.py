@@ -529,6 +529,7 @@ class Mounted:
             "max_write": device.max_write,
             "instances": len(self.volume.instances),
             "failed_instances": [instance.name for instance in self.volume.instances if instance.failed],
+            "unloading": {row["name"]: row["held_by"] for row in self.manager.filters() if row["state"] == "Unloading"},
         }
 
 
