@@ -49,14 +49,14 @@ TOUCHES_CACHES = frozenset(
 SUPPORTED_FS_FEATURES_BYPASS_IO = 0x8
 """In the column SprtFtrs of `fltmc instances`."""
 
-DRAIN_POLL = 0.0005
-"""Seconds between two looks at whether a replaced callback list is still in use."""
+DRAIN_POLL, DRAIN_POLL_AT_MOST = 0.0005, 0.02
+"""Seconds between two looks at whether operations still use what has been taken out; each is longer than the one before."""
+
+DRAIN_AFTER = 0.2
+"""Seconds that operations have to finish by themselves before an instance that leaves gives its posts up (A3.10)."""
 
 PATIENCE = 2.0
 """Seconds after which an unload that waits for references says so in the log."""
-
-STATUS_FAILED_DRIVER_ENTRY = 0xC0000365
-STATUS_DRIVER_FAILED_PRIOR_UNLOAD = 0xC000038E
 
 T = TypeVar("T")
 
@@ -213,7 +213,7 @@ class FilterManager:
         if name in self.loaded and self.loaded[name].state is FilterState.UNLOADING:
             held = self.loaded[name].held_by()
             raise FltError(
-                STATUS_DRIVER_FAILED_PRIOR_UNLOAD,
+                api.STATUS_DRIVER_FAILED_PRIOR_UNLOAD,
                 f"filter {name!r} is still being unloaded" + (f": it waits for {', '.join(held)}" if held else ""),
             )
         if name in self.loaded or name in self._loading:
@@ -228,7 +228,7 @@ class FilterManager:
                 raise
             except BaseException as error:
                 raise FltError(
-                    STATUS_FAILED_DRIVER_ENTRY, f"{found.path}: {type(error).__name__}: {error}"
+                    api.STATUS_FAILED_DRIVER_ENTRY, f"{found.path}: {type(error).__name__}: {error}"
                 ) from error
 
         return await _in_thread(make)
@@ -257,7 +257,7 @@ class FilterManager:
                 if loaded.state is not FilterState.GONE:
                     log.warning("DriverEntry failed, and left its filter registered", filter=found.name)
                 await self.unregister(loaded)
-            raise FltError(STATUS_FAILED_DRIVER_ENTRY, f"{found.path}: DriverEntry: {reason}")
+            raise FltError(api.STATUS_FAILED_DRIVER_ENTRY, f"{found.path}: DriverEntry: {reason}")
         assert loaded is not None
         return loaded
 
@@ -597,7 +597,7 @@ class FilterManager:
             volume.settle_bypass()
             await self._tell(f"{loaded.name}: instance_teardown_start", loaded.object.instance_teardown_start,
                              instance, reason)  # fmt: skip
-            await self._replaced(volume)
+            await self._drain(instance)
             if reason != api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT:
                 await self._invalidate(instance)
             await self._tell(f"{loaded.name}: instance_teardown_complete", loaded.object.instance_teardown_complete,
@@ -613,8 +613,23 @@ class FilterManager:
     async def _replaced(volume: Volume) -> None:
         """Until no operation walks a callback list that has been replaced."""
         volume.core.restart_waiting_locks()
+        pause = DRAIN_POLL
         while not volume.core.stack.drained():
-            await trio.sleep(DRAIN_POLL)
+            await trio.sleep(pause)
+            pause = min(pause * 1.5, DRAIN_POLL_AT_MOST)
+
+    @staticmethod
+    async def _drain(instance: Instance) -> None:
+        """Until no operation uses an instance that has been taken out: by itself, or because it was drained."""
+        core, early = instance.volume.core, trio.current_time() + DRAIN_AFTER
+        core.restart_waiting_locks()
+        pause = DRAIN_POLL
+        while core.stack.drain(instance.entry):
+            await trio.sleep(pause)
+            pause = min(pause * 1.5, DRAIN_POLL_AT_MOST)
+            if trio.current_time() >= early and not await _in_thread(core.stack.drain, instance.entry, True):
+                break
+        core.stack.drained()  # frees what nobody walks any more
 
     @staticmethod
     async def _invalidate(instance: Instance) -> None:

@@ -13,9 +13,10 @@ import trio
 from filter_bench import PLAIN, TRACES, Bench, on_trio, refused
 from stack_driver import FSYNC, RELEASE, error_of, lookup, opened, read
 
-from stackfs import api
+from stackfs import api, manager
 from stackfs.api import (
     STATUS_ACCESS_DENIED,
+    STATUS_FAILED_DRIVER_ENTRY,
     STATUS_FLT_DO_NOT_ATTACH,
     STATUS_FLT_DO_NOT_DETACH,
     STATUS_FLT_FILTER_NOT_FOUND,
@@ -29,7 +30,7 @@ from stackfs.api import (
 )
 from stackfs.cext.stack import ERROR_LIMIT
 from stackfs.errors import FltError, StackfsError
-from stackfs.manager import STATUS_FAILED_DRIVER_ENTRY, Volume
+from stackfs.manager import Volume
 
 # ---- how an instance goes -------------------------------------------------------------------------------------------
 
@@ -55,9 +56,10 @@ async def gone(bench: Bench, volume: Volume, how: str) -> None:
     ],
 )
 def test_the_order_in_which_an_instance_goes(
-    bench: Bench, how: str, asked: tuple[object, ...] | None, reason: int
+    bench: Bench, how: str, asked: tuple[object, ...] | None, reason: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A3.9, with an operation under way: asked, out of the lists, start, the operation ends, complete, gone."""
+    monkeypatch.setattr(manager, "DRAIN_AFTER", 60)
 
     @on_trio
     async def test(bench: Bench) -> None:
