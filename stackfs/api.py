@@ -114,6 +114,28 @@ class Filter:
         """No callback of the instance runs, or ever will. Free what it holds."""
 
 
+class LegacyFilter(Filter):
+    """A filter as they were before the Filter Manager, to try the company of one (A1.11).
+
+    It is loaded and never unloaded, lies on top of what is there when it comes, sees every operation, and passes each on:
+    what its methods return is not looked at.
+    """
+
+    def dispatch(self, data: CallbackData, instance: Instance) -> None:
+        """An operation on its way down."""
+
+    def completed(self, data: CallbackData, instance: Instance) -> None:
+        """The same on its way up."""
+
+    def dispatch_and_pass_on(self, data: CallbackData, instance: Instance) -> int:
+        self.dispatch(data, instance)
+        return FLT_PREOP_SUCCESS_WITH_CALLBACK
+
+    def complete_and_pass_on(self, data: CallbackData, instance: Instance, context: object, flags: int) -> int:
+        self.completed(data, instance)
+        return FLT_POSTOP_FINISHED_PROCESSING
+
+
 FLTFL_REGISTRATION_DO_NOT_SUPPORT_SERVICE_STOP = 0x1
 FLTFL_REGISTRATION_SUPPORT_NPFS_MSFS = 0x2
 FLTFL_REGISTRATION_SUPPORT_DAX_VOLUME = 0x4
@@ -152,11 +174,18 @@ for _enum in (
 globals().update(_named)
 STATUS_SUCCESS = 0
 
+LegacyFilter.operations = tuple(
+    Operation(value, "dispatch_and_pass_on", "complete_and_pass_on" if name != "IRP_MJ_SHUTDOWN" else None)
+    for name, value in _named.items()
+    if name.startswith("IRP_MJ_") and name not in ("IRP_MJ_POWER", "IRP_MJ_DEVICE_CHANGE")
+)
+
 __all__ = [
     "FILTER_ABI",
     "CallbackData",
     "DirectoryEntry",
     "Filter",
+    "LegacyFilter",
     "Operation",
     "from_errno",
     "is_success",

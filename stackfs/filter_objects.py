@@ -20,6 +20,7 @@ from stackfs.altitude import AltitudeKey, sort_key
 from stackfs.cext.requests import Volume as CoreVolume
 from stackfs.cext.stack import InstanceEntry
 from stackfs.errors import FltError
+from stackfs.frames import Legacy
 from stackfs.rundown import Rundown
 
 if TYPE_CHECKING:
@@ -115,7 +116,9 @@ class LoadedFilter(FltObject):
         """While its unload callback runs: the flags that it was called with."""
         self.gone = trio.Event()
         self.frame = 0
-        """The frame that its default instance's altitude lies in."""
+        """The number of the frame that its default instance's altitude lies in."""
+        self.legacy: Legacy | None = None
+        """A legacy filter's layer: it has no frame, and the Filter Manager does not manage it."""
 
     def __str__(self) -> str:
         return f"filter {self.name!r}"
@@ -167,6 +170,7 @@ class Instance(FltObject):
         self.context: Any = None
         """The filter's own."""
         self.state = InstanceState.SETTING_UP
+        self.frame = filter.frame
         self.settled = trio.Event()
         """It has been set up, or not."""
         self.gone = trio.Event()
@@ -280,7 +284,9 @@ class Volume(FltObject):
         self.source = source
         self.core = core
         self.instances: list[Instance] = []
-        """Those attached, highest altitude first."""
+        """Those attached, highest altitude first, but for legacy filters'."""
+        self.legacies: list[Instance] = []
+        """Those of legacy filters."""
         self.unsettled: list[Instance] = []
         """Those being set up or torn down: names and altitudes are taken."""
         self.invalidate: Callable[[], Awaitable[None]] | None = None
@@ -289,14 +295,18 @@ class Volume(FltObject):
     def __str__(self) -> str:
         return f"volume {self.name!r}"
 
+    def attached(self, filter: LoadedFilter) -> list[Instance]:
+        """The list that instances of this filter belong to while they are attached."""
+        return self.instances if filter.legacy is None else self.legacies
+
     def settle_bypass(self) -> None:
         """Opens may be bypassed while no instance stands in the way."""
-        self.core.allow_bypass(not any(instance.blocks_bypass for instance in self.instances))
+        self.core.allow_bypass(not any(instance.blocks_bypass for instance in (*self.instances, *self.legacies)))
 
     def settle_timeouts(self) -> None:
         """Zero while an instance sees lookups and its answers may change by themselves (D10)."""
         self.core.stack.names_or_data_filtered = any(
             instance.filter.manifest.answers != "cacheable"
             and {api.IRP_MJ_QUERY_OPEN, api.IRP_MJ_NETWORK_QUERY_OPEN} & set(instance.entry.registered)
-            for instance in self.instances
+            for instance in (*self.instances, *self.legacies)
         )

@@ -28,6 +28,7 @@ from stackfs.cext.requests import Volume as CoreVolume
 from stackfs.driver_object import DriverObject
 from stackfs.errors import ExitCode, FltError, StackfsError
 from stackfs.filter_objects import FilterState, Instance, InstanceState, LoadedFilter, Volume
+from stackfs.frames import BetweenLegacyFilters, DeviceStack
 from stackfs.manifest import START_TYPES
 
 __all__ = ["FilterManager", "Instance", "LoadedFilter", "Volume", "current", "running"]
@@ -93,6 +94,7 @@ class FilterManager:
         self.manual_instances = list(manual_instances)
         self.loaded: dict[str, LoadedFilter] = {}
         self.volumes: list[Volume] = []
+        self.frames = DeviceStack()
         self._loading: set[str] = set()
         self._jobs_send, self._jobs_receive = trio.open_memory_channel[Callable[[], Awaitable[object]]](math.inf)
         self._token: trio.lowlevel.TrioToken | None = None
@@ -145,8 +147,8 @@ class FilterManager:
         """Dismount: every instance is torn down, the filters stay loaded, the core is closed."""
         volume.rundown.run_down()
         with trio.CancelScope(shield=True):
-            while volume.instances or volume.unsettled:
-                for instance in self._in_order([*volume.instances, *volume.unsettled]):
+            while volume.instances or volume.legacies or volume.unsettled:
+                for instance in self._in_order([*volume.instances, *volume.legacies, *volume.unsettled]):
                     await self._tear_down(instance, api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT)
             await _in_thread(volume.end)
         self.volumes.remove(volume)
@@ -167,12 +169,13 @@ class FilterManager:
     # --- filters ------------------------------------------------------------------------------------------------
 
     def filter(self, name: str) -> LoadedFilter:
-        try:
-            return self.loaded[name]
-        except KeyError:
-            raise FltError(
-                api.STATUS_FLT_FILTER_NOT_FOUND, f"filter {name!r} is not loaded", ExitCode.NOT_FOUND
-            ) from None
+        found = self.loaded.get(name)
+        if found is not None and found.legacy is None:
+            return found
+        words = f"filter {name!r} is not loaded"
+        if found is not None:
+            words = f"{name!r} is a legacy filter, and none of the Filter Manager's: it stays where it is"
+        raise FltError(api.STATUS_FLT_FILTER_NOT_FOUND, words, ExitCode.NOT_FOUND)
 
     async def load(self, name: str, declined: list[str] | None = None) -> list[Instance]:
         """FltLoadFilter: import it, start it, attach its automatic instances to every volume. Returns those.
@@ -266,8 +269,26 @@ class FilterManager:
         if found.name in self.loaded:
             raise FltError(api.STATUS_FLT_INSTANCE_ALTITUDE_COLLISION, f"filter {found.name!r} is registered already")
         loaded = LoadedFilter(self, found, filter_object)
+        altitude = found.manifest.altitude
+        if isinstance(filter_object, api.LegacyFilter):
+            loaded.legacy = self.frames.add_legacy(found.name, altitude, self._highest())
+        else:
+            loaded.frame = self._frame_of(altitude)
         self.loaded[loaded.name] = loaded
         return loaded
+
+    def _highest(self) -> str | None:
+        """The highest altitude that a minifilter has, or will have by default."""
+        minifilters = [each for each in self.loaded.values() if each.legacy is None]
+        own = [each.altitude for loaded in minifilters for each in loaded.instances]
+        return max([*own, *(each.manifest.altitude for each in minifilters)], key=sort_key, default=None)
+
+    def _frame_of(self, altitude: str) -> int:
+        """The number of a minifilter's frame. FltError: STATUS_INVALID_PARAMETER, nothing can attach there (A1.11)."""
+        try:
+            return self.frames.frame_of(altitude).number
+        except BetweenLegacyFilters as error:
+            raise FltError(api.STATUS_INVALID_PARAMETER, str(error)) from None
 
     def start_filtering(self, loaded: LoadedFilter) -> None:
         """FltStartFiltering: instances may come from now on; the automatic ones when DriverEntry has returned.
@@ -394,11 +415,11 @@ class FilterManager:
             await self._load(name)
         ordered = sorted(
             specs,
-            key=lambda each: (self.filter(each.filter).order, sort_key(each.altitude or "0")),
+            key=lambda each: (self.loaded[each.filter].order, sort_key(each.altitude or "0")),
             reverse=True,
         )
         for spec in ordered:
-            loaded = self.filter(spec.filter)
+            loaded = self.loaded[spec.filter]
             altitude = spec.altitude or loaded.manifest.altitude
             await self._attach(loaded, volume, spec.name, altitude, flags, dict(spec.options))
 
@@ -492,8 +513,9 @@ class FilterManager:
                 await _in_thread(instance.end)
             raise
         volume.unsettled.remove(instance)
-        volume.instances.append(instance)
-        volume.instances.sort(key=lambda each: sort_key(each.altitude), reverse=True)
+        attached = volume.attached(loaded)
+        attached.append(instance)
+        attached.sort(key=lambda each: sort_key(each.altitude), reverse=True)
         instance.become(InstanceState.ATTACHED)
         volume.settle_timeouts()
         await self._replaced(volume)
@@ -505,7 +527,9 @@ class FilterManager:
     ) -> Instance:
         """The new instance, its name and altitude taken from now on. FltError: why there cannot be one."""
         self._check_alive(loaded, volume)
-        for other in (*volume.instances, *volume.unsettled):
+        if loaded.legacy is not None:
+            altitude = loaded.legacy.place
+        for other in (*volume.instances, *volume.legacies, *volume.unsettled):
             going = ", which is still being torn down" if other.state is InstanceState.TEARING_DOWN else ""
             if other.name == name:
                 raise FltError(
@@ -524,6 +548,8 @@ class FilterManager:
         except Exception as error:  # a registration that was changed after it was checked
             what = f"filter {loaded.name!r} cannot be attached: {type(error).__name__}: {error}"
             raise FltError(api.STATUS_INVALID_PARAMETER, what) from error
+        if loaded.legacy is None:
+            instance.frame = self._frame_of(altitude)
         volume.unsettled.append(instance)
         loaded.instances.append(instance)
         return instance
@@ -591,7 +617,7 @@ class FilterManager:
         volume, loaded = instance.volume, instance.filter
         with trio.CancelScope(shield=True):
             volume.core.stack.remove(instance.entry)
-            volume.instances.remove(instance)
+            volume.attached(loaded).remove(instance)
             volume.unsettled.append(instance)
             volume.settle_timeouts()
             volume.settle_bypass()
@@ -679,7 +705,7 @@ class FilterManager:
                 "name": each.name,
                 "instances": len(each.instances),
                 "altitude": each.manifest.altitude,
-                "frame": 0,
+                "frame": each.frame if each.legacy is None else "<Legacy>",
                 "start": each.manifest.start,
                 "on_error": each.manifest.on_error,
                 "failed": any(instance.failed for instance in each.instances),
@@ -697,7 +723,7 @@ class FilterManager:
                 "volume": volume.mountpoint or volume.name,
                 "altitude": instance.altitude,
                 "name": instance.name,
-                "frame": 0,
+                "frame": instance.frame,
                 "features": SUPPORTED_FS_FEATURES_BYPASS_IO if not instance.blocks_bypass else 0,
                 "bypassed": volume.core.bypassed_opens if instance.sees_data else 0,
                 "status": self._status_of(instance),
@@ -706,6 +732,7 @@ class FilterManager:
             for instance in sorted(
                 (*volume.instances, *volume.unsettled), key=lambda each: sort_key(each.altitude), reverse=True
             )
+            if instance.filter.legacy is None
         ]
 
     @staticmethod

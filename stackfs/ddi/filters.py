@@ -229,7 +229,8 @@ def FltEnumerateFilters(
     name = holder("FltEnumerateFilters")
 
     def enumerate_all() -> None:
-        loaded = [each for each in list(manager.current().loaded.values()) if each.state is FilterState.FILTERING]
+        everything = list(manager.current().loaded.values())
+        loaded = [each for each in everything if each.state is FilterState.FILTERING and each.legacy is None]
         give(sorted(loaded, key=lambda each: each.order, reverse=True), FilterList, FilterListSize,
              NumberFiltersReturned, name)  # fmt: skip
 
