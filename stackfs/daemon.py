@@ -254,22 +254,21 @@ class Mounted:
             with trio.CancelScope(shield=True):
                 if self.device is not None:
                     await trio.to_thread.run_sync(self._let_go)
-                await self.manager.remove_volume(self.volume)
+                for volume in reversed(self.manager.volumes[:]):
+                    await self.manager.remove_volume(volume)
             log.info("ended", volume=self.config.volume_name, mountpoint=self.config.mountpoint)
 
     # --- start ------------------------------------------------------------------------------------------------------
 
     async def _attach(self) -> None:
-        """The configured instances; then one open of the root through the stack, so that they have seen the volume."""
+        """The further volumes; the configured instances; then one open of the root, so that they have seen the volume."""
         flags = api.FLTFL_INSTANCE_SETUP_AUTOMATIC_ATTACHMENT | api.FLTFL_INSTANCE_SETUP_NEWLY_MOUNTED_VOLUME
-        await self.manager.attach_configured(self.volume, self.config.instances, flags)
-        try:
-            opened = self.core.request(27, 1).do()
-            self.core.request(29, 1, fh=opened.fh).do()
-        except OSError as error:
-            raise StackfsError(
-                f"the filters do not let the root of {self.config.source} be opened: {error.strerror}", ExitCode.REFUSED
-            ) from error
+        specs = self.config.instances
+        await self.manager.load_configured(specs)
+        for name, source in self.config.further_volumes:
+            await self.manager.open_volume(name, source, [each for each in specs if each.volume == name])
+        await self.manager.attach_configured(self.volume, [each for each in specs if each.volume is None], flags)
+        await self.manager.open_root(self.volume)
 
     async def _mount(self, nursery: trio.Nursery) -> None:
         from stackfs import irp_lane
@@ -527,6 +526,7 @@ class Mounted:
             "known_inodes": self.core.known_inodes,
             "cached_descriptors": self.core.cached_descriptors,
             "max_write": device.max_write,
+            "further_volumes": [volume.name for volume in self.manager.volumes if volume is not self.volume],
             "instances": len(self.volume.instances),
             "failed_instances": [instance.name for instance in self.volume.instances if instance.failed],
             "unloading": {row["name"]: row["held_by"] for row in self.manager.filters() if row["state"] == "Unloading"},

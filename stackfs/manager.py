@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -58,6 +59,9 @@ DRAIN_AFTER = 0.2
 
 PATIENCE = 2.0
 """Seconds after which an unload that waits for references says so in the log."""
+
+OPENDIR, RELEASEDIR = 27, 29
+"""Requests, as FUSE numbers them."""
 
 T = TypeVar("T")
 
@@ -142,6 +146,47 @@ class FilterManager:
         volume = Volume(self, name, mountpoint, source, core)
         self.volumes.append(volume)
         return volume
+
+    async def open_volume(self, name: str, source: str, specs: Sequence[Any] | None = None) -> Volume:
+        """Hold a further volume, without a mount: a stack over a backing directory (A3.15).
+
+        Its instances are those of the specs (options.InstanceSpec), or else the automatic ones of every filter that is
+        loaded; then its root is opened once. StackfsError: it cannot be used, or a filter refuses; nothing is held then.
+        """
+        try:
+            root = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise StackfsError(f"volume {name!r}: {source}: {error.strerror}", ExitCode.UNUSABLE) from None
+        volume = self.add_volume(name, "", source, CoreVolume(root))
+        try:
+            if specs is None:
+                for loaded in sorted(self.loaded.values(), key=lambda each: each.order, reverse=True):
+                    if loaded.state is FilterState.FILTERING:
+                        await self._attach_automatic(loaded, newly_mounted=volume)
+            else:
+                flags = api.FLTFL_INSTANCE_SETUP_AUTOMATIC_ATTACHMENT | api.FLTFL_INSTANCE_SETUP_NEWLY_MOUNTED_VOLUME
+                await self.attach_configured(volume, specs, flags)
+            await self.open_root(volume)
+        except BaseException:
+            await self.remove_volume(volume)
+            raise
+        return volume
+
+    @staticmethod
+    async def open_root(volume: Volume) -> None:
+        """The first operation on a volume: one CREATE of its root, through the stack (A3.3). StackfsError: a filter
+        refuses it."""
+
+        def opened() -> None:
+            handle = volume.core.request(OPENDIR, 1).do().fh
+            volume.core.request(RELEASEDIR, 1, fh=handle).do()
+
+        try:
+            await _in_thread(opened)
+        except OSError as error:
+            raise StackfsError(
+                f"the filters do not let the root of {volume.source} be opened: {error.strerror}", ExitCode.REFUSED
+            ) from error
 
     async def remove_volume(self, volume: Volume) -> None:
         """Dismount: every instance is torn down, the filters stay loaded, the core is closed."""
@@ -402,17 +447,9 @@ class FilterManager:
     async def attach_configured(self, volume: Volume, specs: Sequence[Any], flags: int) -> None:
         """At mount: load the filters that the specs (options.InstanceSpec) name, and attach just these instances.
 
-        Filters are loaded by start type (A2.2), instances set up by their filters' default instances (A1.6).
+        They are set up in the order of their filters' default instances (A1.6).
         """
-        for spec in specs:
-            self.filter_options.setdefault(spec.filter, dict(spec.options))
-        wanted = {
-            name: discovery.find(name, self.filter_dirs).manifest
-            for name in {spec.filter: None for spec in specs}
-            if name not in self.loaded
-        }
-        for name in sorted(wanted, key=lambda each: START_TYPES.index(wanted[each].start)):
-            await self._load(name)
+        await self.load_configured(specs)
         ordered = sorted(
             specs,
             key=lambda each: (self.loaded[each.filter].order, sort_key(each.altitude or "0")),
@@ -422,6 +459,18 @@ class FilterManager:
             loaded = self.loaded[spec.filter]
             altitude = spec.altitude or loaded.manifest.altitude
             await self._attach(loaded, volume, spec.name, altitude, flags, dict(spec.options))
+
+    async def load_configured(self, specs: Sequence[Any]) -> None:
+        """Load the filters that the specs name and that are not loaded yet, by start type (A2.2)."""
+        for spec in specs:
+            self.filter_options.setdefault(spec.filter, dict(spec.options))
+        wanted = {
+            name: discovery.find(name, self.filter_dirs).manifest
+            for name in {spec.filter: None for spec in specs}
+            if name not in self.loaded
+        }
+        for name in sorted(wanted, key=lambda each: START_TYPES.index(wanted[each].start)):
+            await self._load(name)
 
     async def _attach_automatic(
         self, loaded: LoadedFilter, declined: list[str] | None = None, newly_mounted: Volume | None = None
@@ -470,7 +519,12 @@ class FilterManager:
                 f"instance {name!r} of filter {loaded.name!r} cannot be attached by a command: its manifest says "
                 f'attach = "{definition.attach}"',
             )
-        manual = [spec for spec in self.manual_instances if spec.filter == loaded.name and spec.name == name]
+        held = None if volume.mountpoint else volume.name
+        manual = [
+            spec
+            for spec in self.manual_instances
+            if (spec.filter, spec.name) == (loaded.name, name) and spec.volume in (None, held)
+        ]
         if altitude is None and manual:
             altitude = manual[0].altitude
         try:
@@ -744,7 +798,12 @@ class FilterManager:
     def volume_list(self) -> list[dict[str, Any]]:
         """Rows of `fltmc volumes`."""
         return [
-            {"dos_name": each.mountpoint, "volume_name": each.name, "filesystem": "stackfs", "status": "Attached"}
+            {
+                "dos_name": each.mountpoint,
+                "volume_name": each.name,
+                "filesystem": "stackfs",
+                "status": "Attached" if each.mountpoint else "Not mounted",
+            }
             for each in self.volumes
         ]
 

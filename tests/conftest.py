@@ -66,12 +66,16 @@ class Drive:
     def mount(self, *options: str, **keywords: object) -> Drive:
         joined = [part for option in options for part in ("-o", option)]
         run(STACKFS, "mount", self.src, self.mnt, *joined, **keywords)
+        self.note_pid()
+        return self
+
+    def note_pid(self) -> None:
+        """The daemon's, out of its log."""
         assert is_mounted(self.mnt)
         for line in reversed(self.log.read_text().splitlines()):
             if "event=mounted" in line:
                 self.pid = int(re.search(r"pid=(\d+)", line).group(1))  # type: ignore[union-attr]
                 break
-        return self
 
     def umount(self) -> None:
         run(STACKFS, "umount", self.mnt)

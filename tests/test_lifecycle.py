@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+from conftest import STACKFS, run
 from filter_bench import PLAIN, TRACES, Bench, on_trio, refused
 from stack_driver import FSYNC, RELEASE, error_of, lookup, opened
 
@@ -32,6 +33,7 @@ from stackfs.api import (
     STATUS_POSSIBLE_DEADLOCK,
     STATUS_SUCCESS,
 )
+from stackfs.errors import StackfsError
 from stackfs.filter_objects import FilterState
 from stackfs.fltkernel import (
     FltAttachVolume,
@@ -1034,3 +1036,86 @@ def test_draining_under_load(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> N
             assert each.wrong == [] and each.begun > 0  # type: ignore[attr-defined]
 
     test(bench)
+
+
+# ---- further volumes --------------------------------------------------------------------------------------------------
+
+
+def test_a_further_volume(bench: Bench) -> None:
+    """A3.15: its automatic instances are newly mounted ones, highest default instance first; then its root is opened."""
+
+    @on_trio
+    async def test(bench: Bench) -> None:
+        body = TRACES.replace("IRP_MJ_FLUSH_BUFFERS", "IRP_MJ_CREATE").replace(
+            "self.trace = []", "import builtins; self.trace = vars(builtins).setdefault('stackfs_trace', [])")  # fmt: skip
+        bench.drop(body)
+        bench.drop(body, name="g", altitude="380000")
+        bench.drop(PLAIN % "pass", name="h", altitude="360001", fields='"attach": "manual"')
+        try:
+            for name in "fgh":
+                await bench.manager.load(name)
+            source = bench.top / "second"
+            source.mkdir()
+            volume = await bench.manager.open_volume("second", str(source))
+            trace = bench.trace()
+            flags = api.FLTFL_INSTANCE_SETUP_AUTOMATIC_ATTACHMENT | api.FLTFL_INSTANCE_SETUP_NEWLY_MOUNTED_VOLUME
+            assert trace == [("setup", "g", flags), ("setup", "f", flags),
+                             ("pre", "g"), ("pre", "f"), ("post", "f"), ("post", "g")]  # fmt: skip
+            assert bench.manager.volume("second") is volume and volume.core.open_files == 0
+            (row,) = bench.manager.volume_list()
+            assert (row["dos_name"], row["volume_name"], row["status"]) == ("", "second", "Not mounted")
+            await bench.manager.attach("h", volume)
+            await bench.manager.remove_volume(volume)
+            assert [each for each in trace if each[0] == "complete"] == [("complete", "g", 8), ("complete", "f", 8)]
+        finally:
+            import builtins
+
+            vars(builtins).pop("stackfs_trace", None)
+
+    test(bench)
+
+
+def test_a_further_volume_that_cannot_be_held(bench: Bench) -> None:
+    @on_trio
+    async def test(bench: Bench) -> None:
+        body = "operations = (Operation(IRP_MJ_CREATE, pre='pre'),)\n    def pre(self, data, objects): return data.complete(%s)"
+        bench.drop(PLAIN % (body % "STATUS_ACCESS_DENIED"))
+        await bench.manager.load("f")
+        source = bench.top / "second"
+        with pytest.raises(StackfsError, match="No such file"):
+            await bench.manager.open_volume("second", str(source))
+        source.mkdir()
+        with pytest.raises(StackfsError, match="do not let the root of .*second be opened: Permission denied"):
+            await bench.manager.open_volume("second", str(source))
+        assert bench.manager.volumes == [] and bench.manager.filter("f").instances == []
+        await bench.manager.unload("f")
+        await bench.manager.open_volume("second", str(source))
+        with pytest.raises(StackfsError, match="is there already"):
+            await bench.manager.open_volume("second", str(source))
+
+    test(bench)
+
+
+def test_a_mount_with_a_further_volume(drive: Any, tmp_path: Any) -> None:
+    """One process, two volumes: fltmc lists both, and attaches and detaches on either by name."""
+    one = drive(mount=False)
+    second = one.src.parent / f"{one.name}-second"
+    second.mkdir()
+    toml = one.src.parent / "two.toml"
+    toml.write_text(
+        f'[volume]\nname = "{one.name}"\nsource = "{one.src}"\nmountpoint = "{one.mnt}"\n'
+        f'[[further_volume]]\nname = "{second.name}"\nsource = "{second}"\n'
+        f'[[instance]]\nfilter = "passthrough"\n[[instance]]\nfilter = "passthrough"\nvolume = "{second.name}"\n'
+    )
+    run(STACKFS, "mount", toml)
+    one.note_pid()
+    rows = [line.split() for line in one.fltmc("instances").stdout.splitlines()[2:]]
+    shown = [row[:2] for row in rows if row[1] in (str(one.mnt), second.name)]
+    assert sorted(shown) == sorted([["passthrough", str(one.mnt)], ["passthrough", second.name]])
+    assert "Not mounted" in one.fltmc("volumes").stdout
+    one.fltmc("detach", "passthrough", second.name)
+    assert second.name not in one.fltmc("instances").stdout
+    one.fltmc("attach", "passthrough", second.name, "-a", "370030.5")
+    assert one.fltmc("instances", "-v", second.name).stdout.count("370030.5") == 2
+    (one.src / "file").write_text("x")
+    assert (one.mnt / "file").read_text() == "x"
