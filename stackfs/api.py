@@ -117,8 +117,8 @@ class Filter:
 class LegacyFilter(Filter):
     """A filter as they were before the Filter Manager, to try the company of one (A1.11).
 
-    It is loaded and never unloaded, lies on top of what is there when it comes, sees every operation, and passes each on:
-    what its methods return is not looked at.
+    It is loaded and never unloaded, lies on top of what is there when it comes, sees every operation, and passes each
+    on: what its methods return is not looked at.
     """
 
     def dispatch(self, data: CallbackData, instance: Instance) -> None:
@@ -129,11 +129,11 @@ class LegacyFilter(Filter):
 
     def dispatch_and_pass_on(self, data: CallbackData, instance: Instance) -> int:
         self.dispatch(data, instance)
-        return FLT_PREOP_SUCCESS_WITH_CALLBACK
+        return _constants.PreopStatus.FLT_PREOP_SUCCESS_WITH_CALLBACK
 
     def complete_and_pass_on(self, data: CallbackData, instance: Instance, context: object, flags: int) -> int:
         self.completed(data, instance)
-        return FLT_POSTOP_FINISHED_PROCESSING
+        return _constants.PostopStatus.FLT_POSTOP_FINISHED_PROCESSING
 
 
 FLTFL_REGISTRATION_DO_NOT_SUPPORT_SERVICE_STOP = 0x1

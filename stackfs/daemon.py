@@ -261,7 +261,7 @@ class Mounted:
     # --- start ------------------------------------------------------------------------------------------------------
 
     async def _attach(self) -> None:
-        """The further volumes; the configured instances; then one open of the root, so that they have seen the volume."""
+        """The further volumes, the configured instances; then one open of the root: they have seen the volume."""
         flags = api.FLTFL_INSTANCE_SETUP_AUTOMATIC_ATTACHMENT | api.FLTFL_INSTANCE_SETUP_NEWLY_MOUNTED_VOLUME
         specs = self.config.instances
         await self.manager.load_configured(specs)

@@ -1,7 +1,8 @@
-"""What a filter's DriverEntry is called with: the other way in, beside a class of stackfs/api.py (docs/semantics.md, A2.13).
+"""What a filter's DriverEntry is called with: the way in beside a class of stackfs/api.py (docs/semantics.md, A2.13).
 
-A drop-in that has a function ``DriverEntry(DriverObject, RegistryPath)`` and no subclass of Filter registers itself, with
-FltRegisterFilter and FltStartFiltering (stackfs/ddi/filters.py). DriverEntry runs in a thread of its own, and may wait.
+A drop-in that has a function ``DriverEntry(DriverObject, RegistryPath)`` and no subclass of Filter registers itself,
+with FltRegisterFilter and FltStartFiltering (stackfs/ddi/filters.py). DriverEntry runs in a thread of its own, and may
+wait.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ DriverEntryRoutine = Callable[["DriverObject", str], int | None]
 
 
 class DriverObject:
-    """The driver that is being started. `options`: the values of its manifest's options (a service key's Parameters)."""
+    """The driver that is being started. `options`: the values of its manifest's options: its key's Parameters."""
 
     def __init__(self, manager: FilterManager, found: Found, options: dict[str, Any]) -> None:
         self.manager = manager

@@ -24,7 +24,7 @@ from stackfs.frames import Legacy
 from stackfs.rundown import Rundown
 
 if TYPE_CHECKING:
-    from stackfs import filter_objects as _objects      # a class's own properties hide the names of classes in it
+    from stackfs import filter_objects as _objects  # a class's own properties hide the names of classes in it
     from stackfs.discovery import Found
     from stackfs.manager import FilterManager
     from stackfs.manifest import Manifest

@@ -1,4 +1,4 @@
-"""Frames and legacy filters: what the stack of every volume is made of, from the base upwards (docs/semantics.md, A1.8, A1.11).
+"""Frames and legacy filters: what the stack of every volume is made of (docs/semantics.md, A1.8, A1.11).
 
 A frame is a range of altitudes, served by one device object of the Filter Manager; minifilters lie in frames. A legacy
 filter is one from before the Filter Manager: it lies on top of whatever was there when it came. There is frame 0, and
@@ -20,7 +20,7 @@ class BetweenLegacyFilters(ValueError):
 
 @dataclasses.dataclass(slots=True)
 class Frame:
-    """A frame. high: the highest altitude it takes; None: it is the uppermost layer, and takes any above its low end."""
+    """A frame. high: the highest altitude it takes; None: it is the uppermost layer, and takes any above its end."""
 
     number: int
     high: str | None = None

@@ -2,13 +2,13 @@
 
 What an INF says of a minifilter it says in four steps: a ``...Services`` section adds a service; the service's section
 has its start type, load order group and dependencies, and names AddReg sections; these write ``Instances`` below the
-service's key, the default instance's name, and ``Instances\\NAME`` with an altitude and flags; and nearly every value is a
-``%token%`` of ``[Strings]``. Just that is read; files to copy, catalogs and the like are passed over.
+service's key, the default instance's name, and ``Instances\\NAME`` with an altitude and flags; and nearly every value
+is a ``%token%`` of ``[Strings]``. Just that is read; files to copy, catalogs and the like are passed over.
 
 As Windows reads it: section names, keys and tokens know no case; a section may be there in several parts; ``;`` begins
-a comment and ``\\`` at a line's end goes on in the next one, both outside quotes; in quotes a doubled quote is one; parts
-in quotes and without stand side by side in one value. The text is UTF-16 with a byte order mark, UTF-8, or else ANSI
-(Windows-1252). Every error is a FilterImageError: file, line, reason. Everything here is pure.
+a comment and ``\\`` at a line's end goes on in the next one, both outside quotes; in quotes a doubled quote is one;
+parts in quotes and without stand side by side in one value. The text is UTF-16 with a byte order mark, UTF-8, or else
+ANSI (Windows-1252). Every error is a FilterImageError: file, line, reason. Everything here is pure.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ def _decode(data: bytes, file: str) -> str:
             try:
                 return data[len(mark) :].decode(encoding)
             except UnicodeDecodeError as error:
-                raise FilterImageError(f"{file}: not {encoding.upper()}, as its first bytes say: {error.reason}") from None
+                words = f"{file}: not {encoding.upper()}, as its first bytes say: {error.reason}"
+                raise FilterImageError(words) from None
     if b"\0" in data:
         raise FilterImageError(f"{file}: not an INF: neither text nor UTF-16 with a byte order mark")
     try:
@@ -164,7 +165,7 @@ def _unquoted(text: str) -> str:
     return "".join(quoted.replace('""', '"') if not bare else bare.strip() for quoted, bare in pieces)
 
 
-# --- what a minifilter's INF says ---------------------------------------------------------------------------------------
+# --- what a minifilter's INF says ------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(slots=True)

@@ -345,7 +345,8 @@ def check_registration(found: Found, wanted: str, cls: type[Filter] | Filter) ->
             refuse(found, f"{field}.major", f"{operation} is registered twice")
         seen.add(int(each.major))
         if isinstance(each.flags, bool) or not isinstance(each.flags, int) or each.flags & ~flags:
-            refuse(found, f"{field}.flags", f"{each.flags!r} has bits that are no registration flag (they are {flags:#x})")
+            reason = f"{each.flags!r} has bits that are no registration flag (they are {flags:#x})"
+            refuse(found, f"{field}.flags", reason)
         if operation == "IRP_MJ_SHUTDOWN" and each.post is not None:
             refuse(found, f"{field}.post", "IRP_MJ_SHUTDOWN has no post-operation callback")
         for kind, method in (("pre", each.pre), ("post", each.post)):

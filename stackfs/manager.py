@@ -52,7 +52,7 @@ SUPPORTED_FS_FEATURES_BYPASS_IO = 0x8
 """In the column SprtFtrs of `fltmc instances`."""
 
 DRAIN_POLL, DRAIN_POLL_AT_MOST = 0.0005, 0.02
-"""Seconds between two looks at whether operations still use what has been taken out; each is longer than the one before."""
+"""Seconds between two looks at whether operations still use what has been taken out; from the first to the last."""
 
 DRAIN_AFTER = 0.2
 """Seconds that operations have to finish by themselves before an instance that leaves gives its posts up (A3.10)."""
@@ -151,7 +151,7 @@ class FilterManager:
         """Hold a further volume, without a mount: a stack over a backing directory (A3.15).
 
         Its instances are those of the specs (options.InstanceSpec), or else the automatic ones of every filter that is
-        loaded; then its root is opened once. StackfsError: it cannot be used, or a filter refuses; nothing is held then.
+        loaded; then its root is opened once. StackfsError: it cannot be used, or a filter refuses; nothing is left.
         """
         try:
             root = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -366,7 +366,8 @@ class FilterManager:
         if callback is None:
             raise FltError(api.STATUS_FLT_DO_NOT_DETACH, f"filter {name!r} has no unload callback: it stays loaded")
         if mandatory and loaded.object.flags & api.FLTFL_REGISTRATION_DO_NOT_SUPPORT_SERVICE_STOP:
-            raise FltError(api.STATUS_NOT_SUPPORTED, f"filter {name!r} does not support being stopped: fltmc unload asks it")
+            words = f"filter {name!r} does not support being stopped: fltmc unload asks it"
+            raise FltError(api.STATUS_NOT_SUPPORTED, words)
         loaded.unload_flags = api.FLTFL_FILTER_UNLOAD_MANDATORY if mandatory else 0
         try:
             if mandatory:
@@ -380,7 +381,7 @@ class FilterManager:
             loaded.unload_flags = None
 
     async def unregister(self, loaded: LoadedFilter) -> None:
-        """FltUnregisterFilter: its instances are torn down, what is referenced is waited for, then it is gone (A2.15)."""
+        """FltUnregisterFilter: its instances are torn down, references are waited for, then it is gone (A2.15)."""
         if loaded.state in (FilterState.UNLOADING, FilterState.GONE):
             await loaded.gone.wait()
             return

@@ -1,4 +1,4 @@
-"""Rundown protection: references that the end of a filter, an instance or a volume waits for (docs/semantics.md, A2.16).
+"""Rundown protection: references that the end of a filter or an instance waits for (docs/semantics.md, A2.16).
 
 Each reference is held under a name, so that an end that has to wait can say for what. Any thread may take and drop
 references; one lock, held for a few instructions.

@@ -1,4 +1,4 @@
-"""Frames and legacy filters (docs/semantics.md A1.8, A1.11): where they come to lie, what they see, how they are shown."""
+"""Frames and legacy filters (docs/semantics.md A1.8, A1.11): where they come to lie, what they see, what is shown."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from stackfs.ddi.instances import FltEnumerateInstances, FltGetBottomInstance
 from stackfs.ddi.out import Out
 from stackfs.frames import BetweenLegacyFilters, DeviceStack, Frame, Legacy, just_above
 
-# ---- the layers -------------------------------------------------------------------------------------------------------
+# ---- the layers -----------------------------------------------------------------------------------------------------
 
 
 def test_without_a_legacy_filter_there_is_frame_0() -> None:
@@ -50,7 +50,8 @@ def test_frames_and_legacy_filters_in_turn() -> None:
     stack.frame_of("300000")
     stack.add_legacy("two", "250000", "300000")
     stack.frame_of("400000")
-    assert [stack.frame_of(altitude).number for altitude in ("1", "200001", "300000", "300001", "429999")] == [0, 1, 1, 2, 2]
+    numbers = [stack.frame_of(altitude).number for altitude in ("1", "200001", "300000", "300001", "429999")]
+    assert numbers == [0, 1, 1, 2, 2]
     assert [type(layer).__name__ for layer in stack.layers] == ["Frame", "Legacy", "Frame", "Legacy", "Frame"]
 
 
@@ -66,7 +67,7 @@ def test_nothing_attaches_between_two_legacy_filters() -> None:
     assert just_above("1.50") == "1.5" + "0" * 40 + "1"
 
 
-# ---- in a volume ------------------------------------------------------------------------------------------------------
+# ---- in a volume ----------------------------------------------------------------------------------------------------
 
 HEAD = "import builtins\nseen = vars(builtins).setdefault('stackfs_seen', [])\n"
 LEGACY = HEAD + '''
@@ -216,8 +217,8 @@ def test_at_mount(bench: Bench) -> None:
 
 
 def test_how_fltmc_shows_them() -> None:
-    shown = tables.filters([FilterRow("high", 1, "385000", 1), FilterRow("old", 1, "375000", "<Legacy>")]).splitlines()[2:]
-    assert shown == [
+    rows = [FilterRow("high", 1, "385000", 1), FilterRow("old", 1, "375000", "<Legacy>")]
+    assert tables.filters(rows).splitlines()[2:] == [
         "high                                    1       385000         1",
         "old                                             375000      <Legacy>",
     ]

@@ -132,7 +132,8 @@ Instance3.Altitude      = "385100"
 SCREENER = (
     NULL.replace("Quiet Instance", "Screener Instance").replace("quiet", "screener")
     .replace('"FSFilter Activity Monitor"', '"FSFilter Content Screener"').replace("370020.5", "265000")
-    .replace("0x1  ", "0x0  ").replace("StartType        = 3", "StartType = 1").replace("0x00010001,0x3", "0x00010001,0xB")
+    .replace("0x1  ", "0x0  ").replace("StartType        = 3", "StartType = 1")
+    .replace("0x00010001,0x3", "0x00010001,0xB")
 )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "FLT_OPERATION_REGISTRATION",
     "FLT_REGISTRATION",
     "FLT_REGISTRATION_VERSION",
+    "IRP_MJ_OPERATION_END",
     "FltEnumerateFilters",
     "FltGetFilterFromName",
     "FltLoadFilter",
@@ -32,7 +33,6 @@ __all__ = [
     "FltStartFiltering",
     "FltUnloadFilter",
     "FltUnregisterFilter",
-    "IRP_MJ_OPERATION_END",
 ]
 
 FLT_REGISTRATION_VERSION: Final = 0x0203
@@ -141,8 +141,8 @@ def holder(routine: str) -> str:
 
 
 def FltRegisterFilter(Driver: DriverObject, Registration: FLT_REGISTRATION, RetFilter: Out[LoadedFilter]) -> int:
-    """A2.13. INVALID_PARAMETER: another version than 0x02xx, half a name provider, or operations that cannot be registered;
-    FLT_INSTANCE_ALTITUDE_COLLISION: the second time; FLT_NOT_INITIALIZED: no manager runs."""
+    """A2.13. INVALID_PARAMETER: another version than 0x02xx, half a name provider, or operations that cannot be
+    registered; FLT_INSTANCE_ALTITUDE_COLLISION: the second time; FLT_NOT_INITIALIZED: no manager runs."""
     names = Registration
     normalizes = names.NormalizeNameComponentCallback is not None or names.NormalizeNameComponentExCallback is not None
     if names.Version & 0xFF00 != 0x0200:
@@ -166,8 +166,8 @@ def _register(driver: DriverObject, filter_object: RegisteredFilter, returned: O
 
 
 def FltStartFiltering(Filter: LoadedFilter) -> int:
-    """A2.14. INVALID_PARAMETER: it has been called before. Callbacks may come before DriverEntry has returned only where
-    the filter attaches itself; the automatic instances are set up when it has."""
+    """A2.14. INVALID_PARAMETER: it has been called before. Callbacks may come before DriverEntry has returned only
+    where the filter attaches itself; the automatic instances are set up when it has."""
     return status_of(lambda: Filter.manager.call_sync(Filter.manager.start_filtering, Filter))
 
 
@@ -205,7 +205,8 @@ def FltObjectReference(FltObject: FltObject) -> int:
 
 
 def FltObjectDereference(FltObject: FltObject) -> None:
-    """Drops a reference that FltObjectReference, or a routine that returns an object, has taken. ValueError: none is held."""
+    """Drops a reference that FltObjectReference, or a routine that returns an object, has taken. ValueError: there is
+    none."""
     FltObject.rundown.release_one("Flt")
 
 

@@ -50,7 +50,7 @@ def FltAttachVolumeAtAltitude(
     InstanceName: str | None = None,
     RetInstance: Out[Instance] | None = None,
 ) -> int:
-    """A3.7: without a name it is called FILTER - ALTITUDE. As FltAttachVolume; INVALID_PARAMETER: no altitude for it."""
+    """A3.7: without a name it is called FILTER - ALTITUDE. As FltAttachVolume; INVALID_PARAMETER: no altitude of it."""
     name = holder("FltAttachVolumeAtAltitude")
     return status_of(lambda: _attach(Filter, Volume, InstanceName, Altitude, RetInstance, name))
 
@@ -162,7 +162,7 @@ def _neighbour(volume: Volume, start: Instance | None, step: int, returned: Out[
 def FltEnumerateVolumes(
     Filter: LoadedFilter, VolumeList: list[Volume] | None, VolumeListSize: int, NumberVolumesReturned: Out[int]
 ) -> int:
-    """Appends every volume to VolumeList. BUFFER_TOO_SMALL: VolumeListSize is less than NumberVolumesReturned then says."""
+    """Appends every volume to VolumeList. BUFFER_TOO_SMALL: VolumeListSize is less than NumberVolumesReturned says."""
     name = holder("FltEnumerateVolumes")
     volumes = list(Filter.manager.volumes)
     return status_of(lambda: give(volumes, VolumeList, VolumeListSize, NumberVolumesReturned, name))
