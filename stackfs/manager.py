@@ -77,8 +77,8 @@ def current() -> FilterManager:
 
 
 async def _in_thread(routine: Callable[..., T], *arguments: Any) -> T:
-    """Runs a filter's own routine, which may wait."""
-    return await trio.to_thread.run_sync(routine, *arguments, limiter=_threads)
+    """Runs a filter's own routine, which may wait; one that waits for ever does not keep the process from ending."""
+    return await trio.to_thread.run_sync(routine, *arguments, limiter=_threads, abandon_on_cancel=True)
 
 
 class FilterManager:
@@ -396,11 +396,12 @@ class FilterManager:
             while loaded.instances:
                 for instance in self._in_order(loaded.instances):
                     await self._tear_down(instance, reason)
-            with trio.move_on_after(PATIENCE) as patience:
-                await self._unreferenced(loaded)
-            if patience.cancelled_caught:
-                log.warning("an unload waits for what holds the filter", filter=loaded.name, held_by=loaded.held_by())
-                await self._unreferenced(loaded)
+        with trio.move_on_after(PATIENCE) as patience:
+            await self._unreferenced(loaded)
+        if patience.cancelled_caught:
+            log.warning("an unload waits for what holds the filter", filter=loaded.name, held_by=loaded.held_by())
+            await self._unreferenced(loaded)
+        with trio.CancelScope(shield=True):
             await _in_thread(loaded.end)
             await _in_thread(loader.unload, loaded.found)
         del self.loaded[loaded.name]

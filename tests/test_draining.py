@@ -1,4 +1,4 @@
-"""Draining (docs/semantics.md A3.9 to A3.12): what is under way when an instance leaves, and what it still sees of it."""
+"""Draining (docs/semantics.md A3.9 to A3.12): what is under way when an instance leaves."""
 
 from __future__ import annotations
 

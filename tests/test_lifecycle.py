@@ -396,6 +396,30 @@ def test_an_unload_waits_for_references(bench: Bench, monkeypatch: pytest.Monkey
     test(bench)
 
 
+def test_an_unload_that_waits_does_not_keep_the_process(bench: Bench) -> None:
+    """A reference that is never dropped, and an unload callback that never returns: the manager ends all the same."""
+
+    @on_trio
+    async def test(bench: Bench) -> None:
+        bench.drop(PLAIN % "pass")
+        bench.drop(PLAIN % "import threading\n    def filter_unload(self, flags): threading.Event().wait()", name="g",
+                   altitude="380000")  # fmt: skip
+        bench.volume()
+        await bench.manager.load("f")
+        await bench.manager.load("g")
+        loaded = bench.manager.filter("f")
+        assert FltObjectReference(loaded) == STATUS_SUCCESS
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bench.manager.unload, "f")
+            nursery.start_soon(bench.manager.unload, "g")
+            while loaded.instances or loaded.state is not FilterState.UNLOADING:
+                await trio.sleep(0.001)
+            nursery.cancel_scope.cancel()
+        assert loaded.state is FilterState.UNLOADING
+
+    test(bench)
+
+
 def test_references_do_not_hold_up_a_detach_or_a_dismount(bench: Bench) -> None:
     """A2.16: an instance is torn down at once, and freed when nobody holds it; a volume is dismounted."""
 
