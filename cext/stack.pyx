@@ -31,7 +31,8 @@ from stackfs.cext.callback_data cimport (
     FLT_PREOP_SYNCHRONIZE, FLT_RELATED_OBJECTS, FO_VOLUME_OPEN, IO_STATUS_BLOCK, IRP_MJ_CLEANUP, IRP_MJ_CLOSE,
     IRP_MJ_CREATE, IRP_MJ_DEVICE_CHANGE, IRP_MJ_POWER, IRP_MJ_QUERY_OPEN, IRP_MJ_READ, IRP_MJ_WRITE, IRP_NOCACHE,
     IRP_PAGING_IO, callback_data_new)
-from stackfs.cext.drain cimport all_threads_see, come_to, drain_list, owner_enter, owner_leave, position_of
+from stackfs.cext.drain cimport (
+    all_threads_see, call_post_function, come_to, drain_list, owner_enter, owner_leave, position_of)
 from stackfs.cext.impersonation cimport revert_to_self
 from stackfs.cext.inode_table cimport operation_path
 from stackfs.cext.ntstatus cimport (
@@ -765,6 +766,9 @@ cdef class Stack:
         cdef list retired = []
         cdef _Retired one
         cdef long users = 0
+        cdef call_post_function call_post = NULL
+        if early:
+            call_post = drain_post
         for one in self.retired:
             if one.has(&leaving.instance):
                 stackfs_add(&one.callbacks.references, 1)    # another thread may look whether it is settled
@@ -772,7 +776,7 @@ cdef class Stack:
         try:
             for one in retired:
                 with nogil:
-                    users += drain_list(&self.volume, one.callbacks, &leaving.instance, drain_post if early else NULL)
+                    users += drain_list(&self.volume, one.callbacks, &leaving.instance, call_post)
         finally:
             for one in retired:
                 stackfs_add(&one.callbacks.references, -1)

@@ -402,12 +402,12 @@ def test_an_unload_that_waits_does_not_keep_the_process(bench: Bench) -> None:
     @on_trio
     async def test(bench: Bench) -> None:
         bench.drop(PLAIN % "pass")
-        bench.drop(PLAIN % "import threading\n    def filter_unload(self, flags): threading.Event().wait()", name="g",
-                   altitude="380000")  # fmt: skip
+        waits = "import threading\n    go = threading.Event()\n    def filter_unload(self, flags): self.go.wait()"
+        bench.drop(PLAIN % waits, name="g", altitude="380000")
         bench.volume()
         await bench.manager.load("f")
         await bench.manager.load("g")
-        loaded = bench.manager.filter("f")
+        loaded, waiting = bench.manager.filter("f"), bench.manager.filter("g").object
         assert FltObjectReference(loaded) == STATUS_SUCCESS
         async with trio.open_nursery() as nursery:
             nursery.start_soon(bench.manager.unload, "f")
@@ -415,6 +415,7 @@ def test_an_unload_that_waits_does_not_keep_the_process(bench: Bench) -> None:
             while loaded.instances or loaded.state is not FilterState.UNLOADING:
                 await trio.sleep(0.001)
             nursery.cancel_scope.cancel()
+        waiting.go.set()  # type: ignore[attr-defined]
         assert loaded.state is FilterState.UNLOADING
 
     test(bench)

@@ -6,6 +6,9 @@ from typing import Annotated
 
 import typer
 
+_LONGEST = 4 << 20
+"""Bytes: what is longer is no INF."""
+
 
 def add(app: typer.Typer) -> None:
     app.command("inf", help="Print a Windows minifilter's INF as a filter's MANIFEST.")(inf)
@@ -28,5 +31,3 @@ def inf(file: Annotated[str, typer.Argument(metavar="FILE", help="The INF.")]) -
     manifest(data, file)        # what is printed can be used
     print(text, end="")
 
-
-_LONGEST = 4 << 20
