@@ -300,6 +300,7 @@ class Mounted:
             self.lane_started = True
             self.device.start()
             self.volume.invalidate = self._invalidate
+            self.volume.is_mounted = self._is_mounted
             nursery.start_soon(self._serve_lane)
             nursery.start_soon(self._watch_end)
             nursery.start_soon(self._watch_deadlocks)
@@ -374,11 +375,14 @@ class Mounted:
         if mounting.mount_at(self.config.mountpoint) is not None and mounting.is_stale(self.config.mountpoint):
             self._unmount_for_good()
 
+    def _is_mounted(self) -> bool:
+        mount = mounting.mount_at(self.config.mountpoint)
+        ours = self.config.options.fsname or self.config.source
+        return mount is not None and mount.is_stackfs and mount.source == ours
+
     def _unmount_for_good(self) -> None:
         try:
-            mount = mounting.mount_at(self.config.mountpoint)
-            ours = self.config.options.fsname or self.config.source
-            if mount is not None and mount.is_stackfs and mount.source == ours:
+            if self._is_mounted():
                 mounting.unmount(self.config.mountpoint, lazy=True)
         except StackfsError as error:
             log.warning("the mount is left behind", mountpoint=self.config.mountpoint, reason=error.message)

@@ -291,9 +291,16 @@ class Volume(FltObject):
         """Those being set up or torn down: names and altitudes are taken."""
         self.invalidate: Callable[[], Awaitable[None]] | None = None
         """Makes the kernel forget what it cached; set by whoever mounted the volume."""
+        self.is_mounted: Callable[[], bool] | None = None
+        """Is it still mounted? Set by whoever mounted it."""
 
     def __str__(self) -> str:
         return f"volume {self.name!r}"
+
+    @property
+    def detached(self) -> bool:
+        """The mount is gone, files that are open keep the volume."""
+        return self.is_mounted is not None and not self.is_mounted()
 
     def attached(self, filter: LoadedFilter) -> list[Instance]:
         """The list that instances of this filter belong to while they are attached."""

@@ -545,6 +545,8 @@ class FilterManager:
         options: dict[str, Any] | None = None,
     ) -> Instance:
         instance = self._reserve(loaded, volume, name, altitude, options)
+        if volume.detached:
+            flags |= api.FLTFL_INSTANCE_SETUP_DETACHED_VOLUME
         try:
             status = await self._ask(f"{loaded.name}: instance_setup", loaded.object.instance_setup, instance, flags)
             if not api.is_success(status):
@@ -795,7 +797,9 @@ class FilterManager:
     def _status_of(instance: Instance) -> str:
         if instance.state is not InstanceState.ATTACHED:
             return instance.state.value
-        return "Failed" if instance.failed else ""
+        if instance.failed:
+            return "Failed"
+        return "Detached" if instance.volume.detached else ""
 
     def volume_list(self) -> list[dict[str, Any]]:
         """Rows of `fltmc volumes`."""
@@ -804,7 +808,7 @@ class FilterManager:
                 "dos_name": each.mountpoint,
                 "volume_name": each.name,
                 "filesystem": "stackfs",
-                "status": "Attached" if each.mountpoint else "Not mounted",
+                "status": "Detached" if each.detached else "Attached" if each.mountpoint else "Not mounted",
             }
             for each in self.volumes
         ]

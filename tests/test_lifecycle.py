@@ -772,6 +772,31 @@ def test_a_further_volume_that_cannot_be_held(bench: Bench) -> None:
     test(bench)
 
 
+def test_a_volume_whose_mount_is_gone(drive: Any, tmp_path: Any) -> None:
+    """A3.2: open files keep it; what attaches to it is told so, and fltmc shows it."""
+    (tmp_path / "told.py").write_text(
+        'MANIFEST = {"name": "told", "altitude": "370500", "group": "FSFilter Activity Monitor"}\n'
+        "from stackfs.api import Filter\n"
+        "class Told(Filter):\n"
+        "    def instance_setup(self, instance, flags):\n"
+        "        with open(instance.volume.source + '/told', 'a') as file: file.write(f'{flags:#x} ')\n"
+    )
+    one = drive(f"filterdir={tmp_path}")
+    (one.src / "file").write_text("x")
+    one.fltmc("load", "told", "-v", one.name)
+    one.fltmc("detach", "told", one.name)
+    with open(one.mnt / "file") as kept:
+        run("umount", "-l", one.mnt)
+        one.fltmc("attach", "told", one.name)
+        assert (one.src / "told").read_text() == "0x1 0xa "
+        (row,) = [line for line in one.fltmc("volumes").stdout.splitlines() if one.name in line.split()]
+        assert row.split()[-1] == "Detached"
+        (row,) = [line for line in one.fltmc("instances", "-v", one.name).stdout.splitlines() if "told" in line]
+        assert row.split()[-1] == "Detached"
+        assert kept.read() == "x"
+    one.wait_gone()
+
+
 def test_a_mount_with_a_further_volume(drive: Any, tmp_path: Any) -> None:
     """One process, two volumes: fltmc lists both, and attaches and detaches on either by name."""
     one = drive(mount=False)
