@@ -16,7 +16,7 @@
 # has taken cannot end either, since its owner waits before the way up.
 
 from stackfs.cext.callback_data cimport FLT_INSTANCE, FLT_VOLUME
-from stackfs.cext.stack cimport callback_list_t, operation_t
+from stackfs.cext.stack cimport call_post_function, callback_list_t, operation_t
 
 cdef extern from *:
     """
@@ -45,8 +45,6 @@ cdef inline void owner_leave(operation_t *op) noexcept nogil:
     stackfs_release(&op.owner_busy, 0)
 
 # The drain's side. call_post() is given an operation that is owed the post of this layer, and calls it on a copy.
-ctypedef void (*call_post_function)(operation_t *op, int layer) noexcept nogil
-
 cdef void all_threads_see() noexcept nogil                                                     # what this thread has stored
 cdef int position_of(const callback_list_t *callbacks, const FLT_INSTANCE *instance) noexcept nogil        # its layer, or -1
 # How many of a list's operations use the instance; call_post not NULL: after those that can be drained have been.

@@ -92,6 +92,7 @@ ctypedef struct operation_t:
     operation_t *next_drained            # of those that one drain has taken
 
 ctypedef void (*base_function)(operation_t *op) noexcept nogil
+ctypedef void (*call_post_function)(operation_t *op, int layer) noexcept nogil                 # drain.pxd
 
 cdef struct FLT_VOLUME:
     int lock                             # spin: guards the pointers in lists and taking a reference on what they point to

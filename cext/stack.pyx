@@ -32,7 +32,7 @@ from stackfs.cext.callback_data cimport (
     IRP_MJ_CREATE, IRP_MJ_DEVICE_CHANGE, IRP_MJ_POWER, IRP_MJ_QUERY_OPEN, IRP_MJ_READ, IRP_MJ_WRITE, IRP_NOCACHE,
     IRP_PAGING_IO, callback_data_new)
 from stackfs.cext.drain cimport (
-    all_threads_see, call_post_function, come_to, drain_list, owner_enter, owner_leave, position_of)
+    all_threads_see, come_to, drain_list, owner_enter, owner_leave, position_of)
 from stackfs.cext.impersonation cimport revert_to_self
 from stackfs.cext.inode_table cimport operation_path
 from stackfs.cext.ntstatus cimport (

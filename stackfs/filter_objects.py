@@ -86,6 +86,10 @@ class FltObject:
         with self._ending_lock:
             self._ending.append(routine)
 
+    @property
+    def has_endings(self) -> bool:
+        return bool(self._ending)
+
     def end(self) -> None:
         """Runs what at_end() was given. Whatever it raises is logged, and ends nothing."""
         while True:

@@ -28,7 +28,7 @@ from stackfs.altitude import AltitudeError, sort_key
 from stackfs.cext.requests import Volume as CoreVolume
 from stackfs.driver_object import DriverObject
 from stackfs.errors import ExitCode, FltError, StackfsError
-from stackfs.filter_objects import FilterState, Instance, InstanceState, LoadedFilter, Volume
+from stackfs.filter_objects import FilterState, FltObject, Instance, InstanceState, LoadedFilter, Volume
 from stackfs.frames import BetweenLegacyFilters, DeviceStack
 from stackfs.manifest import START_TYPES
 
@@ -64,6 +64,17 @@ OPENDIR, RELEASEDIR = 27, 29
 """Requests, as FUSE numbers them."""
 
 T = TypeVar("T")
+
+_AGREES = frozenset(
+    {
+        api.Filter.filter_unload,
+        api.Filter.instance_setup,
+        api.Filter.instance_query_teardown,
+        api.Filter.instance_teardown_start,
+        api.Filter.instance_teardown_complete,
+    }
+)
+"""What a filter inherits: it need not be asked."""
 
 _threads = trio.CapacityLimiter(1000)
 _current: FilterManager | None = None
@@ -195,7 +206,7 @@ class FilterManager:
             while volume.instances or volume.legacies or volume.unsettled:
                 for instance in self._in_order([*volume.instances, *volume.legacies, *volume.unsettled]):
                     await self._tear_down(instance, api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT)
-            await _in_thread(volume.end)
+            await self._end(volume)
         self.volumes.remove(volume)
         volume.core.close()
 
@@ -402,7 +413,7 @@ class FilterManager:
             log.warning("an unload waits for what holds the filter", filter=loaded.name, held_by=loaded.held_by())
             await self._unreferenced(loaded)
         with trio.CancelScope(shield=True):
-            await _in_thread(loaded.end)
+            await self._end(loaded)
             await _in_thread(loader.unload, loaded.found)
         del self.loaded[loaded.name]
         loaded.become(FilterState.GONE)
@@ -420,7 +431,7 @@ class FilterManager:
 
         A StackfsError is a refusal in the filter's own words, and goes to whoever asked.
         """
-        if callback is None:  # set to None by a filter that has nothing to do there
+        if callback is None or getattr(callback, "__func__", None) in _AGREES:
             return 0
         asked = callback
 
@@ -443,6 +454,12 @@ class FilterManager:
             await cls._ask(what, callback, *arguments)
         except StackfsError as error:
             log.error("a notification raised", routine=what, error=error.message)
+
+    @staticmethod
+    async def _end(ending: FltObject) -> None:
+        """What is to be done when an object is gone: contexts, for one."""
+        if ending.has_endings:
+            await _in_thread(ending.end)
 
     # --- instances ----------------------------------------------------------------------------------------------
 
@@ -568,7 +585,7 @@ class FilterManager:
             instance.rundown.run_down()
             instance.become(InstanceState.GONE)
             with trio.CancelScope(shield=True):
-                await _in_thread(instance.end)
+                await self._end(instance)
             raise
         volume.unsettled.remove(instance)
         attached = volume.attached(loaded)
@@ -686,7 +703,7 @@ class FilterManager:
                 await self._invalidate(instance)
             await self._tell(f"{loaded.name}: instance_teardown_complete", loaded.object.instance_teardown_complete,
                              instance, reason)  # fmt: skip
-            await _in_thread(instance.end)
+            await self._end(instance)
             volume.unsettled.remove(instance)
             loaded.instances.remove(instance)
             loaded.former = [each for each in (*loaded.former, instance) if each.rundown.held]

@@ -359,7 +359,7 @@ def test_draining_under_load(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> N
         for thread in threads:
             thread.start()
         try:
-            for turn in range(400):
+            for turn in range(100):
                 name = ("f", "low")[turn % 2]
                 await bench.manager.detach(name, volume)
                 await bench.manager.attach(name, volume)

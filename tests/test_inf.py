@@ -247,7 +247,7 @@ def test_no_instances_at_all() -> None:
 
 
 def test_two_minifilters_in_one_file() -> None:
-    assert "several minifilters (quiet, Watch)" in refused(NULL + THREE.replace("%ServiceName%", "Watch"))
+    assert "several minifilters (Watch, quiet)" in refused(NULL + THREE.replace("%ServiceName%", "Watch"))
 
 
 def test_what_is_no_text() -> None:

@@ -367,7 +367,7 @@ def test_an_unload_waits_for_references(bench: Bench, monkeypatch: pytest.Monkey
             assert FltObjectReference(loaded) == FltObjectReference(instance) == STATUS_FLT_DELETING_OBJECT
             (row,) = bench.manager.filters()
             assert row["state"] == "Unloading"
-            one, item, other = sorted(row["held_by"])
+            one, other, item = sorted(row["held_by"])
             assert one.startswith(f"FltObjectReference in {__file__}:") and item == "a work item"
             assert other.endswith("(of instance 'f' on volume 'v')")
             async with refused(STATUS_DRIVER_FAILED_PRIOR_UNLOAD, "it waits for"):
@@ -648,7 +648,7 @@ def test_a_set_up_that_takes_long(bench: Bench) -> None:
             assert [(row["name"], row["status"]) for row in bench.manager.instances()] == [("f", "Setting up")]
             await bench.manager.load("g")
             async with refused(STATUS_FLT_INSTANCE_NAME_COLLISION):
-                await bench.manager.attach("g", volume, "f")
+                await bench.manager.attach("g", volume, "f", "385000")
             async with refused(STATUS_FLT_INSTANCE_ALTITUDE_COLLISION):
                 await bench.manager.attach("g", volume, "other", "370500")
             await bench.manager.detach("g", volume)
