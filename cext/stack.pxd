@@ -88,7 +88,7 @@ ctypedef struct operation_t:
     layer_t *layers
     layer_t inline_layers[12]            # operation_begin() zeroes what stands before it
     operation_t *next                    # of list.operations
-    operation_t *previous
+    operation_t **at                     # what points to this one
     operation_t *next_drained            # of those that one drain has taken
 
 ctypedef void (*base_function)(operation_t *op) noexcept nogil

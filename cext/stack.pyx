@@ -121,10 +121,10 @@ cdef void operation_begin(operation_t *op, FLT_VOLUME *volume, uint8_t major) no
     callbacks = volume.lists[major]
     if callbacks is not NULL:
         stackfs_add(&callbacks.references, 1)
-        op.previous = NULL
         op.next = callbacks.operations
+        op.at = &callbacks.operations
         if op.next is not NULL:
-            op.next.previous = op
+            op.next.at = &op.next
         callbacks.operations = op
     stackfs_spin_unlock(&volume.lock)
     op.list = callbacks
@@ -145,12 +145,9 @@ cdef void list_release(callback_list_t *callbacks) noexcept nogil:
 cdef callback_list_t *operation_take_list(operation_t *op) noexcept nogil:
     cdef callback_list_t *callbacks = op.list
     stackfs_spin_lock(&op.volume.lock)
+    op.at[0] = op.next
     if op.next is not NULL:
-        op.next.previous = op.previous
-    if op.previous is not NULL:
-        op.previous.next = op.next
-    else:
-        callbacks.operations = op.next
+        op.next.at = op.at
     stackfs_spin_unlock(&op.volume.lock)
     op.list = NULL
     return callbacks

@@ -789,7 +789,8 @@ def test_a_volume_whose_mount_is_gone(drive: Any, tmp_path: Any) -> None:
         run("umount", "-l", one.mnt)
         one.fltmc("attach", "told", one.name)
         assert (one.src / "told").read_text() == "0x1 0xa "
-        (row,) = [line for line in one.fltmc("volumes").stdout.splitlines() if one.name in line.split()]
+        volumes = one.fltmc("volumes", check=False).stdout.splitlines()
+        (row,) = [line for line in volumes if one.name in line.split()]
         assert row.split()[-1] == "Detached"
         (row,) = [line for line in one.fltmc("instances", "-v", one.name).stdout.splitlines() if "told" in line]
         assert row.split()[-1] == "Detached"
@@ -810,12 +811,13 @@ def test_a_mount_with_a_further_volume(drive: Any, tmp_path: Any) -> None:
     )
     run(STACKFS, "mount", toml)
     one.note_pid()
-    rows = [line.split() for line in one.fltmc("instances").stdout.splitlines()[2:]]
-    shown = [row[:2] for row in rows if row[1] in (str(one.mnt), second.name)]
-    assert sorted(shown) == sorted([["passthrough", str(one.mnt)], ["passthrough", second.name]])
-    assert "Not mounted" in one.fltmc("volumes").stdout
+    for name, shown in ((one.name, str(one.mnt)), (second.name, second.name)):
+        (row,) = one.fltmc("instances", "-v", name).stdout.splitlines()[2:]
+        assert row.split()[:2] == ["passthrough", shown]
+    volumes = one.fltmc("volumes", check=False).stdout.splitlines()
+    assert [line.split()[-2:] for line in volumes if second.name in line] == [["Not", "mounted"]]
     one.fltmc("detach", "passthrough", second.name)
-    assert second.name not in one.fltmc("instances").stdout
+    assert one.fltmc("instances", "-v", second.name).stdout.splitlines()[2:] == []
     one.fltmc("attach", "passthrough", second.name, "-a", "370030.5")
     assert one.fltmc("instances", "-v", second.name).stdout.count("370030.5") == 2
     (one.src / "file").write_text("x")

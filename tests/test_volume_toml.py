@@ -298,7 +298,7 @@ def test_the_readmes_example_is_valid() -> None:
     readme = (pathlib.Path(__file__).parent.parent / "mountpoints" / "README.md").read_text()
     example = readme.split("```toml\n")[1].split("```")[0]
     toml = parsed(example)
-    assert [each.filter for each in toml.instances] == ["audit", "passthrough"]
+    assert [each.filter for each in toml.instances] == ["audit", "passthrough", "readonly"]
 
 
 def test_further_volumes() -> None:
