@@ -175,7 +175,8 @@ cdef void *reader_main(void *argument) noexcept nogil:
     keep_impersonating()
     anticipation_init(&reader.anticipation)
     while True:
-        anticipate(&reader.anticipation, readers.connection.fd)
+        if load_int(&readers.turns.reading) == 1:       # where others sleep, one of them is woken anyway
+            anticipate(&reader.anticipation, readers.connection.fd)
         length = read_message(readers, reader.buffer)
         if length <= 0:
             break

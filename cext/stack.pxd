@@ -66,7 +66,6 @@ ctypedef struct operation_t:
     FLT_VOLUME *volume
     callback_list_t *list
     FLT_IO_PARAMETER_BLOCK current       # as the next layer receives them
-    FLT_IO_PARAMETER_BLOCK shown         # the copy a callback sees and may change (data.Iopb)
     operation_state_t state
     int index                            # next layer down, or last layer gone up through
     int bottom                           # the walk went down to here: count, or the layer that completed it
@@ -80,7 +79,9 @@ ctypedef struct operation_t:
     int buffer_read_only
     PyObject *keep                       # a list that keeps alive what Python callbacks put into the parameters, or NULL
     layer_t *layers
-    layer_t inline_layers[12]            # last: operation_begin() zeroes what stands before it
+    # Not zeroed by operation_begin():
+    FLT_IO_PARAMETER_BLOCK shown         # the copy a callback sees and may change (data.Iopb): of `current`, before each
+    layer_t inline_layers[12]
 
 ctypedef void (*base_function)(operation_t *op) noexcept nogil
 

@@ -112,7 +112,7 @@ cdef int compare_altitudes(const char *a, const char *b) noexcept nogil:
 
 cdef void operation_begin(operation_t *op, FLT_VOLUME *volume, uint8_t major) noexcept nogil:
     cdef callback_list_t *callbacks
-    memset(op, 0, <char *>op.inline_layers - <char *>op)
+    memset(op, 0, <char *>&op.shown - <char *>op)
     op.volume = volume
     op.data.Iopb = &op.shown
     op.data.Flags = <uint32_t>FLTFL_CALLBACK_DATA_IRP_OPERATION
