@@ -71,7 +71,8 @@ def test_a_system_call_that_unexpectedly_waits_holds_up_itself_alone(drive: Call
     run("cat", made.mnt / "other")
     time.sleep(idle)
     with lease_on(made.src / "leased"):
-        waits = subprocess.Popen(["timeout", "-s", "KILL", "60", "cat", made.mnt / "leased"], stdout=subprocess.PIPE, cwd="/")
+        command = ["timeout", "-s", "KILL", "60", "cat", made.mnt / "leased"]
+        waits = subprocess.Popen(command, stdout=subprocess.PIPE, cwd="/")
         time.sleep(0.05)
         for _ in range(3):
             assert timed("cat", made.mnt / "other") < 1
