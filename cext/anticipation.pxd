@@ -33,5 +33,6 @@ cdef struct anticipation_t:
 # Only by the thread whose it is.
 cdef void anticipation_init(anticipation_t *anticipation) noexcept nogil
 cdef void anticipation_served(anticipation_t *anticipation, uint32_t caller) noexcept nogil
+cdef bint works_alone(const anticipation_t *anticipation) noexcept nogil      # the last caller, for a while now
 # Returns when the device has a message, when it has waited long enough, or at once.
 cdef void anticipate(anticipation_t *anticipation, int device) noexcept nogil

@@ -34,6 +34,10 @@ cdef void anticipation_served(anticipation_t *anticipation, uint32_t caller) noe
         anticipation.in_a_row += 1
 
 
+cdef bint works_alone(const anticipation_t *anticipation) noexcept nogil:
+    return anticipation.in_a_row >= FEW
+
+
 cdef void anticipate(anticipation_t *anticipation, int device) noexcept nogil:
     cdef int64_t end
     if anticipation.in_a_row < anticipation.enough:

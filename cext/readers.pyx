@@ -19,7 +19,7 @@ from libc.stdlib cimport free, malloc
 from posix.time cimport clock_gettime, nanosleep, timespec
 from posix.unistd cimport read
 
-from stackfs.cext.anticipation cimport anticipate, anticipation_init, anticipation_served, device_has_message, processors
+from stackfs.cext.anticipation cimport anticipate, anticipation_init, anticipation_served, device_has_message, processors, works_alone
 from stackfs.cext.answers cimport ANSWER_SCRATCH, answer_encode, answer_listing, answer_prepare
 from stackfs.cext.backing cimport backing_t
 from stackfs.cext.connection cimport admit, answer_error, connection_end, take_open, write_answer, write_error
@@ -401,7 +401,7 @@ cdef void serve(reader_t *reader, wire_message_t *message, uint32_t index) noexc
     request = reader.request
     anticipation_served(&reader.anticipation, request.who.tid)
     python_attach()
-    if takes_long(request):
+    if takes_long(request) and not works_alone(&reader.anticipation):
         give_turn(reader)
     if opcode == FUSE_READDIRPLUS or opcode == FUSE_READDIR:
         length = answer_listing(request, reader.answer)
