@@ -813,7 +813,7 @@ class FilterManager:
     @staticmethod
     def _status_of(instance: Instance) -> str:
         if instance.state is not InstanceState.ATTACHED:
-            return instance.state.value
+            return str(instance.state.value)
         if instance.failed:
             return "Failed"
         return "Detached" if instance.volume.detached else ""
