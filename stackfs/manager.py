@@ -379,12 +379,17 @@ class FilterManager:
         if mandatory and loaded.object.flags & api.FLTFL_REGISTRATION_DO_NOT_SUPPORT_SERVICE_STOP:
             words = f"filter {name!r} does not support being stopped: fltmc unload asks it"
             raise FltError(api.STATUS_NOT_SUPPORTED, words)
-        loaded.unload_flags = api.FLTFL_FILTER_UNLOAD_MANDATORY if mandatory else 0
+        flags = api.FLTFL_FILTER_UNLOAD_MANDATORY if mandatory else 0
+        loaded.unload_flags = flags
+        await self._whatever_happens(lambda: self._unload(loaded, callback, flags))
+
+    async def _unload(self, loaded: LoadedFilter, callback: Callable[[int], int], flags: int) -> None:
+        name = loaded.name
         try:
-            if mandatory:
-                await self._tell(f"{name}: filter_unload", callback, loaded.unload_flags)
+            if flags & api.FLTFL_FILTER_UNLOAD_MANDATORY:
+                await self._tell(f"{name}: filter_unload", callback, flags)
             else:
-                status = await self._ask(f"{name}: filter_unload", callback, loaded.unload_flags)
+                status = await self._ask(f"{name}: filter_unload", callback, flags)
                 if not api.is_success(status) and loaded.state not in (FilterState.UNLOADING, FilterState.GONE):
                     raise FltError(status, f"filter {name!r} refuses to be unloaded ({api.status_name(status)})")
             await self.unregister(loaded)
@@ -678,7 +683,7 @@ class FilterManager:
             raise FltError(api.STATUS_FLT_DELETING_OBJECT, f"{instance} is being torn down already")
         if not api.is_success(status):
             raise FltError(status, f"instance {instance.name!r} refuses to be detached ({api.status_name(status)})")
-        await self._tear_down(instance, api.FLTFL_INSTANCE_TEARDOWN_MANUAL)
+        await self._whatever_happens(lambda: self._tear_down(instance, api.FLTFL_INSTANCE_TEARDOWN_MANUAL))
         return instance
 
     async def _tear_down(self, instance: Instance, reason: int) -> None:
@@ -744,6 +749,26 @@ class FilterManager:
         with contextlib.suppress(trio.RunFinishedError):
             if self._token is not None:
                 self._token.run_sync_soon(self._jobs_send.send_nowait, job)
+
+    async def _whatever_happens(self, job: Callable[[], Awaitable[None]]) -> None:
+        """Wait for a coroutine that is run by the manager's own task: it goes on though whoever waits gives up."""
+        if self._token is None:
+            await job()
+            return
+        ended = trio.Event()
+        refused: list[StackfsError] = []
+
+        async def run() -> None:
+            try:
+                await job()
+            except StackfsError as error:
+                refused.append(error)
+            ended.set()
+
+        self._jobs_send.send_nowait(run)
+        await ended.wait()
+        if refused:
+            raise refused[0]
 
     def detach_soon(self, instance: Instance) -> None:
         """From any thread: take an instance out that raised too often and may be passed by."""
