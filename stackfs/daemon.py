@@ -486,7 +486,8 @@ class Mounted:
             instance = await self.manager.detach(filter, self.manager.volume(volume), instance_name)
             return {"name": instance.name, "altitude": instance.altitude}
         words = f"the instance of filter {filter!r} is not gone yet, and goes by itself when it can"
-        raise FltError(api.STATUS_FLT_DELETING_OBJECT, f"{words}: it waits for operations that it keeps, or has changed")
+        words += ": it waits for operations that it keeps, or has changed"
+        raise FltError(api.STATUS_FLT_DELETING_OBJECT, words)
 
     async def _verb_umount(self, lazy: bool = False, force: bool = False) -> dict[str, Any]:
         await trio.to_thread.run_sync(
