@@ -204,8 +204,8 @@ class FilterManager:
         volume.rundown.run_down()
         with trio.CancelScope(shield=True):
             while volume.instances or volume.legacies or volume.unsettled:
-                for instance in self._in_order([*volume.instances, *volume.legacies, *volume.unsettled]):
-                    await self._tear_down(instance, api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT)
+                instances = self._in_order([*volume.instances, *volume.legacies, *volume.unsettled])
+                await self._tear_down(instances, api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT)
             await self._end(volume)
         self.volumes.remove(volume)
         volume.core.close()
@@ -410,8 +410,7 @@ class FilterManager:
         )
         with trio.CancelScope(shield=True):
             while loaded.instances:
-                for instance in self._in_order(loaded.instances):
-                    await self._tear_down(instance, reason)
+                await self._tear_down(self._in_order(loaded.instances), reason)
         with trio.move_on_after(PATIENCE) as patience:
             await self._unreferenced(loaded)
         if patience.cancelled_caught:
@@ -683,37 +682,57 @@ class FilterManager:
             raise FltError(api.STATUS_FLT_DELETING_OBJECT, f"{instance} is being torn down already")
         if not api.is_success(status):
             raise FltError(status, f"instance {instance.name!r} refuses to be detached ({api.status_name(status)})")
-        await self._whatever_happens(lambda: self._tear_down(instance, api.FLTFL_INSTANCE_TEARDOWN_MANUAL))
+        await self._whatever_happens(lambda: self._tear_down([instance], api.FLTFL_INSTANCE_TEARDOWN_MANUAL))
         return instance
 
-    async def _tear_down(self, instance: Instance, reason: int) -> None:
-        """Takes an instance out (A3.9); one that is being set up when it has been, one that is going is waited for."""
-        await instance.settled.wait()
-        if instance.state is not InstanceState.ATTACHED:
-            await instance.gone.wait()
-            return
-        instance.become(InstanceState.TEARING_DOWN)
-        instance.rundown.run_down()
-        volume, loaded = instance.volume, instance.filter
+    async def _tear_down(self, instances: Sequence[Instance], reason: int) -> None:
+        """Takes instances out (A3.9); one that is being set up when it has been, one that is going is waited for.
+
+        All are told to let go before any is waited for: what one holds may be what another waits for.
+        """
+        for instance in instances:
+            await instance.settled.wait()
+        going = [instance for instance in instances if instance.state is InstanceState.ATTACHED]
+        for instance in going:
+            instance.become(InstanceState.TEARING_DOWN)
         with trio.CancelScope(shield=True):
-            volume.core.stack.remove(instance.entry)
-            volume.attached(loaded).remove(instance)
-            volume.unsettled.append(instance)
-            volume.settle_timeouts()
-            volume.settle_bypass()
-            await self._tell(f"{loaded.name}: instance_teardown_start", loaded.object.instance_teardown_start,
-                             instance, reason)  # fmt: skip
-            await self._drain(instance)
-            if reason != api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT:
-                await self._invalidate(instance)
-            await self._tell(f"{loaded.name}: instance_teardown_complete", loaded.object.instance_teardown_complete,
-                             instance, reason)  # fmt: skip
-            await self._end(instance)
-            volume.unsettled.remove(instance)
-            loaded.instances.remove(instance)
-            loaded.former = [each for each in (*loaded.former, instance) if each.rundown.held]
-            instance.context = None
-            instance.become(InstanceState.GONE)
+            for instance in going:
+                await self._start_teardown(instance, reason)
+            for instance in going:
+                await self._complete_teardown(instance, reason)
+        for instance in instances:
+            await instance.gone.wait()
+
+    async def _start_teardown(self, instance: Instance, reason: int) -> None:
+        volume, loaded = instance.volume, instance.filter
+        instance.rundown.run_down()
+        volume.core.stack.remove(instance.entry)
+        volume.attached(loaded).remove(instance)
+        volume.unsettled.append(instance)
+        volume.settle_timeouts()
+        volume.settle_bypass()
+        await self._tell(f"{loaded.name}: instance_teardown_start", loaded.object.instance_teardown_start,
+                         instance, reason)  # fmt: skip
+
+    async def _complete_teardown(self, instance: Instance, reason: int) -> None:
+        volume, loaded = instance.volume, instance.filter
+        await self._drain(instance)
+        with trio.move_on_after(PATIENCE) as patience:
+            await instance.rundown.wait(work_alone=True)
+        if patience.cancelled_caught:
+            held = instance.rundown.holders()
+            log.warning("a teardown waits for what is under way", instance=instance.name, held_by=held)
+            await instance.rundown.wait(work_alone=True)
+        if reason != api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT:
+            await self._invalidate(instance)
+        await self._tell(f"{loaded.name}: instance_teardown_complete", loaded.object.instance_teardown_complete,
+                         instance, reason)  # fmt: skip
+        await self._end(instance)
+        volume.unsettled.remove(instance)
+        loaded.instances.remove(instance)
+        loaded.former = [each for each in (*loaded.former, instance) if each.rundown.held]
+        instance.context = None
+        instance.become(InstanceState.GONE)
 
     @staticmethod
     async def _replaced(volume: Volume) -> None:
@@ -772,7 +791,7 @@ class FilterManager:
 
     def detach_soon(self, instance: Instance) -> None:
         """From any thread: take an instance out that raised too often and may be passed by."""
-        self.soon(lambda: self._tear_down(instance, api.FLTFL_INSTANCE_TEARDOWN_INTERNAL_ERROR))
+        self.soon(lambda: self._tear_down([instance], api.FLTFL_INSTANCE_TEARDOWN_INTERNAL_ERROR))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Does what soon() and detach_soon() were given, until cancelled. While it runs, current() is this manager."""
@@ -784,6 +803,7 @@ class FilterManager:
                 task_status.started()
                 async for job in self._jobs_receive:
                     nursery.start_soon(self._do, job)
+                    del job  # and what it holds
         finally:
             if _current is self:
                 _current = None

@@ -122,7 +122,7 @@ def test_drained_while_the_base_takes_long(bench: Bench, at_once: None, how: str
         if how == "detach":
             await bench.manager.detach("f", volume)
         elif how == "dismount":
-            await bench.manager._tear_down(instance, api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT)
+            await bench.manager._tear_down([instance], api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT)
         else:
             await bench.manager.unload("f", mandatory=how == "stop")
         asked = [("query",)] if how == "detach" else []

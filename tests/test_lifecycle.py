@@ -369,7 +369,7 @@ def test_an_unload_waits_for_references(bench: Bench, monkeypatch: pytest.Monkey
             (row,) = bench.manager.filters()
             assert row["state"] == "Unloading"
             one, other, item = sorted(row["held_by"])
-            assert one.startswith(f"FltObjectReference in {__file__}:") and item == "a work item"
+            assert one.startswith(f"FltObjectReference in {__file__}:") and item == "reference: a work item"
             assert other.endswith("(of instance 'f' on volume 'v')")
             async with refused(STATUS_DRIVER_FAILED_PRIOR_UNLOAD, "it waits for"):
                 await bench.manager.load("f")
@@ -457,7 +457,7 @@ def test_a_command_says_what_it_waits_for(bench: Bench, monkeypatch: pytest.Monk
             await daemon.Mounted._verb_detach(served, "f", volume.name)
         loaded.object.answer.set()  # type: ignore[attr-defined]
         loaded.reference("a work item")
-        async with refused(STATUS_FLT_DELETING_OBJECT, "it waits for a work item"):
+        async with refused(STATUS_FLT_DELETING_OBJECT, "it waits for reference: a work item"):
             await daemon.Mounted._verb_unload(served, "f")
         loaded.dereference("a work item")
         await loaded.gone.wait()
@@ -487,6 +487,36 @@ def test_a_driver_and_its_inf_on_a_mount(drive: Any, tmp_path: Any) -> None:
     run(STACKFS, "stop", "quiet", "-v", one.name)
     assert one.fltmc("instances", "-v", one.name).stdout.splitlines()[2:] == []
     one.fltmc("load", "quiet", "-v", one.name)
+
+
+def test_work_under_way_holds_up_a_teardown(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A2.16: what is no mere reference ends before teardown-complete; all are told before any is waited for (A3.9)."""
+    monkeypatch.setattr(manager, "PATIENCE", 0.01)
+
+    @on_trio
+    async def test(bench: Bench) -> None:
+        bench.drop(TRACES, fields='"instances": [{"name": "low", "altitude": "360001"}]')
+        bench.volume()
+        _, low = await bench.manager.load("f")
+        trace = bench.trace()
+        assert low.rundown.acquire("work item")
+        low.reference("of a test")
+        trace.clear()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bench.manager.unload, "f")
+            while len(trace) < 4:
+                await trio.sleep(0.001)
+            reason = api.FLTFL_INSTANCE_TEARDOWN_FILTER_UNLOAD
+            first = [("unload", 0), ("start", "f", reason), ("start", "low", reason), ("complete", "f", reason)]
+            await trio.sleep(0.03)
+            assert trace == first and not low.rundown.acquire("work item")
+            low.rundown.release("work item")
+            await low.gone.wait()
+            assert trace == [*first, ("complete", "low", reason)] and "f" in bench.manager.loaded
+            low.dereference("of a test")
+        assert "f" not in bench.manager.loaded
+
+    test(bench)
 
 
 def test_references_do_not_hold_up_a_detach_or_a_dismount(bench: Bench) -> None:
