@@ -8,7 +8,7 @@ from stackfs.cext.callback_data cimport FILE_OBJECT, FLT_INSTANCE, FLT_VOLUME, R
 from stackfs.cext.handles cimport handle_t
 from stackfs.cext.includes.pthread cimport pthread_t
 from stackfs.cext.locks cimport lock_wait_t, woken_function
-from stackfs.cext.stack cimport Stack, callback_list_t, operation_t, resume_function
+from stackfs.cext.stack cimport Stack, callback_list_t, operation_t, resume_function, wait_function
 
 ctypedef struct fuse_in_t:               # the request's fixed part, decoded from the wire (only the fields its opcode has)
     uint64_t fh
@@ -55,6 +55,8 @@ cdef struct vfs_request_t:
     int resumed                          # Request.wait(), under holds_t.lock: it may go on; 2: the request is done
     int nowait                           # stop instead of blocking (the IRP lane's loop)
     int on_device                        # run by a device thread: what a filter refuses as fast I/O goes on elsewhere
+    wait_function announce_wait          # for each of its operations (stack.about_to_wait); NULL: it may wait
+    void *reader                         # whose announce_wait() it is
     int fast_io_refused                  # some filter has: offered as an IRP from then on
     REQUESTOR who
     fuse_in_t arguments
@@ -105,6 +107,7 @@ cdef struct vfs_request_t:
 
 cdef vfs_request_t *request_new(FLT_VOLUME *volume) noexcept nogil        # from a pool, zeroed; NULL: no memory
 cdef void request_free(vfs_request_t *request) noexcept nogil
+cdef void request_leave_reader(vfs_request_t *request) noexcept nogil    # it goes on elsewhere, where it may wait
 cdef void request_reset(vfs_request_t *request, FLT_VOLUME *volume) noexcept nogil    # as new, for one that was done
 cdef enum:
     REQUEST_TO_IRP_LANE = -1

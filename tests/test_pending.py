@@ -802,6 +802,13 @@ class Held:
     def interrupt(self, unique: int) -> None:
         self.wire.send(message(INTERRUPT, unique | 1, 0, struct.pack("<Q", unique)))
 
+    def until_held(self, count: int) -> None:
+        """The last of them has been given to the test, and its callback may not have returned yet."""
+        end = time.monotonic() + SECONDS
+        while self.core.held() != count:
+            assert time.monotonic() < end
+            time.sleep(0.001)
+
     def end(self) -> None:
         self.wire.device.stop()
         self.wire.lane.close()
@@ -830,7 +837,7 @@ def test_what_is_held_keeps_no_device_thread_and_its_data_stay(holding: Callable
     held = holding((IRP_MJ_WRITE, keeper.pre, None), (IRP_MJ_READ, keeper.pre, None))
     sent = {held.write(b"%04d" % i): b"%04d" % i for i in range(60)}
     kept = [keeper.take() for _ in sent]
-    assert held.core.held() == 60
+    held.until_held(60)
     error, body = held.wire.ask(message(3, 9000, held.node, bytes(16)))      # GETATTR: served meanwhile
     assert error == 0 and len(body) == 104
     for data in kept:
@@ -902,10 +909,7 @@ def test_the_device_stops_while_operations_are_held(holding: Callable[..., Held]
     unique = held.write(b"held")
     flush = held.send(FSYNC, struct.pack("<QII", held.fh, 0, 0))
     data = keeper.take()
-    end = time.monotonic() + SECONDS
-    while held.core.held() != 2:
-        assert time.monotonic() < end
-        time.sleep(0.001)
+    held.until_held(2)
     held.wire.device.stop()
     assert {held.wire.answered()[:2] for _ in range(2)} == {(unique, -errno.ECONNABORTED), (flush, -errno.ECONNABORTED)}
     assert len(calls) == 1 and held.core.held() == 1
