@@ -8,7 +8,8 @@ its owner waits before the way up.
 from libc.stdint cimport uint32_t
 from stackfs.cext.callback_data cimport FLT_INSTANCE, FLT_VOLUME
 from stackfs.cext.stack cimport (
-    OPERATION_DONE, OPERATION_GOING_DOWN, OPERATION_GOING_UP, callback_list_t, operation_t)
+    OPERATION_DONE, OPERATION_GOING_DOWN, OPERATION_GOING_UP, OPERATION_PENDED_POST, OPERATION_PENDED_PRE,
+    call_post_function, callback_list_t, operation_t)
 from stackfs.cext.threads cimport stackfs_spin_lock, stackfs_spin_unlock
 
 cdef extern from *:
@@ -67,10 +68,10 @@ cdef use_t use_of(operation_t *op, int layer) noexcept nogil:
         return USE_NONE if can_drain else USE_BOUND
     if state == OPERATION_DONE:
         return USE_NONE
-    if state == OPERATION_GOING_DOWN and index == layer + 1:
+    if (state == OPERATION_GOING_DOWN or state == OPERATION_PENDED_PRE) and index == layer + 1:
         return USE_BOUND
     owed = op.layers[layer].post_owed != 0
-    if state == OPERATION_GOING_UP and op.bottom <= layer:
+    if (state == OPERATION_GOING_UP or state == OPERATION_PENDED_POST) and op.bottom <= layer:
         return USE_BOUND if owed and op.bottom == layer else USE_NONE
     if op.layers[layer].parameters is not NULL:
         return USE_BOUND

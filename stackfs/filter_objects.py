@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -17,6 +17,7 @@ import trio
 
 from stackfs import api
 from stackfs.altitude import AltitudeKey, sort_key
+from stackfs.cext.callback_data import CallbackData
 from stackfs.cext.requests import Volume as CoreVolume
 from stackfs.cext.stack import InstanceEntry
 from stackfs.errors import FltError
@@ -265,9 +266,12 @@ class Instance(FltObject):
             operation=api.major_name(major),
             routine=routine,
             path=path,
-            error=f"it returned {status}, which is not legal here; pending is not in this release",
+            error=f"it returned {status}, which is not legal here",
             outcome="passed by" if self.filter.manifest.on_error == "pass" else "EIO",
         )
+
+    def run_async(self, coroutine: Coroutine[Any, Any, Any], data: CallbackData) -> None:
+        self.volume.manager.async_callbacks.run(coroutine, data)
 
     def error_limit_reached(self) -> None:
         passes = self.filter.manifest.on_error == "pass"

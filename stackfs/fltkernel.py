@@ -1,5 +1,8 @@
 """The Filter Manager's routines under their DDI names, for filters that come from Windows (docs/writing-filters.md)."""
 
+from stackfs.ddi.cancel_safe_queues import *
 from stackfs.ddi.filters import *
 from stackfs.ddi.instances import *
 from stackfs.ddi.out import Out as Out
+from stackfs.ddi.pending import *
+from stackfs.ddi.work_items import *

@@ -315,6 +315,7 @@ def refuse(found: Found, field: str, reason: str) -> NoReturn:
 def check_registration(found: Found, wanted: str, cls: type[Filter] | Filter) -> None:
     """Holds a filter's registration against the rules. wanted: what to call it. FilterImageError: what is wrong."""
     from stackfs import api
+    from stackfs.cext.stack import may_be_irp
 
     if isinstance(cls.flags, bool) or not isinstance(cls.flags, int) or not 0 <= cls.flags <= 0xF:
         refuse(found, f"{wanted}.flags", f"{cls.flags!r} has bits that are no FLTFL_REGISTRATION_ flag")
@@ -357,5 +358,5 @@ def check_registration(found: Found, wanted: str, cls: type[Filter] | Filter) ->
             callback = getattr(cls, method, None)
             if not callable(callback):
                 refuse(found, f"{field}.{kind}", f"{wanted} has no method {method!r}")
-            if inspect.iscoroutinefunction(callback):
-                refuse(found, f"{field}.{kind}", f"{method!r} is async; this release calls plain methods only")
+            if inspect.iscoroutinefunction(callback) and not may_be_irp(int(each.major)):
+                refuse(found, f"{field}.{kind}", f"{method!r} is async, and {operation} cannot be held (A6.9)")

@@ -25,6 +25,7 @@ import trio
 
 from stackfs import api, discovery, loader
 from stackfs.altitude import AltitudeError, sort_key
+from stackfs.async_callbacks import AsyncCallbacks
 from stackfs.cext.requests import Volume as CoreVolume
 from stackfs.driver_object import DriverObject
 from stackfs.errors import ExitCode, FltError, StackfsError
@@ -57,8 +58,11 @@ DRAIN_POLL, DRAIN_POLL_AT_MOST = 0.0005, 0.02
 DRAIN_AFTER = 0.2
 """Seconds that operations have to finish by themselves before an instance that leaves gives its posts up (A3.10)."""
 
+CANCEL_EVERY = 0.05
+"""Seconds between two rounds of cancelling what an instance that leaves holds: it may have come to hold more."""
+
 PATIENCE = 2.0
-"""Seconds after which an unload that waits for references says so in the log."""
+"""Seconds after which an unload or teardown that waits, for references or for what filters hold, says so in the log."""
 
 OPENDIR, RELEASEDIR = 27, 29
 """Requests, as FUSE numbers them."""
@@ -110,6 +114,7 @@ class FilterManager:
         self.loaded: dict[str, LoadedFilter] = {}
         self.volumes: list[Volume] = []
         self.frames = DeviceStack()
+        self.async_callbacks = AsyncCallbacks()
         self._loading: set[str] = set()
         self._jobs_send, self._jobs_receive = trio.open_memory_channel[Callable[[], Awaitable[object]]](math.inf)
         self._token: trio.lowlevel.TrioToken | None = None
@@ -207,7 +212,9 @@ class FilterManager:
                 instances = self._in_order([*volume.instances, *volume.legacies, *volume.unsettled])
                 await self._tear_down(instances, api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT)
             await self._end(volume)
-        self.volumes.remove(volume)
+            self.volumes.remove(volume)
+            while volume.core.held() or volume.core.resuming:  # what was let go of is on its way to its end
+                await trio.sleep(DRAIN_POLL)
         volume.core.close()
 
     def volume(self, name: str) -> Volume:
@@ -599,6 +606,7 @@ class FilterManager:
         volume.settle_timeouts()
         await self._replaced(volume)
         await self._invalidate(instance)
+        self._invalidate_later(instance)
         return instance
 
     def _reserve(
@@ -736,7 +744,7 @@ class FilterManager:
 
     @staticmethod
     async def _replaced(volume: Volume) -> None:
-        """Until no operation walks a callback list that has been replaced."""
+        """Until no operation walks a callback list that has been replaced, but for what filters hold."""
         volume.core.restart_waiting_locks()
         pause = DRAIN_POLL
         while not volume.core.stack.drained():
@@ -745,16 +753,40 @@ class FilterManager:
 
     @staticmethod
     async def _drain(instance: Instance) -> None:
-        """Until no operation uses an instance that has been taken out: by itself, or because it was drained."""
-        core, early = instance.volume.core, trio.current_time() + DRAIN_AFTER
+        """Until no operation uses an instance that has been taken out: by itself, because what the instance holds is
+        cancelled, or because it was drained (A3.10, A3.11)."""
+        core, entry = instance.volume.core, instance.entry
         core.restart_waiting_locks()
+        cancel_at = begun = trio.current_time()
+        tell_at = begun + PATIENCE
         pause = DRAIN_POLL
-        while core.stack.drain(instance.entry):
+        while core.stack.drain(entry):
+            if trio.current_time() >= cancel_at:
+                core.cancel_held(entry)
+                cancel_at = trio.current_time() + CANCEL_EVERY
+            if trio.current_time() >= tell_at:
+                tell_at = math.inf
+                log.warning("a teardown waits for operations that are held or changed", instance=instance.name,
+                            held=core.held(entry))  # fmt: skip
             await trio.sleep(pause)
             pause = min(pause * 1.5, DRAIN_POLL_AT_MOST)
-            if trio.current_time() >= early and not await _in_thread(core.stack.drain, instance.entry, True):
+            if trio.current_time() >= begun + DRAIN_AFTER and not await _in_thread(core.stack.drain, entry, True):
                 break
         core.stack.drained()  # frees what nobody walks any more
+
+    def _invalidate_later(self, instance: Instance) -> None:
+        """What filters held when the instance came still ends on lists without it, and may leave in the kernel's
+        caches what it would have changed."""
+        volume = instance.volume
+
+        async def wait() -> None:
+            while not volume.core.stack.settled:
+                await trio.sleep(CANCEL_EVERY)
+            if instance in volume.instances:
+                await self._invalidate(instance)
+
+        if not volume.core.stack.settled:
+            self.soon(wait)
 
     @staticmethod
     async def _invalidate(instance: Instance) -> None:
@@ -798,6 +830,7 @@ class FilterManager:
         global _current
         self._token = trio.lowlevel.current_trio_token()
         _current = self
+        self.async_callbacks.bind()
         try:
             async with trio.open_nursery() as nursery:
                 task_status.started()
