@@ -213,7 +213,8 @@ class FilterManager:
                 await self._tear_down(instances, api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT)
             await self._end(volume)
             self.volumes.remove(volume)
-            while volume.core.held() or volume.core.resuming:  # what was let go of is on its way to its end
+            # What was drained or let go of is still on its way to its end.
+            while not volume.core.stack.settled or volume.core.held() or volume.core.resuming:
                 await trio.sleep(DRAIN_POLL)
         volume.core.close()
 
