@@ -210,6 +210,7 @@ ctypedef struct FILE_OBJECT:
     node_t *NameDirectory                # handles: the name it was opened by, at the top of the stack
     char *Name
     uint16_t NameLength
+    void *FilterFile                     # a filter has opened it: its record (filter_io.pyx); NULL: a program has
 
 ctypedef struct FILE_NAME:               # one component: any bytes but '/' and NUL, 1 to 255, at this layer
     const char *Buffer                   # not NUL-terminated
@@ -389,6 +390,8 @@ cdef class CallbackData:
     cdef object stand_in(self, void *start, Py_ssize_t length, bint writable)
     cdef object keep(self, object thing)
     cdef int refuse(self, str what) except -1
+
+cdef list unpack_entries(const char *buffer, uint64_t length)            # linux_dirent64 records as DirectoryEntry
 
 cdef CallbackData callback_data_new(
     FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, object owner, list carried, bint writable)

@@ -3,6 +3,8 @@
 from enum import IntEnum
 from typing import Any, NamedTuple
 
+from stackfs.cext.filter_file import FileObject
+
 class MajorFunction(IntEnum):
     IRP_MJ_CREATE = 0x00
     IRP_MJ_CREATE_NAMED_PIPE = 0x01
@@ -223,6 +225,16 @@ class CallbackData:
     @property
     def path(self) -> str:
         """Path from the volume's root ("/a/b"); a deleted file's last name is followed by " (deleted)"."""
+    @property
+    def file(self) -> FileObject | None:
+        """The file that the operation is about, for I/O below this instance (B4), alive as long as this is."""
+    @property
+    def directory(self) -> FileObject | None:
+        """The directory that the operation's name lies in (of an open file: the one it was opened in); it stays good
+        after the callback. None: it has none, being the root."""
+    @property
+    def is_generated(self) -> bool:
+        """A filter above has started it (FLTFL_CALLBACK_DATA_GENERATED_IO)."""
     @property
     def name(self) -> bytes:
         """The name looked up in its directory, as this layer has it (bytes); b"" when the operation goes by handle."""

@@ -316,6 +316,24 @@ cdef class CallbackData:
         return fsdecode(PyBytes_FromStringAndSize(buffer, length))
 
     @property
+    def file(self):
+        """The file that the operation is about, for I/O below this instance (B4): a FileObject, alive as long as this is."""
+        from stackfs.cext.filter_file import file_of         # built upon this module
+        return file_of(self)
+
+    @property
+    def directory(self):
+        """The directory that the operation's name lies in (of an open file: the one it was opened in), as a FileObject that stays
+        good after the callback; None: it has none, being the root."""
+        from stackfs.cext.filter_file import directory_of
+        return directory_of(self)
+
+    @property
+    def is_generated(self):
+        """A filter above has started it (FLTFL_CALLBACK_DATA_GENERATED_IO)."""
+        return (self.live().Flags & FLTFL_CALLBACK_DATA_GENERATED_IO) != 0
+
+    @property
     def name(self):
         """The name looked up in its directory, as this layer has it (bytes); b"" when the operation goes by handle."""
         cdef FLT_CALLBACK_DATA *data = self.live()

@@ -28,7 +28,7 @@ from stackfs.cext.callback_data cimport (
     FILE_NON_DIRECTORY_FILE, FILE_NO_INTERMEDIATE_BUFFERING, FILE_OPEN, FILE_OPEN_IF, FILE_OPEN_REPARSE_POINT,
     FILE_OVERWRITE, FILE_OVERWRITE_IF, FILE_READ_ATTRIBUTES, FILE_READ_DATA, FILE_READ_EA, FILE_WRITE_ATTRIBUTES,
     FILE_WRITE_DATA, FILE_WRITE_EA, FILE_WRITE_THROUGH, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION,
-    FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION, FLT_IO_PARAMETER_BLOCK, FO_DIRECTORY, FO_LOCKED, FO_OPENED,
+    FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION, FLTFL_CALLBACK_DATA_GENERATED_IO, FLT_IO_PARAMETER_BLOCK, FO_DIRECTORY, FO_LOCKED, FO_OPENED,
     FO_SYNTHESISED, FO_UNREADABLE, FSCTL_DUPLICATE_EXTENTS_TO_FILE, FSCTL_GET_REPARSE_POINT, FSCTL_MANAGE_BYPASS_IO,
     FSCTL_SET_REPARSE_POINT, FSCTL_SET_ZERO_DATA, GROUP_SECURITY_INFORMATION, IRP_MJ_CLEANUP, IRP_MJ_CLOSE,
     IRP_MJ_CREATE, IRP_MJ_DEVICE_CONTROL, IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_FLUSH_BUFFERS,
@@ -54,7 +54,7 @@ from stackfs.cext.ntstatus cimport (
     nt_to_errno)
 from stackfs.cext.stack cimport (
     OPERATION_AT_BASE, OPERATION_GOING_DOWN, OPERATION_GOING_UP, Stack, list_release, operation_base, operation_begin,
-    operation_end, operation_listed, operation_run, operation_run_below)
+    operation_end, operation_listed, operation_only_below, operation_run)
 
 
 cdef extern from *:
@@ -295,6 +295,9 @@ cdef inline backing_t *backing_of(const vfs_request_t *request) noexcept nogil:
 
 cdef int by_handle(vfs_request_t *request) noexcept nogil:
     """The request goes by an open file. A RELEASE ends its number at once: it can be released once."""
+    if request.initiator is not NULL:
+        request.file = request.target
+        return 0
     if request.opcode == RELEASE or request.opcode == RELEASEDIR:
         request.handle = handle_take(backing_of(request).handles, request.arguments.fh)
     else:
@@ -358,6 +361,10 @@ cdef int prepare(vfs_request_t *request) noexcept nogil:
     request.synthesised.Flags = FO_SYNTHESISED
     request.file = &request.synthesised
     request.plan = &PLANS[opcode if opcode < 64 else 0][0]
+    if request.initiator is not NULL:
+        request.fast_io_refused = 1          # what a filter starts is an IRP (B4.2)
+        if opcode == LOOKUP:
+            request.plan = SLOW_QUERY
     if opcode == LOOKUP or opcode == UNLINK or opcode == RMDIR or opcode == SYMLINK or opcode == MKNOD or opcode == MKDIR:
         return by_name(request)
     if opcode == READ or opcode == WRITE or opcode == FSYNC or opcode == FSYNCDIR or opcode == RELEASE or \
@@ -521,6 +528,8 @@ cdef bint applies(vfs_request_t *request, const step_t *which) noexcept nogil:
         return (which.major == IRP_MJ_FILE_SYSTEM_CONTROL) == is_file_control(request.arguments.command)
     if which.detail == FSCTL_MANAGE_BYPASS_IO and which.major == IRP_MJ_FILE_SYSTEM_CONTROL:
         return request.volume.lists[which.major] is not NULL and may_be_bypassed(request)
+    if which.major == IRP_MJ_QUERY_INFORMATION and request.initiator is not NULL and request.opcode != LOOKUP:
+        return False                         # the attributes that the kernel is told with an entry
     if which.major == IRP_MJ_CREATE:
         if not by_path(request):
             return (request.opcode == OPEN or request.opcode == OPENDIR or request.opcode == CREATE
@@ -580,6 +589,10 @@ cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
     op.buffer_owner = owner
     op.buffer_read_only = read_only
     op.would_block = request.nowait
+    if request.initiator is not NULL:
+        operation_only_below(op, request.initiator)
+        op.data.Flags |= FLTFL_CALLBACK_DATA_GENERATED_IO
+        op.data.RequestorMode = 0
     op.data.Thread = &request.who
     op.data.RequestNumber = request.unique
     op.data.RequestOpcode = READDIRPLUS if request.within_listing else request.opcode
@@ -800,7 +813,8 @@ cdef void close_below(vfs_request_t *request) noexcept nogil:
     for i in range(2):
         request.started += 1
         begin(request, &closing[i])
-        operation_run_below(op, request.failed_by)
+        operation_only_below(op, request.failed_by)
+        operation_run(op)
         operation_end(op)
     if request.failed_list is not NULL:
         list_release(request.failed_list)
@@ -879,6 +893,10 @@ cdef int finish(vfs_request_t *request) noexcept nogil:
             request.file.Directory = NULL
             if opcode == OPEN:
                 remember_name(request, request.file)
+            if request.initiator is not NULL:    # its own: no number leads to it, and it takes the handle from here
+                request.plan = NULL
+                drop_nodes(request)
+                return 1
             request.out_fh = request.file.fh
             if opcode != OPENDIR:
                 choose_mode(request, backing)
@@ -901,6 +919,13 @@ cdef int finish(vfs_request_t *request) noexcept nogil:
         free(request.synthesised.Name)
         node_put(backing.nodes, request.synthesised.NameDirectory)
         request.synthesised.Name = NULL
+    drop_nodes(request)
+    request.plan = NULL
+    return 1
+
+
+cdef void drop_nodes(vfs_request_t *request) noexcept nogil:
+    cdef backing_t *backing = backing_of(request)
     if request.node is not NULL:
         node_put(backing.nodes, request.node)
         request.node = NULL
@@ -910,8 +935,6 @@ cdef int finish(vfs_request_t *request) noexcept nogil:
     if request.directory2 is not NULL:
         node_put(backing.nodes, request.directory2)
         request.directory2 = NULL
-    request.plan = NULL
-    return 1
 
 
 cdef bint leave_old_list(vfs_request_t *request) noexcept nogil:

@@ -28,10 +28,13 @@ cdef struct FLT_INSTANCE:
     const char *Name
     const char *Altitude                 # canonical: no needless zeros, at most one '.'
     PyObject *Object                     # the Python Instance (borrowed: it lives until its lists are unreferenced)
+    PyObject *Entry                      # the InstanceEntry that owns this (borrowed)
     void *Context                        # a native filter's own, set in its instance set-up
     bint PassOnError                     # on_error = pass
     int Failed                           # atomic; a failed `fail` instance answers EIO, a failed `pass` one is skipped
     uint32_t Errors                      # atomic
+    int IoPending                        # atomic: I/O that its filter has started and that is under way (filter_io.pyx)
+    int IoEnded                          # atomic: its filter starts no more
     PyObject *PythonPre[256]             # bound methods (borrowed from Object), or NULL
     PyObject *PythonPost[256]
 
@@ -99,7 +102,7 @@ cdef struct FLT_VOLUME:
 cdef void operation_begin(operation_t *op, FLT_VOLUME *volume, uint8_t major) noexcept nogil   # zeroes op; then fill op.current
 cdef int operation_run(operation_t *op) noexcept nogil
 cdef void operation_base(operation_t *op) noexcept nogil
-cdef void operation_run_below(operation_t *op, const FLT_INSTANCE *above) noexcept nogil       # only instances lower than `above`
+cdef void operation_only_below(operation_t *op, const FLT_INSTANCE *above) noexcept nogil      # before it runs: only instances lower than `above`
 # True: an instance that registers `major` does not see this operation go down (it did not register it, or only its post).
 cdef bint operation_hidden_from(operation_t *op, uint8_t major) noexcept nogil
 cdef void operation_end(operation_t *op) noexcept nogil                                        # drops the list reference

@@ -396,14 +396,13 @@ cdef void operation_base(operation_t *op) noexcept nogil:
     op.state = OPERATION_GOING_UP
 
 
-cdef void operation_run_below(operation_t *op, const FLT_INSTANCE *above) noexcept nogil:
+cdef void operation_only_below(operation_t *op, const FLT_INSTANCE *above) noexcept nogil:
     if op.list is not NULL and above is not NULL and op.state == OPERATION_GOING_DOWN:
         while op.index < <int>op.list.count and compare_altitudes(
                 op.list.callbacks[op.index].instance.Altitude, above.Altitude) >= 0:
             op.layers[op.index].post_owed = 0
             op.layers[op.index].parameters = NULL
             op.index += 1
-    operation_run(op)
 
 
 # --- Python callbacks: C callbacks that take the GIL -----------------------------------------------------------------
@@ -579,6 +578,7 @@ cdef class InstanceEntry:
         self.instance.Name = self.name
         self.instance.Altitude = self.altitude
         self.instance.Object = <PyObject *>self.object
+        self.instance.Entry = <PyObject *>self
         self.instance.PassOnError = pass_on_error
         self.instance.Related.Filter = &self.filter
         self.instance.Related.Instance = &self.instance
@@ -661,6 +661,10 @@ cdef class Stack:
         cdef int major
         for major in range(MAJOR_FUNCTIONS):
             free(self.volume.lists[major])
+
+    def introduce(self, InstanceEntry entry not None):
+        """The instance is to be of this volume: what its set-up does below itself (B4) goes there. It sees nothing yet."""
+        entry.instance.Related.Volume = &self.volume
 
     def insert(self, InstanceEntry entry not None):
         """Publish an instance: operations that begin from now on see it. Name and altitude must be free."""

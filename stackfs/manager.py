@@ -20,9 +20,11 @@ import trio
 
 from stackfs import api, discovery, loader
 from stackfs.altitude import AltitudeError, sort_key
+from stackfs.cext import filter_file
 from stackfs.cext.requests import Volume as CoreVolume
 from stackfs.cext.stack import InstanceEntry
 from stackfs.errors import ExitCode, FltError, StackfsError
+from stackfs.filter_io import FilterIo
 from stackfs.manifest import Manifest
 
 log = structlog.get_logger("stackfs.manager")
@@ -48,7 +50,7 @@ DRAIN_POLL = 0.0005
 STATUS_FAILED_DRIVER_ENTRY = 0xC0000365
 
 
-class Instance:
+class Instance(FilterIo):
     """One attachment of a filter to a volume. Callbacks get it as `objects`."""
 
     def __init__(self, filter: LoadedFilter, volume: Volume, name: str, altitude: str, options: dict[str, Any]) -> None:
@@ -76,6 +78,7 @@ class Instance:
             filter.object.native,
             filter.manifest.on_error == "pass",
         )
+        volume.core.stack.introduce(self.entry)
 
     @property
     def failed(self) -> bool:
@@ -388,8 +391,13 @@ class FilterManager:
         except Exception as error:  # a registration that was changed after it was checked
             what = f"filter {loaded.name!r} cannot be attached: {type(error).__name__}: {error}"
             raise FltError(api.STATUS_INVALID_PARAMETER, what) from error
-        status = self._ask(f"{loaded.name}: instance_setup", loaded.object.instance_setup, instance, flags)
+        try:
+            status = self._ask(f"{loaded.name}: instance_setup", loaded.object.instance_setup, instance, flags)
+        except StackfsError:
+            await self._end_io(instance)
+            raise
         if not api.is_success(status):
+            await self._end_io(instance)
             raise FltError(
                 status, f"filter {loaded.name!r} does not attach to volume {volume.name!r} ({api.status_name(status)})"
             )
@@ -399,6 +407,7 @@ class FilterManager:
             if bypassed and refuses:
                 self._tell(f"{loaded.name}: instance_teardown_complete", loaded.object.instance_teardown_complete,
                            instance, api.FLTFL_INSTANCE_TEARDOWN_INTERNAL_ERROR)  # fmt: skip
+                await self._end_io(instance)
                 raise FltError(
                     api.STATUS_FLT_DO_NOT_ATTACH,
                     f"filter {loaded.name!r} does not attach to volume {volume.name!r}: {bypassed} open files are "
@@ -447,10 +456,13 @@ class FilterManager:
             self._tell(f"{instance.filter.name}: instance_teardown_start", filter_object.instance_teardown_start,
                        instance, reason)  # fmt: skip
             await self._drain(volume)
+            while filter_file.io_pending(instance.entry):
+                await trio.sleep(DRAIN_POLL)
             if reason != api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT:
                 await self._invalidate(instance)
             self._tell(f"{instance.filter.name}: instance_teardown_complete", filter_object.instance_teardown_complete,
                        instance, reason)  # fmt: skip
+            await self._end_io(instance)
             instance.filter.instances.remove(instance)
             instance.context = None
 
@@ -459,6 +471,16 @@ class FilterManager:
         volume.core.restart_waiting_locks()
         while not volume.core.stack.drained():
             await trio.sleep(DRAIN_POLL)
+
+    @staticmethod
+    async def _end_io(instance: Instance) -> None:
+        """The filter starts no more I/O on this volume; what it left open is closed (B4.8)."""
+        filter_file.end_io(instance.entry)
+        while filter_file.io_pending(instance.entry):
+            await trio.sleep(DRAIN_POLL)
+        left = filter_file.close_left_open(instance.entry)
+        if left:
+            log.warning("files left open", filter=instance.filter.name, instance=instance.name, files=left)
 
     @staticmethod
     async def _invalidate(instance: Instance) -> None:
