@@ -39,3 +39,6 @@ cdef MDL *FltRetainSwappedBufferMdlAddress(FLT_CALLBACK_DATA *CallbackData) noex
 # For the walk: what a layer passed down is let go of, with the MDL that it had swapped in; the operation's own MDLs.
 cdef void passed_down_release(operation_t *op) noexcept nogil
 cdef void mdls_free(operation_t *op) noexcept nogil
+# FLTFL_CALLBACK_DATA_NEW_SYSTEM_BUFFER, on the way down and up.
+cdef void system_buffer_swapped(operation_t *op, FLT_IO_PARAMETER_BLOCK *received) noexcept nogil
+cdef void system_buffer_restored(operation_t *op) noexcept nogil

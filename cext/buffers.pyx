@@ -5,11 +5,12 @@ stays: one way to the bytes that is good in any thread, and the rule whose it is
 """
 
 cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
 
 from stackfs.cext.callback_data cimport (
-    FLTFL_CALLBACK_DATA_FAST_IO_OPERATION, FLTFL_CALLBACK_DATA_POST_OPERATION, FLT_PARAMETERS, IRP_MJ_DEVICE_CONTROL,
+    CallbackData, FLTFL_CALLBACK_DATA_NEW_SYSTEM_BUFFER, FLTFL_CALLBACK_DATA_POST_OPERATION, FLT_PARAMETERS, IRP_MJ_DEVICE_CONTROL,
     IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_INTERNAL_DEVICE_CONTROL, IRP_MJ_QUERY_EA, IRP_MJ_QUERY_SECURITY,
     IRP_MJ_READ, IRP_MJ_SET_EA, IRP_MJ_SET_SECURITY, IRP_MJ_WRITE, LABEL_SECURITY_INFORMATION, FltSetCallbackDataDirty)
 from stackfs.cext.ntstatus cimport STATUS_INSUFFICIENT_RESOURCES, STATUS_INVALID_PARAMETER, STATUS_SUCCESS
@@ -90,6 +91,14 @@ cdef NTSTATUS FltLockUserBuffer(FLT_CALLBACK_DATA *CallbackData) noexcept nogil:
         return STATUS_INVALID_PARAMETER
     if mdl[0] is not NULL:
         return STATUS_SUCCESS
+    made = <MDL *>op.mdls
+    while made is not NULL and not (made.StartVa is buffer[0] and made.ByteCount >= length[0]):
+        made = made.Next
+    if made is not NULL:
+        mdl[0] = made
+        if not CallbackData.Flags & FLTFL_CALLBACK_DATA_POST_OPERATION:
+            FltSetCallbackDataDirty(CallbackData)
+        return STATUS_SUCCESS
     made = IoAllocateMdl(buffer[0], length[0])
     if made is NULL:
         return STATUS_INSUFFICIENT_RESOURCES
@@ -168,3 +177,140 @@ cdef void mdls_free(operation_t *op) noexcept nogil:
         IoFreeMdl(mdl)
         mdl = following
     op.mdls = NULL
+
+
+cdef void system_buffer_swapped(operation_t *op, FLT_IO_PARAMETER_BLOCK *received) noexcept nogil:
+    cdef void **mdl
+    cdef void **before
+    cdef void **now
+    cdef uint32_t *length
+    cdef uint32_t access
+    if not fields(received, &mdl, &before, &length, &access) or not fields(&op.current, &mdl, &now, &length, &access) or \
+            before[0] is now[0]:
+        return
+    if op.system_buffer is NULL:
+        op.system_buffer = before[0]
+    op.data.Flags |= FLTFL_CALLBACK_DATA_NEW_SYSTEM_BUFFER
+
+
+cdef void system_buffer_restored(operation_t *op) noexcept nogil:
+    cdef void **mdl
+    cdef void **now
+    cdef uint32_t *length
+    cdef uint32_t access
+    if fields(&op.current, &mdl, &now, &length, &access) and now[0] is op.system_buffer:
+        op.data.Flags &= ~<uint32_t>FLTFL_CALLBACK_DATA_NEW_SYSTEM_BUFFER
+
+
+# --- the Python face ------------------------------------------------------------------------------------------------------
+
+cdef class Mdl:
+    """Describes memory: a buffer of the filter's own (IoAllocateMdl), or an operation's, as long as its callback runs."""
+    cdef MDL *mdl
+    cdef bint owned
+    cdef CallbackData data               # the operation that it describes the buffer of, or None
+    cdef bint writable
+    cdef Py_buffer held
+
+    def __init__(self, buffer not None):
+        PyObject_GetBuffer(buffer, &self.held, PyBUF_SIMPLE)
+        self.writable = not self.held.readonly
+        self.mdl = IoAllocateMdl(self.held.buf, <uint32_t>self.held.len)
+        if self.mdl is NULL:
+            raise MemoryError()
+        self.owned = True
+
+    def __dealloc__(self):
+        if self.owned:
+            IoFreeMdl(self.mdl)
+        PyBuffer_Release(&self.held)
+
+    @property
+    def byte_count(self) -> int:
+        """MmGetMdlByteCount."""
+        return self.live().ByteCount
+
+    cdef MDL *live(self) except NULL:
+        if self.data is not None:
+            self.data.live()
+        if self.mdl is NULL:
+            raise ReferenceError("an MDL that is somebody else's by now")
+        return self.mdl
+
+    def address(self) -> memoryview:
+        """MmGetSystemAddressForMdlSafe: the memory, as a memoryview."""
+        cdef MDL *mdl = self.live()
+        if self.data is not None:
+            return self.data.view(mdl.StartVa, mdl.ByteCount, self.writable)
+        return memoryview(<object>self.held.obj)[:mdl.ByteCount]
+
+    def free(self):
+        """IoFreeMdl: of one's own, or one that was retained."""
+        self.live()
+        if self.owned:
+            IoFreeMdl(self.mdl)
+        self.owned = False
+        self.mdl = NULL
+
+
+cdef object face_of(CallbackData data, MDL *mdl, bint owned):
+    cdef Mdl face
+    cdef void **field
+    cdef void **buffer
+    cdef uint32_t *length
+    cdef uint32_t access = IoReadAccess
+    if mdl is NULL:
+        return None
+    fields(data.data.Iopb, &field, &buffer, &length, &access)
+    face = Mdl.__new__(Mdl)
+    face.mdl = mdl
+    face.owned = owned
+    face.data = data
+    face.writable = data.writable and access != IoReadAccess
+    return face
+
+
+def decode_parameters(CallbackData data not None):
+    """FltDecodeParameters: the access that the operation needs to its buffer (LockOperation), or None: it has no buffer."""
+    cdef uint32_t access = 0
+    if FltDecodeParameters(data.live(), NULL, NULL, NULL, &access) != STATUS_SUCCESS:
+        return None
+    return access
+
+
+def mdl_of(CallbackData data not None):
+    """The MDL in the operation's parameters, or None."""
+    cdef void **field
+    if FltDecodeParameters(data.live(), &field, NULL, NULL, NULL) != STATUS_SUCCESS:
+        return None
+    return face_of(data, <MDL *>field[0], False)
+
+
+def set_mdl(CallbackData data not None, Mdl mdl):
+    """Puts an MDL beside a swapped buffer, in a pre callback; it is the manager's from then on. None: there shall be none."""
+    cdef void **field
+    cdef MDL *pointer = NULL
+    if FltDecodeParameters(data.live(), &field, NULL, NULL, NULL) != STATUS_SUCCESS:
+        data.refuse("an MDL")
+    if data.data.Flags & FLTFL_CALLBACK_DATA_POST_OPERATION:
+        raise AttributeError("a buffer is swapped in the pre callback")
+    if mdl is not None:
+        pointer = mdl.live()
+        if not mdl.owned:
+            raise ValueError("that MDL is not the filter's own")
+        data.keep(mdl)                   # the memory
+        mdl.owned = False
+        mdl.mdl = NULL
+    field[0] = pointer
+
+
+def lock_user_buffer(CallbackData data not None) -> int:
+    """FltLockUserBuffer: the status."""
+    return <uint32_t>FltLockUserBuffer(data.live())
+
+
+def swapped_mdl_of(CallbackData data not None, bint retain=False):
+    """FltGetSwappedBufferMdlAddress, FltRetainSwappedBufferMdlAddress: in the swapper's own post callback, else None."""
+    if retain:
+        return face_of(data, FltRetainSwappedBufferMdlAddress(data.live()), True)
+    return face_of(data, FltGetSwappedBufferMdlAddress(data.live()), False)

@@ -33,6 +33,8 @@ def error_of(status: int, what: Any = None) -> OSError:
 class FileObject:
     """A file that I/O below this instance can be done on. Offsets and sizes are bytes. Raises OSError, with `status`."""
 
+    data: CallbackData | None
+    """The operation whose file it is, and with which it dies; None: it lives by itself."""
     def read(self, offset: int | None, size: int, *, flags: int = 4) -> bytes:
         """Up to `size` bytes at `offset` (None: the file's own position); fewer at its end.
 

@@ -99,14 +99,6 @@ cdef object nanoseconds(const statx_timestamp *when):
 @cython.no_gc_clear                       # what keeps the instance is needed to the end
 cdef class FileObject:
     """A file that I/O below this instance can be done on. Offsets and sizes are bytes. Raises OSError, with `status`."""
-    cdef FLT_INSTANCE *instance
-    cdef FILE_OBJECT *file
-    cdef FILE_OBJECT own                 # a directory's; file points here
-    cdef InstanceEntry entry             # keeps the instance
-    cdef object stack                    # keeps the volume
-    cdef CallbackData data               # the operation whose file it is; None: it does not die with a callback
-    cdef int users
-    cdef bint closing
 
     def __init__(self):
         raise TypeError("a FileObject comes from data.file, data.directory or an instance's open()")
@@ -444,9 +436,6 @@ def directory_of(CallbackData data not None):
 @cython.no_gc_clear
 cdef class FilterFile(FileObject):
     """A file that a filter has opened below itself. Close it: `with objects.open(...) as file`."""
-
-    cdef readonly object path
-    cdef readonly uint64_t information
 
     def __dealloc__(self):
         cdef FLT_INSTANCE *instance = self.instance

@@ -257,6 +257,7 @@ cdef void clear_operation(vfs_request_t *request, FILE_OBJECT *file) noexcept no
     op.request = request
     op.buffer_owner = NULL
     op.buffer_read_only = 0
+    op.mdls = op.passed_down = NULL
     op.current.TargetFileObject = file
     op.current.TargetInstance = <FLT_INSTANCE *>request.initiator
 

@@ -28,7 +28,9 @@ from stackfs.cext.callback_data cimport (
     FILE_NON_DIRECTORY_FILE, FILE_NO_INTERMEDIATE_BUFFERING, FILE_OPEN, FILE_OPEN_IF, FILE_OPEN_REPARSE_POINT,
     FILE_OVERWRITE, FILE_OVERWRITE_IF, FILE_READ_ATTRIBUTES, FILE_READ_DATA, FILE_READ_EA, FILE_WRITE_ATTRIBUTES,
     FILE_WRITE_DATA, FILE_WRITE_EA, FILE_WRITE_THROUGH, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION,
-    FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION, FLTFL_CALLBACK_DATA_GENERATED_IO, FLT_IO_PARAMETER_BLOCK, FO_DIRECTORY, FO_LOCKED, FO_OPENED,
+    FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION, FLTFL_CALLBACK_DATA_GENERATED_IO,
+    FLTFL_CALLBACK_DATA_SYSTEM_BUFFER, FLT_IO_PARAMETER_BLOCK, FO_DIRECTORY,
+    FO_FILE_OPEN_CANCELLED, FO_LOCKED, FO_OPENED,
     FO_SYNTHESISED, FO_UNREADABLE, FSCTL_DUPLICATE_EXTENTS_TO_FILE, FSCTL_GET_REPARSE_POINT, FSCTL_MANAGE_BYPASS_IO,
     FSCTL_SET_REPARSE_POINT, FSCTL_SET_ZERO_DATA, GROUP_SECURITY_INFORMATION, IRP_MJ_CLEANUP, IRP_MJ_CLOSE,
     IRP_MJ_CREATE, IRP_MJ_DEVICE_CONTROL, IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_FLUSH_BUFFERS,
@@ -51,7 +53,8 @@ from stackfs.cext.locks cimport (
     locks_released, locks_restart, locks_retry)
 from stackfs.cext.ntstatus cimport (
     NTSTATUS, NT_SUCCESS, STATUS_CANCELLED, STATUS_INVALID_DEVICE_REQUEST, STATUS_IO_DEVICE_ERROR, STATUS_NOT_IMPLEMENTED,
-    nt_to_errno)
+    STATUS_REPARSE, STATUS_SUCCESS, nt_to_errno)
+from stackfs.cext.reparse cimport reparse_free, request_reparse
 from stackfs.cext.stack cimport (
     OPERATION_AT_BASE, OPERATION_GOING_DOWN, OPERATION_GOING_UP, Stack, list_release, operation_base, operation_begin,
     operation_end, operation_listed, operation_only_below, operation_run)
@@ -672,6 +675,7 @@ cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
             p.Parameters.Ea.Length = request.buffer_length
             p.Parameters.Ea.Flags = request.arguments.flags
             p.Parameters.Ea.Remove = request.opcode == REMOVEXATTR
+            op.data.Flags |= FLTFL_CALLBACK_DATA_SYSTEM_BUFFER
     elif major == IRP_MJ_FLUSH_BUFFERS:
         p.Parameters.Flush.DataOnly = request.arguments.flags & 1
     elif major == IRP_MJ_DIRECTORY_CONTROL:
@@ -689,6 +693,8 @@ cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
         p.Parameters.Control.InputBufferLength = request.input_length
         p.Parameters.Control.OutputBuffer = request.buffer
         p.Parameters.Control.OutputBufferLength = request.buffer_length
+        if not op.data.Flags & FLTFL_CALLBACK_DATA_FAST_IO_OPERATION:
+            op.data.Flags |= FLTFL_CALLBACK_DATA_SYSTEM_BUFFER
     elif which.detail == FSCTL_SET_ZERO_DATA and major == IRP_MJ_FILE_SYSTEM_CONTROL:
         p.Parameters.Control.ControlCode = which.detail
         p.Parameters.Control.Flags = request.arguments.mode
@@ -735,7 +741,7 @@ cdef void settle(vfs_request_t *request, const step_t *which) noexcept nogil:
     cdef operation_t *op = &request.operation
     cdef NTSTATUS status = op.data.IoStatus.Status
     cdef bint opens = which.major == IRP_MJ_CREATE
-    if opens and op.base_done:
+    if opens and op.base_done and not request.file.Flags & FO_FILE_OPEN_CANCELLED:
         request.opened = 1               # even when a post failed it afterwards: it is closed below
     if which.major == IRP_MJ_LOCK_CONTROL and NT_SUCCESS(status) and op.current.MinorFunction == IRP_MN_LOCK:
         set_bits(&request.file.Flags, FO_LOCKED)
@@ -751,6 +757,8 @@ cdef void settle(vfs_request_t *request, const step_t *which) noexcept nogil:
                 request.failed_by = op.failed_by
                 if not op.base_done:
                     request.opened = 0
+    elif opens and request.file.Flags & FO_FILE_OPEN_CANCELLED:
+        request.failed = STATUS_IO_DEVICE_ERROR      # taken back, and then called a success
     elif not believable(request, which.major):
         request.failed = STATUS_IO_DEVICE_ERROR
     elif principal(request, which):
@@ -926,6 +934,8 @@ cdef int finish(vfs_request_t *request) noexcept nogil:
 
 cdef void drop_nodes(vfs_request_t *request) noexcept nogil:
     cdef backing_t *backing = backing_of(request)
+    if request.reparse is not NULL or request.reparsed is not NULL:
+        reparse_free(request)
     if request.node is not NULL:
         node_put(backing.nodes, request.node)
         request.node = NULL
@@ -947,6 +957,19 @@ cdef bint leave_old_list(vfs_request_t *request) noexcept nogil:
     operation_run(op)
     operation_end(op)
     request.resumable = 0
+    return True
+
+
+cdef bint sent_elsewhere(vfs_request_t *request, const step_t *which) noexcept nogil:
+    """A filter has completed a CREATE or QUERY_OPEN with STATUS_REPARSE (A6.16). True: the plan begins again, or has failed."""
+    cdef NTSTATUS status
+    if request.operation.base_done or request.failed or not (which.major == IRP_MJ_CREATE or which.major == IRP_MJ_QUERY_OPEN):
+        return False
+    operation_end(&request.operation)
+    status = request_reparse(request)
+    if status != STATUS_SUCCESS:
+        request.failed = status
+    request.step = 0 if status == STATUS_SUCCESS else request.step + 1
     return True
 
 
@@ -987,6 +1010,8 @@ cdef int request_run(vfs_request_t *request) noexcept nogil:
         if operation_run(&request.operation) == 0:
             return 0
         request.resumable = 0
+        if request.operation.data.IoStatus.Status == STATUS_REPARSE and sent_elsewhere(request, which):
+            continue
         if request.operation.refused_as_fast:
             if restart_as_irp(request):
                 return REQUEST_TO_IRP_LANE

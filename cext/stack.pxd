@@ -52,7 +52,7 @@ ctypedef struct callback_list_t:
 ctypedef struct layer_t:
     void *context
     FLT_IO_PARAMETER_BLOCK *parameters   # what this layer received, saved when it changed them; NULL: unchanged
-    uint8_t post_owed
+    uint8_t post_owed                    # 2: SYNCHRONIZE
 
 ctypedef enum operation_state_t:
     OPERATION_GOING_DOWN
@@ -77,6 +77,10 @@ ctypedef struct operation_t:
     PyObject *buffer_owner               # the Python object behind the request's buffer (borrowed), or NULL
     int buffer_read_only
     PyObject *keep                       # a list that keeps alive what Python callbacks put into the parameters, or NULL
+    FLT_IO_PARAMETER_BLOCK *passed_down  # during a post: what its layer had passed down, if it had changed something (buffers.pyx)
+    void *mdls                           # those FltLockUserBuffer made
+    void *system_buffer                  # the manager's own, once a filter has swapped it
+    FLT_INSTANCE *retargeted             # a filter has sent it to another volume: the base's part is done there (retarget.pyx)
     layer_t *layers
     layer_t inline_layers[12]            # last: operation_begin() zeroes what stands before it
 
@@ -106,6 +110,7 @@ cdef void operation_only_below(operation_t *op, const FLT_INSTANCE *above) noexc
 # True: an instance that registers `major` does not see this operation go down (it did not register it, or only its post).
 cdef bint operation_hidden_from(operation_t *op, uint8_t major) noexcept nogil
 cdef void operation_end(operation_t *op) noexcept nogil                                        # drops the list reference
+cdef void list_hold(callback_list_t *callbacks) noexcept nogil                                 # one more reference, for whoever has one
 cdef void list_release(callback_list_t *callbacks) noexcept nogil                              # drops a reference taken over from op.list
 cdef bint operation_listed(FLT_VOLUME *volume, int major) noexcept nogil                       # did anybody register it, just now
 cdef int compare_altitudes(const char *a, const char *b) noexcept nogil                        # <0, 0, >0

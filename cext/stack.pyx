@@ -19,9 +19,11 @@ from libc.stdint cimport uint8_t, uint32_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
+from stackfs.cext.buffers cimport mdls_free, passed_down_release, system_buffer_restored, system_buffer_swapped
 from stackfs.cext.callback_data cimport (
     CallbackData, FLTFL_CALLBACK_DATA_DIRTY, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION,
-    FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION, FLTFL_CALLBACK_DATA_IRP_OPERATION, FLTFL_CALLBACK_DATA_POST_OPERATION,
+    FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION, FLTFL_CALLBACK_DATA_IRP_OPERATION, FLTFL_CALLBACK_DATA_NEW_SYSTEM_BUFFER,
+    FLTFL_CALLBACK_DATA_POST_OPERATION, FLTFL_CALLBACK_DATA_SYSTEM_BUFFER,
     FLTFL_OPERATION_REGISTRATION_SKIP_CACHED_IO, FLTFL_OPERATION_REGISTRATION_SKIP_NON_CACHED_NON_PAGING_IO,
     FLTFL_OPERATION_REGISTRATION_SKIP_NON_DASD_IO, FLTFL_OPERATION_REGISTRATION_SKIP_PAGING_IO,
     FLT_POSTOP_DISALLOW_FSFILTER_IO, FLT_POSTOP_FINISHED_PROCESSING, FLT_PREOP_COMPLETE, FLT_PREOP_DISALLOW_FASTIO,
@@ -31,9 +33,10 @@ from stackfs.cext.callback_data cimport (
     IRP_PAGING_IO, callback_data_new)
 from stackfs.cext.impersonation cimport revert_to_self
 from stackfs.cext.inode_table cimport operation_path
+from stackfs.cext.retarget cimport retarget_is_legal, retarget_run
 from stackfs.cext.ntstatus cimport (
     NT_SUCCESS, STATUS_FLT_DISALLOW_FAST_IO, STATUS_FLT_INTERNAL_ERROR, STATUS_IO_DEVICE_ERROR, STATUS_PENDING,
-    STATUS_SUCCESS)
+    STATUS_REPARSE, STATUS_SUCCESS)
 
 from os import fsdecode
 
@@ -80,6 +83,7 @@ cdef uint32_t error_limit = ERROR_LIMIT
 # What python_pre and python_post return for a callback that raised, and was reported; from them it is nothing else.
 cdef enum:
     RAISED = -0x5AFE
+    ILLEGAL_TARGET = -0x5AFD             # what is reported of a pre callback that has set a TargetInstance it may not (A4.8)
 
 
 # --- altitudes ----------------------------------------------------------------------------------------------------
@@ -138,11 +142,19 @@ cdef void operation_begin(operation_t *op, FLT_VOLUME *volume, uint8_t major) no
                 op.state = OPERATION_DONE
 
 
+cdef void list_hold(callback_list_t *callbacks) noexcept nogil:
+    stackfs_add(&callbacks.references, 1)
+
+
 cdef void list_release(callback_list_t *callbacks) noexcept nogil:
     stackfs_add(&callbacks.references, -1)
 
 
 cdef void operation_end(operation_t *op) noexcept nogil:
+    if op.passed_down is not NULL:
+        passed_down_release(op)
+    if op.mdls is not NULL:
+        mdls_free(op)
     if op.layers is not op.inline_layers:
         free(op.layers)
         op.layers = op.inline_layers
@@ -201,7 +213,7 @@ cdef inline void fail(operation_t *op) noexcept nogil:
 
 cdef inline void refuse_made_up(operation_t *op) noexcept nogil:
     """Nobody but the base can open a file or make an inode known: a success without it is an I/O error (A6.5)."""
-    if NT_SUCCESS(op.data.IoStatus.Status) and not op.base_done and (
+    if NT_SUCCESS(op.data.IoStatus.Status) and not op.base_done and op.data.IoStatus.Status != STATUS_REPARSE and (
             op.current.MajorFunction == IRP_MJ_CREATE or op.current.MajorFunction == IRP_MJ_QUERY_OPEN):
         fail(op)
 
@@ -261,15 +273,33 @@ cdef bint walk_down(operation_t *op) noexcept nogil:
         status = callback.pre(&op.data, &related, &layer.context)
         if status == FLT_PREOP_SUCCESS_WITH_CALLBACK or status == FLT_PREOP_SUCCESS_NO_CALLBACK or \
                 status == FLT_PREOP_SYNCHRONIZE:
-            layer.post_owed = status != FLT_PREOP_SUCCESS_NO_CALLBACK and callback.post is not NULL
+            layer.post_owed = 0
+            if status != FLT_PREOP_SUCCESS_NO_CALLBACK and callback.post is not NULL:
+                layer.post_owed = <uint8_t>(1 + (status == FLT_PREOP_SYNCHRONIZE))
             if op.data.Flags & <uint32_t>FLTFL_CALLBACK_DATA_DIRTY:
+                if op.shown.TargetInstance is not instance and not retarget_is_legal(op, instance):
+                    revert_to_self()
+                    with gil:
+                        report_misuse(callback, op, "pre", ILLEGAL_TARGET)
+                    if instance.PassOnError or always_goes_on(op):
+                        continue
+                    fail(op)
+                    op.bottom = op.index        # its own post still has its context to free
+                    return False
                 if not save_parameters(layer, &op.current):
                     op.data.IoStatus.Status = STATUS_FLT_INTERNAL_ERROR
                     op.bottom = op.index        # its own post still has its context to free
                     return always_goes_on(op)
                 op.shown.MajorFunction = major
-                op.shown.TargetFileObject = op.current.TargetFileObject
+                if op.shown.TargetInstance is instance:
+                    op.shown.TargetFileObject = op.current.TargetFileObject
+                else:
+                    op.retargeted = op.shown.TargetInstance
                 op.current = op.shown
+                if op.data.Flags & FLTFL_CALLBACK_DATA_SYSTEM_BUFFER:
+                    system_buffer_swapped(op, layer.parameters)
+                if op.retargeted is not NULL:
+                    break
             continue
         if status == FLT_PREOP_COMPLETE:
             if always_goes_on(op):              # hidden from the layers below; the base does its part (F2)
@@ -298,6 +328,17 @@ cdef bint walk_down(operation_t *op) noexcept nogil:
     return True
 
 
+cdef void take_back(operation_t *op, layer_t *layer) noexcept nogil:
+    """What the layer received stands again; what it had passed down is kept while its post callback runs."""
+    cdef FLT_IO_PARAMETER_BLOCK passed = op.current
+    op.current = layer.parameters[0]
+    layer.parameters[0] = passed
+    op.passed_down = layer.parameters
+    layer.parameters = NULL
+    if op.data.Flags & FLTFL_CALLBACK_DATA_NEW_SYSTEM_BUFFER:
+        system_buffer_restored(op)
+
+
 cdef void walk_up(operation_t *op) noexcept nogil:
     """Calls the post callbacks that are owed, lowest first."""
     cdef const callback_t *callback
@@ -310,10 +351,10 @@ cdef void walk_up(operation_t *op) noexcept nogil:
         op.bottom -= 1
         callback = &op.list.callbacks[op.bottom]
         layer = &op.layers[op.bottom]
+        if op.passed_down is not NULL:
+            passed_down_release(op)
         if layer.parameters is not NULL:
-            op.current = layer.parameters[0]
-            free(layer.parameters)
-            layer.parameters = NULL
+            take_back(op, layer)
         if not layer.post_owed:
             continue
         related = callback.instance.Related
@@ -351,7 +392,10 @@ cdef int operation_run(operation_t *op) noexcept nogil:
         else:
             op.state = OPERATION_GOING_UP
     if op.state == OPERATION_AT_BASE:
-        op.volume.base(op)
+        if op.retargeted is NULL:
+            op.volume.base(op)
+        else:
+            retarget_run(op)
         if op.would_block == 2:
             return 0
         op.state = OPERATION_GOING_UP
