@@ -35,8 +35,8 @@ What a callback changes in the parameters (a name, a buffer, an offset) counts o
 `data.set_dirty()`, and only the layers below see it; its own post callback sees what it saw itself.
 
 A filter does I/O of its own below itself, by the backing directory and never by the mount: on the file in hand,
-`data.file.read(offset, size)`, on one beside it, `objects.open(".side", os.O_RDWR | os.O_CREAT, directory=data.directory)`,
-or by path, `objects.rename("/a", "/b")` (B4; stackfs/filter_io.py and FileObject in cext/filter_file.pyi have it all).
+`data.file.read(offset, size)`, on one beside it, `objects.open(".side", os.O_RDWR, directory=data.directory)`, or by
+path, `objects.rename("/a", "/b")` (B4; stackfs/filter_io.py and FileObject in cext/filter_file.pyi have it all).
 
 Callbacks run in the device's threads, several at once: guard what they share. Do not sleep, do not wait, and never
 touch the mount you filter (that is refused with EDEADLK). An exception out of a callback fails the operation with EIO,

@@ -1,4 +1,4 @@
-"""Buffers and callback data (docs/semantics.md A4, A5, A6.14, A6.15): swapping, MDLs, reissuing, taking an open back."""
+"""Buffers and callback data (docs/semantics.md A4, A5, A6.14, A6.15): swapping, MDLs, reissuing, opens taken back."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ from stack_driver import (
     opened,
     read,
 )
+from stackfs.cext.buffers import Mdl, mdl_of, set_mdl, swapped_mdl_of
+from stackfs.cext.requests import Volume
 
 from stackfs import api
 from stackfs.api import (
@@ -46,8 +48,6 @@ from stackfs.api import (
     IRP_MJ_WRITE,
     STATUS_SUCCESS,
 )
-from stackfs.cext.buffers import Mdl, mdl_of, set_mdl, swapped_mdl_of
-from stackfs.cext.requests import Volume
 from stackfs.ddi import buffers as ddi
 from stackfs.ddi import callback_data as ddi_data
 from stackfs.ddi.out import Out
@@ -299,7 +299,7 @@ def test_a4_decode_parameters(core: Volume, place: Path) -> None:
     def pre(data: Any, objects: object) -> Any:
         mdl, buffer, length, access = Out[Any](), Out[Any](), Out[Any](), Out[int]()
         status = ddi.FltDecodeParameters(data, mdl, buffer, length, access)
-        seen[data.request] = (status, access.value, length.value.value, mdl.value.value) if not status else status
+        seen[data.request] = status or (access.value, length.value.value, mdl.value.value)
         if data.request == "write":
             buffer.value.value = b"0000"
             length.value.value = 3
@@ -315,15 +315,15 @@ def test_a4_decode_parameters(core: Volume, place: Path) -> None:
     core.request(FSYNC, fh=fh).do()
     core.request(SETXATTR, node, name=b"user.x", buffer=b"value").do()
     assert seen == {
-        "read": (STATUS_SUCCESS, ddi.IoWriteAccess, 7, None),
-        "write": (STATUS_SUCCESS, ddi.IoReadAccess, 2, None),
+        "read": (ddi.IoWriteAccess, 7, None),
+        "write": (ddi.IoReadAccess, 2, None),
         "fsync": api.STATUS_INVALID_PARAMETER,
-        "setxattr": (STATUS_SUCCESS, ddi.IoReadAccess, 5, None),
+        "setxattr": (ddi.IoReadAccess, 5, None),
     }
     assert (place / "file").read_bytes() == b"0000456789", "the fields are the parameters themselves"
 
 
-# ---- sent down again --------------------------------------------------------------------------------------------------
+# ---- sent down again ------------------------------------------------------------------------------------------------
 
 
 def test_a6_14_reissued_below_with_what_was_changed(core: Volume, place: Path) -> None:
@@ -343,7 +343,9 @@ def test_a6_14_reissued_below_with_what_was_changed(core: Volume, place: Path) -
 
     def below(data: Any, objects: object) -> Any:
         seen.append((data.offset, ddi_data.FLT_IS_REISSUED_IO(data)))
-        return FLT_PREOP_SUCCESS_WITH_CALLBACK if ddi_data.FLT_IS_REISSUED_IO(data) else data.complete(api.STATUS_DEVICE_NOT_READY)
+        if ddi_data.FLT_IS_REISSUED_IO(data):
+            return FLT_PREOP_SUCCESS_WITH_CALLBACK
+        return data.complete(api.STATUS_DEVICE_NOT_READY)
 
     def above(data: Any, objects: object, context: Any, flags: int) -> None:
         told.append(("above", data.status, ddi_data.FLT_IS_REISSUED_IO(data)))
@@ -389,7 +391,7 @@ def test_a6_14_only_where_it_is_legal(core: Volume, place: Path) -> None:
     assert answers and not any(answers)
 
 
-# ---- taken back -------------------------------------------------------------------------------------------------------
+# ---- taken back -----------------------------------------------------------------------------------------------------
 
 
 def watch(trace: list[Any], *majors: int) -> list[Any]:
@@ -446,9 +448,10 @@ def test_a6_15_taken_back_and_opened_again(core: Volume, place: Path) -> None:
     assert core.open_files == 0
 
 
-# ---- on a mount -------------------------------------------------------------------------------------------------------
+# ---- on a mount -----------------------------------------------------------------------------------------------------
 
-TURNS = '''MANIFEST = {"name": "turns", "altitude": "141500", "group": "FSFilter Encryption", "filter": "Turns", "answers": "cacheable"}
+TURNS = '''MANIFEST = {"name": "turns", "altitude": "141500", "group": "FSFilter Encryption", "filter": "Turns",
+            "answers": "cacheable"}
 from stackfs.api import *
 
 TABLE = bytes(byte ^ 0x5A for byte in range(256))
@@ -491,7 +494,8 @@ def test_a5_a_swap_buffer_filter_on_each_lane(
     path = made.mnt / "file"
     path.write_bytes(model)
     with open(path, "r+b", buffering=0) as file:
-        for at, new in ((5, b"short"), (4090, b"over the edge of a page"), (131_070, os.urandom(9000)), (299_990, b"y" * 50)):
+        parts = ((5, b"short"), (4090, b"over the edge of a page"), (131_070, os.urandom(9000)), (299_990, b"y" * 50))
+        for at, new in parts:
             file.seek(at)
             file.write(new)
             model[at : at + len(new)] = new
@@ -499,7 +503,7 @@ def test_a5_a_swap_buffer_filter_on_each_lane(
     assert (made.src / "file").read_bytes() == xor(model)
 
 
-# ---- another volume ---------------------------------------------------------------------------------------------------
+# ---- another volume -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from stack_driver import Host, entry_of
+from stackfs.cext.requests import Volume
 
 from stackfs import api
-from stackfs.cext.requests import Volume
 from stackfs.ddi import filter_io as ddi
 from stackfs.ddi.filter_io import IO_STATUS_BLOCK, OBJECT_ATTRIBUTES
 from stackfs.ddi.out import Out
@@ -34,11 +34,14 @@ def peer(core: Volume, place: Path) -> Any:
     return peer
 
 
-def create(peer: Any, name: str, access: int = BOTH, disposition: int = api.FILE_OPEN, options: int = 0, **more: Any) -> Any:
+def create(
+    peer: Any, name: str, access: int = BOTH, disposition: int = api.FILE_OPEN, options: int = 0, **more: Any
+) -> Any:
     """The status, the handle (or None), and the status block."""
     handle, block = Out[Any](), IO_STATUS_BLOCK()
     status = ddi.FltCreateFile(
-        None, peer, handle, access, OBJECT_ATTRIBUTES(name), block, None, 0, 0, disposition, options, None, 0, **more)  # fmt: skip
+        None, peer, handle, access, OBJECT_ATTRIBUTES(name), block, None, 0, 0, disposition, options, None, 0, **more
+    )  # fmt: skip
     return status, getattr(handle, "value", None), block
 
 
@@ -78,7 +81,8 @@ def test_create_options(peer: Any, place: Path) -> None:
     ddi.FltClose(handle)
     assert not (place / "gone").exists()
     handle = Out[Any]()
-    assert ddi.FltCreateFile(None, peer, handle, BOTH, OBJECT_ATTRIBUTES("made"), None, 4096, ddi.FILE_ATTRIBUTE_READONLY, 0,
+    readonly = ddi.FILE_ATTRIBUTE_READONLY
+    assert ddi.FltCreateFile(None, peer, handle, BOTH, OBJECT_ATTRIBUTES("made"), None, 4096, readonly, 0,
                              api.FILE_CREATE, 0, {"user.x": b"y"}, 1) == 0  # fmt: skip
     assert (place / "made").stat().st_mode & 0o777 == 0o400 and (place / "made").stat().st_blocks >= 8
     assert os.getxattr(place / "made", "user.x") == b"y"
@@ -123,7 +127,8 @@ def test_query_and_set_information(peer: Any, place: Path) -> None:
     assert (info.value.size, length.value) == (10, 104)
     assert ddi.FltQueryInformationFile(peer, file, info, 0, 99) == api.STATUS_INVALID_PARAMETER
     block = IO_STATUS_BLOCK()
-    assert ddi.FltQueryInformationByName(None, peer, OBJECT_ATTRIBUTES("folder"), block, info, 0, api.FileBasicInformation) == 0
+    folder_name = OBJECT_ATTRIBUTES("folder")
+    assert ddi.FltQueryInformationByName(None, peer, folder_name, block, info, 0, api.FileBasicInformation) == 0
     assert info.value.mode & 0o170000 == 0o040000
 
     def put(kind: int, what: Any) -> int:

@@ -1,4 +1,4 @@
-"""Filter-initiated I/O (docs/semantics.md B4): what a filter does itself, below its own instance, without a mount and on one."""
+"""Filter-initiated I/O (docs/semantics.md B4): what a filter does itself, below its own instance."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from stack_driver import (
     CREATE,
     OPEN,
     OPENDIR,
-    READ,
     RELEASE,
     SYMLINK,
     UNLINK,
@@ -32,11 +31,12 @@ from stack_driver import (
     opened,
     read,
 )
+from stackfs.cext import filter_file
+from stackfs.cext.requests import Volume
 
 from stackfs import api
 from stackfs.api import (
     FLT_PREOP_SUCCESS_NO_CALLBACK,
-    FLT_PREOP_SUCCESS_WITH_CALLBACK,
     IRP_MJ_CLEANUP,
     IRP_MJ_CLOSE,
     IRP_MJ_CREATE,
@@ -50,8 +50,6 @@ from stackfs.api import (
     IRP_MJ_WRITE,
     status_of,
 )
-from stackfs.cext import filter_file
-from stackfs.cext.requests import Volume
 from stackfs.filter_io import FilterIo
 from stackfs.manager import FilterManager
 
@@ -63,7 +61,8 @@ class Peer(Host, FilterIo):
 
 
 def attach(
-    core: Volume, *callbacks: tuple[int, Callable[..., Any] | None, Callable[..., Any] | None], name: str = "f", at: str = "1"
+    core: Volume, *callbacks: tuple[int, Callable[..., Any] | None, Callable[..., Any] | None],
+    name: str = "f", at: str = "1",
 ) -> Peer:
     peer = Peer()
     peer.entry = entry_of(*callbacks, name=name, at=at, host=peer)
@@ -97,7 +96,8 @@ def descriptors(below: Path) -> int:
     count = 0
     for number in os.listdir("/proc/self/fd"):
         try:
-            count += os.readlink(f"/proc/self/fd/{number}").startswith(f"{below}/") and stat.S_ISREG(os.stat(f"/proc/self/fd/{number}").st_mode)
+            path = f"/proc/self/fd/{number}"
+            count += os.readlink(path).startswith(f"{below}/") and stat.S_ISREG(os.stat(path).st_mode)
         except OSError:
             continue
     return count
@@ -123,7 +123,8 @@ def test_b4_1_read_write_and_what_belongs_to_it(peer: Peer, place: Path) -> None
         file.set_times(atime_ns=1_500_000_000, mtime_ns=2_000_000_001)
         file.set_security(mode=0o640)
         info = file.stat()
-        assert (info.size, info.atime_ns, info.mtime_ns, info.mode) == (5, 1_500_000_000, 2_000_000_001, stat.S_IFREG | 0o640)
+        assert (info.size, info.atime_ns, info.mtime_ns) == (5, 1_500_000_000, 2_000_000_001)
+        assert info.mode == stat.S_IFREG | 0o640
     assert (place / "file").read_bytes() == b"012xy"
     assert (place / "file").stat().st_mtime_ns == 2_000_000_001
     with pytest.raises(ValueError, match="closed"):
@@ -194,7 +195,8 @@ def test_b4_4_paths_never_lead_outside(peer: Peer, place: Path) -> None:
         assert status_from(peer.stat, path) == api.STATUS_OBJECT_NAME_INVALID, path
     assert status_from(peer.open, "way/outside") == api.STATUS_IO_REPARSE_TAG_NOT_HANDLED
     assert status_from(peer.open, "straight") == api.STATUS_IO_REPARSE_TAG_NOT_HANDLED
-    assert status_from(peer.open, "straight", os.O_CREAT | os.O_TRUNC | os.O_WRONLY) == api.STATUS_IO_REPARSE_TAG_NOT_HANDLED
+    over = os.O_CREAT | os.O_TRUNC | os.O_WRONLY
+    assert status_from(peer.open, "straight", over) == api.STATUS_IO_REPARSE_TAG_NOT_HANDLED
     assert status_from(peer.rename, "file", "../moved") == api.STATUS_OBJECT_NAME_INVALID
     assert status_from(peer.open, "x" * 256) == api.STATUS_NAME_TOO_LONG
     assert status_from(peer.open, b"a\0b") == api.STATUS_OBJECT_NAME_INVALID
@@ -490,7 +492,7 @@ def test_b4_6_what_has_no_descriptor_has_no_data(core: Volume, place: Path) -> N
 
 
 def test_b4_3_a_side_file_in_each_directory(core: Volume, place: Path) -> None:
-    """Every operation that has a name finds the directory that the name lies in; the side file is never seen from above."""
+    """Every operation with a name finds the directory that the name lies in; the side file is not seen from above."""
     side = b".count"
 
     def count(objects: Peer, directory: Any) -> None:
@@ -611,7 +613,8 @@ def test_b4_5_as_the_daemon_or_as_the_requestor(place: Path) -> None:
             objects.open("mine", READS_AND_WRITES, 0o640, requestor=data).close()
             objects.open("daemons", READS_AND_WRITES, 0o640).close()
             seen["folder"] = status_from(objects.mkdir, "folder/below", requestor=data)
-            seen["fsuid"] = [line for line in Path("/proc/thread-self/status").read_text().splitlines() if "Uid" in line]
+            lines = Path("/proc/thread-self/status").read_text().splitlines()
+            seen["fsuid"] = [line for line in lines if "Uid" in line]
         return FLT_PREOP_SUCCESS_NO_CALLBACK
 
     attach(core, (IRP_MJ_QUERY_OPEN, pre, None))
@@ -698,7 +701,12 @@ def test_b4_7_a_file_closed_meanwhile_stays_open_until_it_is_done(core: Volume, 
 
 def test_b4_7_a_completion_that_raises_is_reported(peer: Peer) -> None:
     told = threading.Event()
-    peer.callback_raised = lambda *what: (peer.told.append(what), told.set())  # type: ignore[assignment, misc, method-assign, func-returns-value]
+
+    def raised(*what: Any) -> None:
+        peer.told.append(what)
+        told.set()
+
+    peer.callback_raised = raised  # type: ignore[method-assign]
 
     def bad(status: int, data: bytes) -> None:
         raise RuntimeError("no")
@@ -849,7 +857,8 @@ def test_b4_directories_of_another_volume_are_refused(peer: Peer, place: Path, t
 
 # ---- on a mount -----------------------------------------------------------------------------------------------------
 
-COUNTS = '''MANIFEST = {"name": "counts", "altitude": "370500", "group": "FSFilter Activity Monitor", "filter": "Counts"}
+COUNTS = '''MANIFEST = {"name": "counts", "altitude": "370500", "group": "FSFilter Activity Monitor",
+            "filter": "Counts"}
 import os
 from stackfs.api import *
 

@@ -11,16 +11,19 @@ from typing import Any
 import pytest
 from conftest import Drive, needs_root
 from stack_driver import CREATE, GETATTR, MKDIR, OPEN, UNLINK, entry_of, error_of, go_on, lookup, opened, read
+from stackfs.cext.requests import Volume
 
 from stackfs import api
 from stackfs.api import FLT_PREOP_SUCCESS_NO_CALLBACK, IRP_MJ_CREATE, IRP_MJ_QUERY_OPEN, IRP_MJ_READ
-from stackfs.cext.requests import Volume
 from stackfs.ddi import callback_data as ddi
 
 LOOKUP = 1
 
 
-def redirect(core: Volume, table: dict[str, str], at: str = "1", majors: tuple[int, ...] = (IRP_MJ_CREATE, IRP_MJ_QUERY_OPEN)) -> Any:
+BOTH = (IRP_MJ_CREATE, IRP_MJ_QUERY_OPEN)
+
+
+def redirect(core: Volume, table: dict[str, str], at: str = "1", majors: tuple[int, ...] = BOTH) -> Any:
     """Whatever is called by a key, or lies below it, is what the value leads to."""
 
     def pre(data: Any, objects: object) -> Any:
@@ -58,7 +61,8 @@ def test_a6_16_what_is_made_or_deleted_is_elsewhere(core: Volume, place: Path) -
 
 def test_a6_16_one_after_the_other_and_a_loop(core: Volume, place: Path) -> None:
     (place / "folder/end").write_bytes(b"end")
-    redirect(core, {f"/n{number}": f"/n{number + 1}" for number in range(20)} | {"/n20": "/folder/end", "/round": "/round"})
+    steps = {f"/n{number}": f"/n{number + 1}" for number in range(20)}
+    redirect(core, steps | {"/n20": "/folder/end", "/round": "/round"})
     assert read(core, opened(core, lookup(core, b"n0"))) == b"end"
     assert error_of(core, LOOKUP, name=b"round") == errno.ELOOP
     assert error_of(core, CREATE, name=b"round", flags=os.O_RDWR, mode=0o600) == errno.ELOOP
@@ -66,7 +70,8 @@ def test_a6_16_one_after_the_other_and_a_loop(core: Volume, place: Path) -> None
 
 
 @pytest.mark.parametrize(("path", "error"), [
-    ("/../outside", errno.EINVAL), ("/folder/../file", errno.EINVAL), ("/none/at/all", errno.ENOENT), ("/", errno.EINVAL),
+    ("/../outside", errno.EINVAL), ("/folder/../file", errno.EINVAL), ("/none/at/all", errno.ENOENT),
+    ("/", errno.EINVAL),
     ("/file/below", errno.ENOTDIR), ("/" + "x" * 256, errno.ENAMETOOLONG), ("/" + "x" * 5000, errno.ENAMETOOLONG),
     ("/way/outside", errno.ENOTDIR),
 ])  # fmt: skip
@@ -122,7 +127,8 @@ def test_a6_16_without_a_name_it_is_an_error(core: Volume, place: Path) -> None:
     assert error_of(core, OPEN, lookup(core, b"file"), flags=os.O_RDONLY) == errno.EINVAL
 
 
-ELSEWHERE = '''MANIFEST = {"name": "elsewhere", "altitude": "371100", "group": "FSFilter Activity Monitor", "filter": "Elsewhere"}
+ELSEWHERE = '''MANIFEST = {"name": "elsewhere", "altitude": "371100", "group": "FSFilter Activity Monitor",
+            "filter": "Elsewhere"}
 from stackfs.api import *
 
 class Elsewhere(Filter):

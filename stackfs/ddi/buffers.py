@@ -1,6 +1,7 @@
-"""Buffers under the DDI's names (docs/semantics.md, A5): MDLs, FltDecodeParameters, and what belongs to swapped buffers.
+"""Buffers under the DDI's names (docs/semantics.md, A5): MDLs, FltDecodeParameters, and swapped buffers.
 
-A buffer is a memoryview, and dies with the callback. MmGetSystemAddressForMdlSafe answers None where the DDI answers NULL.
+A buffer is a memoryview, and dies with the callback. MmGetSystemAddressForMdlSafe answers None where the DDI answers
+NULL.
 """
 
 from __future__ import annotations
@@ -104,12 +105,12 @@ def FltDecodeParameters(
 
 
 def FltLockUserBuffer(CallbackData: CallbackData) -> int:
-    """Sees to it that there is an MDL; in a pre callback the data is dirty then. STATUS_INVALID_PARAMETER: no buffer."""
+    """Sees to it that there is an MDL; a pre callback's data is dirty then. STATUS_INVALID_PARAMETER: no buffer."""
     return buffers.lock_user_buffer(CallbackData)
 
 
 def FltGetSwappedBufferMdlAddress(CallbackData: CallbackData) -> Mdl | None:
-    """The MDL of the buffer that this filter's pre callback has swapped in: its own, or one made below; in its post only."""
+    """In the post of a filter that has swapped the buffer: the MDL of its new one, its own or one made below."""
     return buffers.swapped_mdl_of(CallbackData)
 
 

@@ -1,4 +1,4 @@
-"""Callback data under the DDI's names (docs/semantics.md, A4, A6): flags, the dirty mark, and what a post callback may do."""
+"""Callback data under the DDI's names (docs/semantics.md, A4, A6): flags, the dirty mark, reissuing, reparsing."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = [
     "FLT_IS_IRP_OPERATION",
     "FLT_IS_REISSUED_IO",
     "FLT_IS_SYSTEM_BUFFER",
+    "IO_REPARSE",
     "FltCancelFileOpen",
     "FltClearCallbackDataDirty",
     "FltIsCallbackDataDirty",
     "FltReissueSynchronousIo",
     "FltSetCallbackDataDirty",
-    "IO_REPARSE",
     "IoReplaceFileObjectName",
 ]
 
@@ -70,23 +70,24 @@ def FltIsCallbackDataDirty(Data: CallbackData) -> bool:
 
 
 def FltReissueSynchronousIo(InitiatingInstance: Instance, CallbackData: CallbackData) -> None:
-    """In the post callback of a CREATE, or of what the pre callback has synchronised: done again below. The outcome stands in
-    IoStatus. RuntimeError: it is not legal here."""
+    """In the post callback of a CREATE, or of what the pre callback has synchronised: done again below. The outcome
+    stands in IoStatus. RuntimeError: it is not legal here."""
     if not CallbackData.reissue():
         raise RuntimeError("FltReissueSynchronousIo outside the post callback of a synchronised operation")
 
 
 def FltCancelFileOpen(Instance: Instance, FileObject: FileObject) -> None:
-    """In the post callback of a CREATE that succeeded, of its `Data.file`: CLEANUP and CLOSE below. Then the callback sets the
-    status that the program gets. RuntimeError: it is not legal here."""
+    """In the post callback of a CREATE that succeeded, of its `Data.file`: CLEANUP and CLOSE below. Then the callback
+    sets the status that the program gets. RuntimeError: it is not legal here."""
     data = FileObject.data
     if data is None or not data.cancel_open():
         raise RuntimeError("FltCancelFileOpen outside the post callback of a successful CREATE")
 
 
 def IoReplaceFileObjectName(FileObject: FileObject, NewFileName: str | bytes, FileNameLength: int | None = None) -> int:
-    """In the pre callback of a CREATE or QUERY_OPEN, of its `Data.file`: the path, from the volume's root, that it goes on by.
-    The callback then completes it with STATUS_REPARSE and Information IO_REPARSE. STATUS_INVALID_PARAMETER: elsewhere."""
+    """In the pre callback of a CREATE or QUERY_OPEN, of its `Data.file`: the path, from the volume's root, that it goes
+    on by. The callback then completes it with STATUS_REPARSE and Information IO_REPARSE. STATUS_INVALID_PARAMETER:
+    elsewhere."""
     data = FileObject.data
     if data is None:
         return int(api.STATUS_INVALID_PARAMETER)

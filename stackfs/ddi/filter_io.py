@@ -26,6 +26,62 @@ from stackfs.ddi.out import Out
 if TYPE_CHECKING:
     from stackfs.manager import Instance, LoadedFilter
 
+__all__ = [
+    "FILE_ALLOCATION_INFORMATION",
+    "FILE_ATTRIBUTE_READONLY",
+    "FILE_BASIC_INFORMATION",
+    "FILE_CREATED",
+    "FILE_DISPOSITION_INFORMATION",
+    "FILE_END_OF_FILE_INFORMATION",
+    "FILE_LINK_INFORMATION",
+    "FILE_OPENED",
+    "FILE_OVERWRITTEN",
+    "FILE_RENAME_INFORMATION",
+    "FILE_RENAME_REPLACE_IF_EXISTS",
+    "FILE_SUPERSEDED",
+    "FILE_USE_FILE_POINTER_POSITION",
+    "FILE_WRITE_TO_END_OF_FILE",
+    "FLTFL_IO_OPERATION_DO_NOT_UPDATE_BYTE_OFFSET",
+    "FLTFL_IO_OPERATION_NON_CACHED",
+    "FLTFL_IO_OPERATION_PAGING",
+    "FLTFL_IO_OPERATION_SYNCHRONOUS_PAGING",
+    "FLT_FLUSH_TYPE_DATA_SYNC_ONLY",
+    "FLT_FLUSH_TYPE_FILE_DATA_ONLY",
+    "FLT_FLUSH_TYPE_FLUSH_AND_PURGE",
+    "FLT_FLUSH_TYPE_NO_SYNC",
+    "IO_FORCE_ACCESS_CHECK",
+    "IO_IGNORE_SHARE_ACCESS_CHECK",
+    "IO_STATUS_BLOCK",
+    "OBJECT_ATTRIBUTES",
+    "SECURITY_DESCRIPTOR",
+    "FltAllocateCallbackData",
+    "FltAllocateCallbackDataEx",
+    "FltClose",
+    "FltCreateFile",
+    "FltCreateFileEx",
+    "FltDeviceIoControlFile",
+    "FltFlushBuffers",
+    "FltFlushBuffers2",
+    "FltFreeCallbackData",
+    "FltFsControlFile",
+    "FltOpenVolume",
+    "FltPerformAsynchronousIo",
+    "FltPerformSynchronousIo",
+    "FltQueryDirectoryFile",
+    "FltQueryEaFile",
+    "FltQueryInformationByName",
+    "FltQueryInformationFile",
+    "FltQuerySecurityObject",
+    "FltQueryVolumeInformation",
+    "FltReadFile",
+    "FltReuseCallbackData",
+    "FltSetEaFile",
+    "FltSetInformationFile",
+    "FltSetSecurityObject",
+    "FltWriteFile",
+    "InitializeObjectAttributes",
+]
+
 FLTFL_IO_OPERATION_NON_CACHED = int(IoFlags.FLTFL_IO_OPERATION_NON_CACHED)
 FLTFL_IO_OPERATION_PAGING = int(IoFlags.FLTFL_IO_OPERATION_PAGING)
 FLTFL_IO_OPERATION_DO_NOT_UPDATE_BYTE_OFFSET = int(IoFlags.FLTFL_IO_OPERATION_DO_NOT_UPDATE_BYTE_OFFSET)
@@ -45,8 +101,8 @@ FLT_FLUSH_TYPE_NO_SYNC = 4
 FLT_FLUSH_TYPE_DATA_SYNC_ONLY = 8
 FILE_RENAME_REPLACE_IF_EXISTS = 0x1
 QUERIES = frozenset({4, 5, 6, 7, 18, 34})
-"""FILE_INFORMATION_CLASS numbers that FltQueryInformationFile answers, all with a FileInformation: FileBasic-, FileStandard-,
-FileInternal-, FileEa-, FileAll- and FileNetworkOpenInformation."""
+"""FILE_INFORMATION_CLASS numbers that FltQueryInformationFile answers, all with a FileInformation: FileBasic-,
+FileStandard-, FileInternal-, FileEa-, FileAll- and FileNetworkOpenInformation."""
 
 NTSTATUS = int
 ABOVE_EVERYTHING = "9" * 60
@@ -65,7 +121,7 @@ class IO_STATUS_BLOCK:
 
 @dataclass
 class OBJECT_ATTRIBUTES:
-    """Which file: a path from RootDirectory, or from the volume's root. Requestor: whose rights IO_FORCE_ACCESS_CHECK means."""
+    """Which file: a path from RootDirectory, or the root. Requestor: whose rights IO_FORCE_ACCESS_CHECK means."""
 
     ObjectName: str | bytes = ""
     RootDirectory: FileObject | None = None
@@ -333,11 +389,13 @@ def FltReadFile(
 ) -> NTSTATUS:
     """Reads into a writable buffer. ByteOffset None: the file object's own (synchronous only).
 
-    CallbackRoutine(CallbackData, CallbackContext) is called by another thread: STATUS_PENDING. The file object is then one
-    that the filter has opened.
+    CallbackRoutine(CallbackData, CallbackContext) is called by another thread: STATUS_PENDING. The file object is then
+    one that the filter has opened.
     """
-    return _transfer(InitiatingInstance, FileObject, int(api.IRP_MJ_READ), ByteOffset, Length, Buffer, Flags, BytesRead,
-                     CallbackRoutine, CallbackContext)  # fmt: skip
+    return _transfer(
+        InitiatingInstance, FileObject, int(api.IRP_MJ_READ), ByteOffset, Length, Buffer, Flags, BytesRead,
+        CallbackRoutine, CallbackContext,
+    )  # fmt: skip
 
 
 def FltWriteFile(
@@ -352,8 +410,10 @@ def FltWriteFile(
     CallbackContext: Any = None,
 ) -> NTSTATUS:
     """Writes; FILE_WRITE_TO_END_OF_FILE as ByteOffset appends. As FltReadFile for the rest."""
-    return _transfer(InitiatingInstance, FileObject, int(api.IRP_MJ_WRITE), ByteOffset, Length, Buffer, Flags, BytesWritten,
-                     CallbackRoutine, CallbackContext)  # fmt: skip
+    return _transfer(
+        InitiatingInstance, FileObject, int(api.IRP_MJ_WRITE), ByteOffset, Length, Buffer, Flags, BytesWritten,
+        CallbackRoutine, CallbackContext,
+    )  # fmt: skip
 
 
 def FltFlushBuffers(Instance: Instance, FileObject: FileObject) -> NTSTATUS:
@@ -364,8 +424,8 @@ def FltFlushBuffers(Instance: Instance, FileObject: FileObject) -> NTSTATUS:
 def FltFlushBuffers2(
     Instance: Instance, FileObject: FileObject, FlushType: int, CallbackData: CallbackData | None = None
 ) -> NTSTATUS:
-    """FLT_FLUSH_TYPE_FILE_DATA_ONLY and ..._DATA_SYNC_ONLY: fdatasync(2); ..._NO_SYNC: nothing has to be done, for the base
-    keeps nothing back that only a flush would write."""
+    """FLT_FLUSH_TYPE_FILE_DATA_ONLY and ..._DATA_SYNC_ONLY: fdatasync(2); ..._NO_SYNC: nothing has to be done, for the
+    base keeps nothing back that only a flush would write."""
     if FlushType & FLT_FLUSH_TYPE_NO_SYNC:
         return int(api.STATUS_SUCCESS)
     only = bool(FlushType & (FLT_FLUSH_TYPE_FILE_DATA_ONLY | FLT_FLUSH_TYPE_DATA_SYNC_ONLY))
@@ -414,8 +474,8 @@ def FltQueryInformationByName(
 def FltSetInformationFile(
     Instance: Instance, FileObject: FileObject, FileInformation: Any, Length: int, FileInformationClass: int
 ) -> NTSTATUS:
-    """FileInformation: an object of the class that FileInformationClass names. Rename, link and disposition: of a file that
-    the filter has opened by a name. Deleting takes the name away at once; DeleteFile False is a mark taken back in vain."""
+    """FileInformation: an object of the class that FileInformationClass names. Rename, link and disposition: of a file
+    that the filter has opened by a name. Deleting takes the name away at once; DeleteFile False does nothing."""
     what = FileInformation
     table: dict[int, tuple[type[Any], Callable[[], Any]]] = {
         int(api.FileBasicInformation): (
@@ -464,8 +524,8 @@ def FltQueryDirectoryFile(
     RestartScan: bool = False,
     LengthReturned: Out[int] | None = None,
 ) -> NTSTATUS:
-    """The next entries, at most Length bytes of them; STATUS_NO_MORE_FILES at the end. FileName: only names that match it, as
-    a shell would; STATUS_NO_SUCH_FILE when a scan from the beginning finds none."""
+    """The next entries, at most Length bytes of them; STATUS_NO_MORE_FILES at the end. FileName: only names that match
+    it, as a shell would; STATUS_NO_SUCH_FILE when a scan from the beginning finds none."""
     FileInformation.value = []
 
     def query() -> None:
@@ -570,13 +630,13 @@ def FltQueryVolumeInformation(
     Length: int,
     FsInformationClass: int,
 ) -> NTSTATUS:
-    """What statvfs(3) gives, whatever the class: bsize, frsize, blocks, bfree, bavail, files, ffree, favail, namemax."""
+    """What statvfs(3) gives, for every class: bsize, frsize, blocks, bfree, bavail, files, ffree, favail, namemax."""
     return _ended(Iosb, _run(lambda: setattr(FsInformation, "value", Instance.statvfs())))
 
 
 def _control(
-    file: FileObject, code: int, given: bytes | None, given_length: int, out: Any, out_length: int, got: Out[int] | None,
-    device: bool,
+    file: FileObject, code: int, given: bytes | None, given_length: int, out: Any, out_length: int,
+    got: Out[int] | None, device: bool,
 ) -> NTSTATUS:  # fmt: skip
     def control() -> None:
         answer = file.control(code, (given or b"")[:given_length], out_length if out is not None else 0, device=device)
@@ -643,7 +703,7 @@ def FltPerformSynchronousIo(CallbackData: GeneratedData) -> None:
 def FltPerformAsynchronousIo(
     CallbackData: GeneratedData, CallbackRoutine: FltAsyncCallback, CallbackContext: Any = None
 ) -> NTSTATUS:
-    """STATUS_PENDING; CallbackRoutine(CallbackData, CallbackContext) is called by another thread, and frees the data."""
+    """STATUS_PENDING; another thread calls CallbackRoutine(CallbackData, CallbackContext), which frees the data."""
     return CallbackData.start(lambda ended: CallbackRoutine(ended, CallbackContext))
 
 
@@ -655,7 +715,3 @@ def FltReuseCallbackData(CallbackData: GeneratedData) -> None:
 def FltFreeCallbackData(CallbackData: GeneratedData) -> None:
     """It must not be used after that."""
     CallbackData.free()
-
-
-__all__ = [name for name in dir() if name.startswith(("Flt", "FILE_", "FLT", "IO_", "OBJECT_", "SECURITY_", "Initialize"))
-           and name not in ("FilterFile", "FltAsyncCallback")]  # fmt: skip
