@@ -11,24 +11,23 @@ was left open when its instance was torn down is closed by then, and answers STA
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EIO
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from stackfs.cext.callback_data cimport (
-    CallbackData, DACL_SECURITY_INFORMATION, FILE_OBJECT, FLT_CALLBACK_DATA, FLT_INSTANCE, FLT_RELATED_OBJECTS, FO_DIRECTORY,
-    FO_SYNTHESISED, GROUP_SECURITY_INFORMATION, IRP_MJ_QUERY_INFORMATION, IRP_MJ_READ, IRP_MJ_WRITE, OWNER_SECURITY_INFORMATION,
-    IO_STATUS_BLOCK, REQUESTOR, SECURITY_PARAMETERS, SET_FILE_PARAMETERS, FileAllInformation, FileAllocationInformation, FileBasicInformation,
-    FileDispositionInformation, FileEndOfFileInformation, FileLinkInformation, FileRenameInformation, FileRenameInformationEx,
-    statx_t, statx_timestamp, unpack_entries)
+    CallbackData, DACL_SECURITY_INFORMATION, FILE_OBJECT, FLT_CALLBACK_DATA, FLT_INSTANCE, FLT_RELATED_OBJECTS,
+    GROUP_SECURITY_INFORMATION, IRP_MJ_QUERY_INFORMATION, IRP_MJ_READ, IRP_MJ_WRITE, OWNER_SECURITY_INFORMATION,
+    IO_STATUS_BLOCK, REQUESTOR, SECURITY_PARAMETERS, SET_FILE_PARAMETERS, FileAllInformation, FileAllocationInformation,
+    FileBasicInformation, FileDispositionInformation, FileEndOfFileInformation, FileLinkInformation, FileRenameInformation,
+    FileRenameInformationEx, statx_t, statx_timestamp, unpack_entries)
 from stackfs.cext.filter_io cimport (
     FILE_ZERO_DATA_INFORMATION, FLTFL_IO_OPERATION_DO_NOT_UPDATE_BYTE_OFFSET, FltDeviceIoControlFile, FltFlushBuffers,
     FltFsControlFile, FltQueryDirectoryFile, FltQueryEaFile, FltQueryInformationFile, FltQueryVolumeInformation, FltReadFile,
     FltSetEaFile, FltSetInformationFile, FltSetSecurityObject, FltWriteFile, filter_seek)
 from stackfs.cext.filter_names cimport (
-    FltClose, FltCreateFileEx, FltOpenFile, OBJECT_ATTRIBUTES, directory_release, filter_delete, filter_file_t, filter_io_close_all, filter_link,
+    FltClose, FltCreateFileEx, FltOpenFile, OBJECT_ATTRIBUTES, filter_delete, filter_file_t, filter_io_close_all, filter_link,
     filter_query, filter_read_link, filter_rename, filter_symlink, operation_directory)
 from stackfs.cext.generated_io cimport (
     FltAllocateCallbackData, FltFreeCallbackData, FltPerformAsynchronousIo, FltPerformSynchronousIo, FltReuseCallbackData)
@@ -601,6 +600,8 @@ cdef void tell(FLT_CALLBACK_DATA *data, void *context) noexcept:
     cdef _Started started = <_Started>context
     cdef uint32_t status = <uint32_t>data.IoStatus.Status
     cdef uint64_t moved = data.IoStatus.Information
+    cdef uint8_t major = data.Iopb.MajorFunction         # the data may be freed by whom it is told
+    cdef bint done_well = NT_SUCCESS(data.IoStatus.Status)
     cdef FLT_INSTANCE *instance
     Py_DECREF(started)
     try:
@@ -608,13 +609,13 @@ cdef void tell(FLT_CALLBACK_DATA *data, void *context) noexcept:
             started.made.busy = False
             started.done(started.made)
         elif started.major == IRP_MJ_READ:
-            started.done(status, (<bytes>started.buffer)[:moved] if NT_SUCCESS(data.IoStatus.Status) else b"")
+            started.done(status, (<bytes>started.buffer)[:moved] if done_well else b"")
         else:
             started.done(status, moved)
     except BaseException as error:
         try:
             instance = started.made.instance if started.made is not None else started.file.instance
-            (<object>instance.Object).callback_raised("completion", data.Iopb.MajorFunction, "", error)
+            (<object>instance.Object).callback_raised("completion", major, "", error)
         except BaseException:
             pass
     try:
@@ -632,8 +633,9 @@ cdef int same_volume(const FLT_INSTANCE *instance, FileObject directory) except 
     return 0
 
 
+@cython.no_gc
 cdef class _Path:
-    """OBJECT_ATTRIBUTES, and what they point to."""
+    """OBJECT_ATTRIBUTES, and what they point to, for as long as this is there."""
     cdef OBJECT_ATTRIBUTES attributes
     cdef REQUESTOR who
     cdef bytes text
@@ -651,10 +653,9 @@ cdef class _Path:
             self.attributes.RootDirectory = directory.enter()
             self.directory = directory
 
-    cdef int done(self) except -1:
+    def __dealloc__(self):
         if self.directory is not None:
             self.directory.leave()
-        return 0
 
 
 def open_below(InstanceEntry entry not None, path, int flags=0, int mode=0o600, *, FileObject directory=None,
@@ -672,7 +673,6 @@ def open_below(InstanceEntry entry not None, path, int flags=0, int mode=0o600, 
         status = FltOpenFile(instance, &file, &where.attributes, <uint32_t>flags, <uint32_t>mode, &io)
     made.file = file
     made.information = io.Information
-    where.done()
     check(status, path)
     return made
 
@@ -692,7 +692,6 @@ def create_below(InstanceEntry entry not None, path, uint32_t desired_access, ui
         status = FltCreateFileEx(instance, &file, desired_access, &where.attributes, &io, <uint32_t>mode, disposition, options)
     made.file = file
     made.information = io.Information
-    where.done()
     check(status, path)
     return made
 
@@ -705,8 +704,6 @@ def rename_below(InstanceEntry entry not None, old, new, uint32_t flags=0, *, Fi
     cdef NTSTATUS status
     with nogil:
         status = filter_rename(&entry.instance, &what.attributes, &to.attributes, flags)
-    what.done()
-    to.done()
     check(status, old)
 
 
@@ -718,8 +715,6 @@ def link_below(InstanceEntry entry not None, old, new, *, FileObject directory=N
     cdef NTSTATUS status
     with nogil:
         status = filter_link(&entry.instance, &what.attributes, &to.attributes)
-    what.done()
-    to.done()
     check(status, old)
 
 
@@ -730,7 +725,6 @@ def delete_below(InstanceEntry entry not None, path, bint is_directory=False, *,
     cdef NTSTATUS status
     with nogil:
         status = filter_delete(&entry.instance, &what.attributes, is_directory)
-    what.done()
     check(status, path)
 
 
@@ -743,7 +737,6 @@ def symlink_below(InstanceEntry entry not None, target, path, *, FileObject dire
     cdef NTSTATUS status
     with nogil:
         status = filter_symlink(&entry.instance, &what.attributes, start, length)
-    what.done()
     check(status, path)
 
 
@@ -755,7 +748,6 @@ def readlink_below(InstanceEntry entry not None, path, *, FileObject directory=N
     cdef NTSTATUS status
     with nogil:
         status = filter_read_link(&entry.instance, &what.attributes, target, sizeof(target), &length)
-    what.done()
     check(status, path)
     return PyBytes_FromStringAndSize(target, length)
 
@@ -767,7 +759,6 @@ def stat_below(InstanceEntry entry not None, path, *, FileObject directory=None,
     cdef NTSTATUS status
     with nogil:
         status = filter_query(&entry.instance, &what.attributes, &info)
-    what.done()
     check(status, path)
     return information_of(&info)
 

@@ -547,7 +547,8 @@ cdef NTSTATUS change_own_name(FLT_INSTANCE *instance, FILE_OBJECT *file, const S
     return status
 
 
-cdef NTSTATUS rename_path(FLT_INSTANCE *instance, const OBJECT_ATTRIBUTES *what, const OBJECT_ATTRIBUTES *to, uint32_t flags) noexcept nogil:
+cdef NTSTATUS rename_path(FLT_INSTANCE *instance, const OBJECT_ATTRIBUTES *what, const OBJECT_ATTRIBUTES *to,
+                          uint32_t flags) noexcept nogil:
     cdef inode_table_t *nodes = backing_of(instance).nodes
     cdef node_t *directory
     cdef node_t *to_directory

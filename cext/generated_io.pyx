@@ -12,7 +12,7 @@ something to do and go when there has been nothing for a while; their queue has 
 cimport cython
 from cpython.object cimport PyObject
 from libc.errno cimport ETIMEDOUT
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec

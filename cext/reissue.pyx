@@ -8,13 +8,12 @@ operation has, in the callback's thread, and waiting in place. The operation is 
 cimport cython
 from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memset
 
 from stackfs.cext.backing cimport backing_t
 from stackfs.cext.callback_data cimport (
-    CallbackData, FILE_OBJECT, FLTFL_CALLBACK_DATA_DIRTY, FLTFL_CALLBACK_DATA_IRP_OPERATION, FLTFL_CALLBACK_DATA_NEW_SYSTEM_BUFFER,
-    FLTFL_CALLBACK_DATA_POST_OPERATION, FLTFL_CALLBACK_DATA_REISSUED_IO, FO_FILE_OPEN_CANCELLED, FO_SYNTHESISED, IRP_MJ_CLEANUP,
-    IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_LOCK_CONTROL)
+    CallbackData, FILE_OBJECT, FLTFL_CALLBACK_DATA_DIRTY, FLTFL_CALLBACK_DATA_IRP_OPERATION,
+    FLTFL_CALLBACK_DATA_POST_OPERATION, FLTFL_CALLBACK_DATA_REISSUED_IO, FO_FILE_OPEN_CANCELLED, FO_SYNTHESISED,
+    IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_LOCK_CONTROL)
 from stackfs.cext.impersonation cimport revert_to_self
 from stackfs.cext.inode_table cimport node_forget, node_id
 from stackfs.cext.ntstatus cimport STATUS_INSUFFICIENT_RESOURCES, STATUS_INVALID_PARAMETER, STATUS_SUCCESS

@@ -5,5 +5,8 @@ from typing import Any
 
 from stackfs.cext.callback_data import CallbackData
 
+def replace_name(data: CallbackData, path: str | bytes | os.PathLike[Any]) -> int:
+    """IoReplaceFileObjectName: the status."""
+
 def reparse(data: CallbackData, path: str | bytes | os.PathLike[Any]) -> int:
     """data.reparse()"""

@@ -142,6 +142,12 @@ cdef NTSTATUS request_reparse(vfs_request_t *request) noexcept nogil:
     return STATUS_SUCCESS
 
 
+def replace_name(CallbackData data not None, path) -> int:
+    """IoReplaceFileObjectName: the status."""
+    cdef bytes text = fsencode(path)
+    return <uint32_t>IoReplaceFileObjectName(data.live(), text, <uint32_t>len(text))
+
+
 def reparse(CallbackData data not None, path) -> int:
     """data.reparse()"""
     cdef bytes text = fsencode(path)

@@ -12,9 +12,9 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport strcmp
 
 from stackfs.cext.callback_data cimport (
-    CallbackData, FILE_OBJECT, FLT_CALLBACK_DATA, FLTFL_CALLBACK_DATA_POST_OPERATION, IRP_MJ_FLUSH_BUFFERS,
-    IRP_MJ_QUERY_EA, IRP_MJ_QUERY_INFORMATION, IRP_MJ_READ, IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION, IRP_MJ_WRITE,
-    FileAllocationInformation, FileBasicInformation, FileEndOfFileInformation)
+    CallbackData, FILE_OBJECT, FLT_CALLBACK_DATA, FLTFL_CALLBACK_DATA_POST_OPERATION, IRP_MJ_FLUSH_BUFFERS, IRP_MJ_QUERY_EA,
+    IRP_MJ_QUERY_INFORMATION, IRP_MJ_READ, IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION, IRP_MJ_WRITE, FileAllocationInformation,
+    FileBasicInformation, FileEndOfFileInformation)
 from stackfs.cext.filter_file cimport FilterFile
 from stackfs.cext.filter_names cimport filter_file_t
 from stackfs.cext.generated_io cimport enter, leave

@@ -23,6 +23,7 @@ from stack_driver import (
     UNLINK,
     WRITE,
     Host,
+    descriptors,
     entry_of,
     error_of,
     go_on,
@@ -89,18 +90,6 @@ def status_from(act: Callable[..., Any], *arguments: Any, **keywords: Any) -> in
     with pytest.raises(OSError) as raised:
         act(*arguments, **keywords)
     return status_of(raised.value)
-
-
-def descriptors(below: Path) -> int:
-    """How many of this process' descriptors lead to regular files below a place."""
-    count = 0
-    for number in os.listdir("/proc/self/fd"):
-        try:
-            path = f"/proc/self/fd/{number}"
-            count += os.readlink(path).startswith(f"{below}/") and stat.S_ISREG(os.stat(path).st_mode)
-        except OSError:
-            continue
-    return count
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

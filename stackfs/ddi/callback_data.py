@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from stackfs import api
 from stackfs.cext.callback_data import CallbackData
 from stackfs.cext.filter_file import FileObject
+from stackfs.cext.reparse import replace_name
 
 if TYPE_CHECKING:
     from stackfs.manager import Instance
@@ -91,8 +92,4 @@ def IoReplaceFileObjectName(FileObject: FileObject, NewFileName: str | bytes, Fi
     data = FileObject.data
     if data is None:
         return int(api.STATUS_INVALID_PARAMETER)
-    try:
-        data.reparse(NewFileName if FileNameLength is None else NewFileName[:FileNameLength])
-    except AttributeError:
-        return int(api.STATUS_INVALID_PARAMETER)
-    return int(api.STATUS_SUCCESS) if data.status == api.STATUS_REPARSE else data.status
+    return replace_name(data, NewFileName if FileNameLength is None else NewFileName[:FileNameLength])
