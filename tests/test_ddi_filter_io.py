@@ -13,7 +13,8 @@ from stackfs.cext.requests import Volume
 
 from stackfs import api
 from stackfs.ddi import filter_io as ddi
-from stackfs.ddi.filter_io import IO_STATUS_BLOCK, OBJECT_ATTRIBUTES
+from stackfs.ddi.filter_io import IO_STATUS_BLOCK
+from stackfs.ddi.object_attributes import OBJECT_ATTRIBUTES
 from stackfs.ddi.out import Out
 from stackfs.filter_io import FilterIo
 from stackfs.manager import FilterManager

@@ -3,7 +3,9 @@
 Parameters stand in the DDI's order, out-parameters are Out objects, and a routine answers the NTSTATUS that the DDI's
 answers, as an unsigned number. An instance is what callbacks get as `FltObjects`; a file object, and a handle as well,
 is a FilterFile, or `Data.file` inside a callback. What one page of the DDI calls a buffer with a structure in it is
-here an object of a class named as that structure. See stackfs/filter_io.py for the same in fewer words.
+here an object of a class named as that structure. The path in OBJECT_ATTRIBUTES begins at RootDirectory, or at the
+volume's root; where the DDI has a security descriptor, the data of an operation in hand says as whose requestor
+(IO_FORCE_ACCESS_CHECK). See stackfs/filter_io.py for the same in fewer words.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from stackfs.cext.filter_file import FileInformation, FileObject, FilterFile, Ge
 from stackfs.cext.filter_io import IoFlags
 from stackfs.cext.filter_names import CreateResult
 from stackfs.cext.stack import InstanceEntry
+from stackfs.ddi.object_attributes import OBJECT_ATTRIBUTES
 from stackfs.ddi.out import Out
 
 if TYPE_CHECKING:
@@ -52,7 +55,6 @@ __all__ = [
     "IO_FORCE_ACCESS_CHECK",
     "IO_IGNORE_SHARE_ACCESS_CHECK",
     "IO_STATUS_BLOCK",
-    "OBJECT_ATTRIBUTES",
     "SECURITY_DESCRIPTOR",
     "FltAllocateCallbackData",
     "FltAllocateCallbackDataEx",
@@ -79,7 +81,6 @@ __all__ = [
     "FltSetInformationFile",
     "FltSetSecurityObject",
     "FltWriteFile",
-    "InitializeObjectAttributes",
 ]
 
 FLTFL_IO_OPERATION_NON_CACHED = int(IoFlags.FLTFL_IO_OPERATION_NON_CACHED)
@@ -117,16 +118,6 @@ class IO_STATUS_BLOCK:
 
     Status: int = 0
     Information: int = 0
-
-
-@dataclass
-class OBJECT_ATTRIBUTES:
-    """Which file: a path from RootDirectory, or the root. Requestor: whose rights IO_FORCE_ACCESS_CHECK means."""
-
-    ObjectName: str | bytes = ""
-    RootDirectory: FileObject | None = None
-    Attributes: int = 0
-    Requestor: CallbackData | None = None
 
 
 @dataclass
@@ -181,13 +172,6 @@ class SECURITY_DESCRIPTOR:
     Gid: int = 0
 
 
-def InitializeObjectAttributes(
-    p: OBJECT_ATTRIBUTES, n: str | bytes, a: int = 0, r: FileObject | None = None, s: CallbackData | None = None
-) -> None:
-    """The macro: name, attributes, root directory, and in the place of the security descriptor the requestor."""
-    p.ObjectName, p.Attributes, p.RootDirectory, p.Requestor = n, a, r, s
-
-
 def _run(what: Callable[[], Any]) -> NTSTATUS:
     """The status of what raises an OSError when it fails."""
     try:
@@ -205,9 +189,9 @@ def _ended(block: IO_STATUS_BLOCK | None, status: NTSTATUS, information: int = 0
     return status
 
 
-def _top_of(filter: LoadedFilter | None, path: str | bytes) -> tuple[InstanceEntry, str] | None:
+def _top_of(filter: LoadedFilter | None, path: str) -> tuple[InstanceEntry, str] | None:
     """No instance: the name begins with a volume's mountpoint or name, and the top of that volume's stack is meant."""
-    name = os.fsdecode(path)
+    name = path
     volumes = {instance.volume for instance in filter.instances} if filter is not None else set()
     known = [(place, each) for each in volumes for place in (each.mountpoint, each.name) if place]
     for place, volume in sorted(known, key=lambda pair: len(pair[0]), reverse=True):
@@ -240,7 +224,7 @@ def FltCreateFileEx(
 
     FileAttributes: FILE_ATTRIBUTE_READONLY makes a file without write permission. ShareAccess means nothing on Linux.
     """
-    path: str | bytes = ObjectAttributes.ObjectName
+    path = ObjectAttributes.ObjectName or ""
     if Instance is None:
         top = _top_of(Filter, path)
         if top is None:
@@ -248,7 +232,7 @@ def FltCreateFileEx(
         entry, path = top
     else:
         entry = Instance.entry
-    requestor = ObjectAttributes.Requestor if Flags & IO_FORCE_ACCESS_CHECK else None
+    requestor = ObjectAttributes.SecurityDescriptor if Flags & IO_FORCE_ACCESS_CHECK else None
     if Flags & IO_FORCE_ACCESS_CHECK and requestor is None:
         return _ended(IoStatusBlock, int(api.STATUS_INVALID_PARAMETER))
     mode = (0o700 if CreateOptions & api.FILE_DIRECTORY_FILE else 0o600) & (
@@ -465,8 +449,9 @@ def FltQueryInformationByName(
 
     def query() -> None:
         FileInformation.value = Instance.stat(
-            ObjectAttributes.ObjectName, directory=ObjectAttributes.RootDirectory, requestor=ObjectAttributes.Requestor
-        )
+            ObjectAttributes.ObjectName or "", directory=ObjectAttributes.RootDirectory,
+            requestor=ObjectAttributes.SecurityDescriptor,
+        )  # fmt: skip
 
     return _ended(IoStatusBlock, _run(query))
 
