@@ -289,7 +289,7 @@ def mdl_of(CallbackData data not None):
 
 def set_mdl(CallbackData data not None, Mdl mdl):
     """Puts an MDL beside a swapped buffer, in a pre callback; it is the manager's from then on. None: there shall be none."""
-    cdef void **field
+    cdef void **field = NULL
     cdef MDL *pointer = NULL
     if FltDecodeParameters(data.live(), &field, NULL, NULL, NULL) != STATUS_SUCCESS:
         data.refuse("an MDL")

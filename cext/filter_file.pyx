@@ -296,6 +296,7 @@ cdef class FileObject:
         cdef bytes buffer = b""
         cdef uint32_t got = 0
         cdef uint32_t room
+        cdef char *start
         cdef NTSTATUS status
         while True:
             self.enter()
@@ -304,8 +305,9 @@ cdef class FileObject:
             room = got
             if NT_SUCCESS(status) and room:
                 buffer = PyBytes_FromStringAndSize(NULL, room)
+                start = PyBytes_AS_STRING(buffer)
                 with nogil:
-                    status = FltQueryEaFile(self.instance, self.file, name, PyBytes_AS_STRING(buffer), room, &got)
+                    status = FltQueryEaFile(self.instance, self.file, name, start, room, &got)
             self.leave()
             if nt_to_errno(status) == 34:            # ERANGE
                 continue
@@ -484,12 +486,13 @@ cdef class FilterFile(FileObject):
         """FltQueryDirectoryFile: the directory's next entries, "." and ".." among them; [] at its end. size: bytes of room for
         their records (a name takes at most 280). single: one alone."""
         cdef bytes buffer = PyBytes_FromStringAndSize(NULL, size)
+        cdef char *start = PyBytes_AS_STRING(buffer)
         cdef uint32_t got = 0
         cdef NTSTATUS status
         cdef list entries
         self.enter()
         with nogil:
-            status = FltQueryDirectoryFile(self.instance, self.file, PyBytes_AS_STRING(buffer), <uint32_t>size, restart, &got)
+            status = FltQueryDirectoryFile(self.instance, self.file, start, <uint32_t>size, restart, &got)
         try:
             if status == STATUS_NO_MORE_FILES:
                 return []

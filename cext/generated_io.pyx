@@ -338,13 +338,23 @@ cdef job_t *first_job = NULL
 cdef job_t *last_job = NULL
 cdef int workers = 0
 cdef int idle_workers = 0
+cdef int queued = 0
 pthread_mutex_init(&jobs_mutex, NULL)
 init_condition(&jobs_there)
 
 
+cdef void take_first() noexcept nogil:
+    """Out of the queue; the mutex is held."""
+    global first_job, last_job, queued
+    first_job = first_job.next
+    if first_job is NULL:
+        last_job = NULL
+    queued -= 1
+
+
 cdef job_t *next_job() noexcept nogil:
     """NULL: there has been none for a while, and the thread is counted no more."""
-    global first_job, last_job, workers, idle_workers
+    global workers, idle_workers
     cdef timespec until
     cdef job_t *job
     cdef int error = 0
@@ -358,32 +368,11 @@ cdef job_t *next_job() noexcept nogil:
         idle_workers -= 1
     job = first_job
     if job is not NULL:
-        first_job = job.next
-        if first_job is NULL:
-            last_job = NULL
+        take_first()
     else:
         workers -= 1
     pthread_mutex_unlock(&jobs_mutex)
     return job
-
-
-cdef void *work(void *_argument) noexcept nogil:
-    cdef job_t *job
-    cdef FLT_INSTANCE *instance
-    python_attach()
-    while True:
-        job = next_job()
-        if job is NULL:
-            break
-        instance = <FLT_INSTANCE *>job.request.initiator
-        perform(job.request)
-        job.callback(&job.request.operation.data, job.context)
-        if job.frees:
-            request_free(job.request)
-        free(job)
-        leave(instance)
-    python_detach()
-    return NULL
 
 
 cdef void carry_out(job_t *job) noexcept nogil:
@@ -409,7 +398,7 @@ cdef void *work(void *_argument) noexcept nogil:
 
 
 cdef void submit(job_t *job) noexcept nogil:
-    global first_job, last_job, workers
+    global first_job, last_job, workers, queued
     cdef pthread_t thread
     cdef bint starts
     pthread_mutex_lock(&jobs_mutex)
@@ -419,7 +408,8 @@ cdef void submit(job_t *job) noexcept nogil:
     else:
         first_job = job
     last_job = job
-    starts = idle_workers == 0 and workers < ASYNC_THREADS
+    queued += 1
+    starts = queued > idle_workers and workers < ASYNC_THREADS
     workers += starts
     pthread_cond_signal(&jobs_there)
     pthread_mutex_unlock(&jobs_mutex)
@@ -434,9 +424,7 @@ cdef void submit(job_t *job) noexcept nogil:
         if job is NULL:
             workers -= 1
         else:
-            first_job = job.next
-            if first_job is NULL:
-                last_job = NULL
+            take_first()
         pthread_mutex_unlock(&jobs_mutex)
         if job is NULL:
             return

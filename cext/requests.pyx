@@ -55,6 +55,7 @@ from stackfs.cext.ntstatus cimport (
     NTSTATUS, NT_SUCCESS, STATUS_CANCELLED, STATUS_INVALID_DEVICE_REQUEST, STATUS_IO_DEVICE_ERROR, STATUS_NOT_IMPLEMENTED,
     STATUS_REPARSE, STATUS_SUCCESS, nt_to_errno)
 from stackfs.cext.reparse cimport reparse_free, request_reparse
+from stackfs.cext.retarget cimport retarget_is_legal, retarget_run
 from stackfs.cext.stack cimport (
     OPERATION_AT_BASE, OPERATION_GOING_DOWN, OPERATION_GOING_UP, Stack, list_release, operation_base, operation_begin,
     operation_end, operation_listed, operation_only_below, operation_run)
@@ -274,6 +275,7 @@ cdef void request_reset(vfs_request_t *request, FLT_VOLUME *volume) noexcept nog
     request.operation.list = NULL
     request.operation.keep = NULL
     request.operation.buffer_owner = NULL
+    request.operation.buffer_read_only = 0
     request.volume = volume
     request.who.group = -1
 
@@ -1098,6 +1100,8 @@ cdef class Volume:
         self.stack.volume.backing = backing
         self.stack.volume.nodes = backing.nodes
         self.stack.volume.base = backing_perform
+        self.stack.volume.other_base = retarget_run
+        self.stack.volume.target_is_legal = retarget_is_legal
         self.stack.volume.entry_timeout = entry_timeout
         self.stack.volume.attr_timeout = attr_timeout
         self.stack.volume.direct_io = direct_io

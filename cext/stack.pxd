@@ -85,12 +85,15 @@ ctypedef struct operation_t:
     layer_t inline_layers[12]            # last: operation_begin() zeroes what stands before it
 
 ctypedef void (*base_function)(operation_t *op) noexcept nogil
+ctypedef bint (*target_function)(const operation_t *op, const FLT_INSTANCE *instance) noexcept nogil
 
 cdef struct FLT_VOLUME:
     int lock                             # spin: guards the pointers in lists and taking a reference on what they point to
     callback_list_t *lists[256]          # NULL: nobody registered
     uint64_t next_request                # atomic
     base_function base
+    base_function other_base             # of an operation that a filter has sent to another volume (retarget.pyx), and whether it may
+    target_function target_is_legal
     void *nodes                          # inode_table_t* (inode_table.pxd)
     void *backing                        # backing_t* (backing.pxd)
     PyObject *Object                     # the Python Volume (borrowed)

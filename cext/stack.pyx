@@ -33,7 +33,6 @@ from stackfs.cext.callback_data cimport (
     IRP_PAGING_IO, callback_data_new)
 from stackfs.cext.impersonation cimport revert_to_self
 from stackfs.cext.inode_table cimport operation_path
-from stackfs.cext.retarget cimport retarget_is_legal, retarget_run
 from stackfs.cext.ntstatus cimport (
     NT_SUCCESS, STATUS_FLT_DISALLOW_FAST_IO, STATUS_FLT_INTERNAL_ERROR, STATUS_IO_DEVICE_ERROR, STATUS_PENDING,
     STATUS_REPARSE, STATUS_SUCCESS)
@@ -277,7 +276,8 @@ cdef bint walk_down(operation_t *op) noexcept nogil:
             if status != FLT_PREOP_SUCCESS_NO_CALLBACK and callback.post is not NULL:
                 layer.post_owed = <uint8_t>(1 + (status == FLT_PREOP_SYNCHRONIZE))
             if op.data.Flags & <uint32_t>FLTFL_CALLBACK_DATA_DIRTY:
-                if op.shown.TargetInstance is not instance and not retarget_is_legal(op, instance):
+                if op.shown.TargetInstance is not instance and (
+                        op.volume.target_is_legal is NULL or not op.volume.target_is_legal(op, instance)):
                     revert_to_self()
                     with gil:
                         report_misuse(callback, op, "pre", ILLEGAL_TARGET)
@@ -395,7 +395,7 @@ cdef int operation_run(operation_t *op) noexcept nogil:
         if op.retargeted is NULL:
             op.volume.base(op)
         else:
-            retarget_run(op)
+            op.volume.other_base(op)
         if op.would_block == 2:
             return 0
         op.state = OPERATION_GOING_UP

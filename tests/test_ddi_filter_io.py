@@ -136,8 +136,8 @@ def test_query_and_set_information(peer: Any, place: Path) -> None:
         return ddi.FltSetInformationFile(peer, file, what, 0, kind)
 
     assert put(api.FileEndOfFileInformation, ddi.FILE_END_OF_FILE_INFORMATION(4)) == 0
-    assert put(api.FileBasicInformation, ddi.FILE_BASIC_INFORMATION(LastWriteTime=7)) == 0
     assert put(api.FileAllocationInformation, ddi.FILE_ALLOCATION_INFORMATION(1 << 16)) == 0
+    assert put(api.FileBasicInformation, ddi.FILE_BASIC_INFORMATION(LastWriteTime=7)) == 0
     assert put(api.FileEndOfFileInformation, ddi.FILE_BASIC_INFORMATION()) == api.STATUS_INVALID_PARAMETER
     assert put(99, None) == api.STATUS_INVALID_PARAMETER
     (place / "taken").write_bytes(b"taken")

@@ -261,7 +261,8 @@ def test_b4_9_a_file_without_a_name_gets_one(peer: Peer, place: Path) -> None:
         assert os.listdir(place / "folder") == []
         file.set_security(mode=0o444)
         file.link("ready", directory=folder)
-        assert status_from(file.rename, "x") == api.STATUS_FLT_INVALID_NAME_REQUEST
+        assert status_from(file.rename, "x", directory=folder) == api.STATUS_FLT_INVALID_NAME_REQUEST
+        assert status_from(file.delete) == api.STATUS_FLT_INVALID_NAME_REQUEST
     assert (place / "folder/ready").read_bytes() == b"whole"
 
 
