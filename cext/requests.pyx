@@ -280,6 +280,11 @@ cdef void request_reset(vfs_request_t *request, FLT_VOLUME *volume) noexcept nog
     request.who.group = -1
 
 
+cdef void request_leave_reader(vfs_request_t *request) noexcept nogil:
+    request.announce_wait = request.operation.announce_wait = NULL
+    request.reader = NULL
+
+
 cdef void request_free(vfs_request_t *request) noexcept nogil:
     global pool, pool_count
     pthread_mutex_lock(&pool_mutex)
@@ -598,6 +603,7 @@ cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
         operation_only_below(op, request.initiator)
         op.data.Flags |= FLTFL_CALLBACK_DATA_GENERATED_IO
         op.data.RequestorMode = 0
+    op.announce_wait = request.announce_wait
     op.data.Thread = &request.who
     op.data.RequestNumber = request.unique
     op.data.RequestOpcode = READDIRPLUS if request.within_listing else request.opcode
