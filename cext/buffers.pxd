@@ -30,11 +30,11 @@ cdef inline uint32_t MmGetMdlByteCount(const MDL *Mdl) noexcept nogil:
 
 # Where the parameters' fields are: the MDL, the buffer, its length; each pointer may be NULL where it is not wanted.
 # STATUS_INVALID_PARAMETER: an operation without a buffer. Length is NULL where the operation has none of its own.
-cdef NTSTATUS FltDecodeParameters(FLT_CALLBACK_DATA *CallbackData, void ***MdlAddressPointer, void ***Buffer, uint32_t **Length,
+cdef NTSTATUS FltDecodeParameters(FLT_CALLBACK_DATA *Data, void ***MdlAddressPointer, void ***Buffer, uint32_t **Length,
                                   uint32_t *DesiredAccess) noexcept nogil
-cdef NTSTATUS FltLockUserBuffer(FLT_CALLBACK_DATA *CallbackData) noexcept nogil
-cdef MDL *FltGetSwappedBufferMdlAddress(FLT_CALLBACK_DATA *CallbackData) noexcept nogil
-cdef MDL *FltRetainSwappedBufferMdlAddress(FLT_CALLBACK_DATA *CallbackData) noexcept nogil
+cdef NTSTATUS FltLockUserBuffer(FLT_CALLBACK_DATA *Data) noexcept nogil
+cdef MDL *FltGetSwappedBufferMdlAddress(FLT_CALLBACK_DATA *Data) noexcept nogil
+cdef MDL *FltRetainSwappedBufferMdlAddress(FLT_CALLBACK_DATA *Data) noexcept nogil
 
 # For the walk: what a layer passed down is let go of, with the MDL that it had swapped in; the operation's own MDLs.
 cdef void passed_down_release(operation_t *op) noexcept nogil

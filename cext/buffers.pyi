@@ -11,7 +11,7 @@ class LockOperation(IntFlag):
     IoModifyAccess = 2
 
 class Mdl:
-    """Describes memory: a buffer of the filter's own (IoAllocateMdl), or an operation's, as long as its callback runs."""
+    """Describes memory: a buffer of the filter's own (IoAllocateMdl), or an operation's while its callback runs."""
 
     def __init__(self, buffer: Any) -> None: ...
     @property
@@ -35,4 +35,4 @@ def lock_user_buffer(data: CallbackData) -> int:
     """FltLockUserBuffer: the status."""
 
 def swapped_mdl_of(data: CallbackData, retain: bool = False) -> Mdl | None:
-    """FltGetSwappedBufferMdlAddress, FltRetainSwappedBufferMdlAddress: in the swapper's own post callback, else None."""
+    """FltGetSwappedBufferMdlAddress, FltRetainSwappedBufferMdlAddress: in the swapper's own post, else None."""

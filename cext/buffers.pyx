@@ -62,13 +62,13 @@ cdef bint fields(FLT_IO_PARAMETER_BLOCK *p, void ***mdl, void ***buffer, uint32_
     return True
 
 
-cdef NTSTATUS FltDecodeParameters(FLT_CALLBACK_DATA *CallbackData, void ***MdlAddressPointer, void ***Buffer, uint32_t **Length,
+cdef NTSTATUS FltDecodeParameters(FLT_CALLBACK_DATA *Data, void ***MdlAddressPointer, void ***Buffer, uint32_t **Length,
                                   uint32_t *DesiredAccess) noexcept nogil:
     cdef void **mdl
     cdef void **buffer
     cdef uint32_t *length
     cdef uint32_t access
-    if not fields(CallbackData.Iopb, &mdl, &buffer, &length, &access):
+    if not fields(Data.Iopb, &mdl, &buffer, &length, &access):
         return STATUS_INVALID_PARAMETER
     if MdlAddressPointer is not NULL:
         MdlAddressPointer[0] = mdl
@@ -81,14 +81,14 @@ cdef NTSTATUS FltDecodeParameters(FLT_CALLBACK_DATA *CallbackData, void ***MdlAd
     return STATUS_SUCCESS
 
 
-cdef NTSTATUS FltLockUserBuffer(FLT_CALLBACK_DATA *CallbackData) noexcept nogil:
-    cdef operation_t *op = <operation_t *>CallbackData
+cdef NTSTATUS FltLockUserBuffer(FLT_CALLBACK_DATA *Data) noexcept nogil:
+    cdef operation_t *op = <operation_t *>Data
     cdef void **mdl
     cdef void **buffer
     cdef uint32_t *length
     cdef uint32_t access
     cdef MDL *made
-    if not fields(CallbackData.Iopb, &mdl, &buffer, &length, &access) or buffer[0] is NULL:
+    if not fields(Data.Iopb, &mdl, &buffer, &length, &access) or buffer[0] is NULL:
         return STATUS_INVALID_PARAMETER
     if mdl[0] is not NULL:
         return STATUS_SUCCESS
@@ -97,8 +97,8 @@ cdef NTSTATUS FltLockUserBuffer(FLT_CALLBACK_DATA *CallbackData) noexcept nogil:
         made = made.Next
     if made is not NULL:
         mdl[0] = made
-        if not CallbackData.Flags & FLTFL_CALLBACK_DATA_POST_OPERATION:
-            FltSetCallbackDataDirty(CallbackData)
+        if not Data.Flags & FLTFL_CALLBACK_DATA_POST_OPERATION:
+            FltSetCallbackDataDirty(Data)
         return STATUS_SUCCESS
     made = IoAllocateMdl(buffer[0], length[0])
     if made is NULL:
@@ -106,8 +106,8 @@ cdef NTSTATUS FltLockUserBuffer(FLT_CALLBACK_DATA *CallbackData) noexcept nogil:
     made.Next = <MDL *>op.mdls
     op.mdls = made
     mdl[0] = made
-    if not CallbackData.Flags & FLTFL_CALLBACK_DATA_POST_OPERATION:
-        FltSetCallbackDataDirty(CallbackData)
+    if not Data.Flags & FLTFL_CALLBACK_DATA_POST_OPERATION:
+        FltSetCallbackDataDirty(Data)
     return STATUS_SUCCESS
 
 
@@ -142,12 +142,12 @@ cdef MDL *swapped_mdl(operation_t *op, bint take) noexcept nogil:
     return found
 
 
-cdef MDL *FltGetSwappedBufferMdlAddress(FLT_CALLBACK_DATA *CallbackData) noexcept nogil:
-    return swapped_mdl(<operation_t *>CallbackData, False)
+cdef MDL *FltGetSwappedBufferMdlAddress(FLT_CALLBACK_DATA *Data) noexcept nogil:
+    return swapped_mdl(<operation_t *>Data, False)
 
 
-cdef MDL *FltRetainSwappedBufferMdlAddress(FLT_CALLBACK_DATA *CallbackData) noexcept nogil:
-    return swapped_mdl(<operation_t *>CallbackData, True)
+cdef MDL *FltRetainSwappedBufferMdlAddress(FLT_CALLBACK_DATA *Data) noexcept nogil:
+    return swapped_mdl(<operation_t *>Data, True)
 
 
 cdef bint is_own(const operation_t *op, const MDL *mdl) noexcept nogil:

@@ -346,16 +346,18 @@ class CallbackData:
     def complete(self, status: int, information: int = 0) -> int:
         """Set the outcome; `return data.complete(STATUS_ACCESS_DENIED)` ends the operation (FLT_PREOP_COMPLETE)."""
     def set_target(self, instance: Any, file: FilterFile) -> None:
-        """TargetInstance and TargetFileObject (A4.8), in the pre callback of an operation on an open file: it goes on on
-        another volume, below this filter's instance there at the same altitude, on a file which that one has opened."""
+        """TargetInstance and TargetFileObject (A4.8), in the pre callback of an operation on an open file: it goes on
+        on another volume, below this filter's instance there at the same altitude, on a file which that one has opened.
+        """
     def reparse(self, path: Any) -> int:
-        """STATUS_REPARSE (A6.16): `return data.reparse("/a/b")` in the pre callback of a CREATE or QUERY_OPEN. The request
-        begins again, at the top of the stack, about what that path leads to, from the volume's root on."""
+        """STATUS_REPARSE (A6.16): `return data.reparse("/a/b")` in the pre callback of a CREATE or QUERY_OPEN. The
+        request begins again, at the top of the stack, about what that path leads to, from the volume's root on."""
     def reissue(self) -> bool:
-        """FltReissueSynchronousIo, in the post callback of a CREATE or of what the pre callback has synchronised: done again
-        below, with the parameters as they were, or as this callback changed them and set_dirty(). False: not legal here."""
+        """FltReissueSynchronousIo, in the post callback of a CREATE or of what the pre callback has synchronised: done
+        again below, with the parameters as they were, or as this callback changed them and set_dirty(). False: not
+        legal here."""
     def cancel_open(self) -> bool:
-        """FltCancelFileOpen, in the post callback of a CREATE that succeeded; then set `status`. False: not legal here."""
+        """FltCancelFileOpen, in the post callback of a CREATE that succeeded; then set `status`. False: not legal."""
     def set_dirty(self) -> None:
         """FltSetCallbackDataDirty: the changes made to the parameters count."""
     def clear_dirty(self) -> None:

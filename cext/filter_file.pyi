@@ -31,7 +31,7 @@ def error_of(status: int, what: Any = None) -> OSError:
     """The OSError for a status: errno by the table of A10.4, the status itself in its attribute `status`."""
 
 class FileObject:
-    """A file that I/O below this instance can be done on. Offsets and sizes are bytes. Raises OSError, with `status`."""
+    """A file that I/O below this instance can be done on. Offsets, sizes: bytes. Raises OSError, with `status`."""
 
     data: CallbackData | None
     """The operation whose file it is, and with which it dies; None: it lives by itself."""

@@ -7,6 +7,7 @@ from libc.stdint cimport uint8_t, uint32_t
 from stackfs.cext.callback_data cimport FILE_OBJECT, FLT_CALLBACK_DATA, FLT_INSTANCE, REQUESTOR
 from stackfs.cext.ntstatus cimport NTSTATUS
 from stackfs.cext.requests cimport vfs_request_t
+from stackfs.cext.stack cimport wait_function
 
 # CallbackData: Iopb and IoStatus of what was done. Called once, by a thread of the manager.
 ctypedef void (*PFLT_COMPLETED_ASYNC_IO_CALLBACK)(FLT_CALLBACK_DATA *CallbackData, void *Context) noexcept nogil
@@ -32,3 +33,5 @@ cdef NTSTATUS begin_io(FLT_INSTANCE *instance, FILE_OBJECT *file, uint8_t major,
 cdef NTSTATUS perform(vfs_request_t *request, bint synchronous) noexcept nogil
 cdef NTSTATUS finish_io(vfs_request_t *request, uint32_t *information) noexcept nogil
 cdef NTSTATUS start_io(vfs_request_t *request, PFLT_COMPLETED_ASYNC_IO_CALLBACK callback, void *context, bint frees) noexcept nogil
+# For a thread that serves requests: what its filters start is to be announced too, before it waits (stack.about_to_wait).
+cdef void waits_are_announced(wait_function announce, void *reader) noexcept nogil

@@ -36,7 +36,7 @@ from stackfs.cext.ntstatus cimport (
     NT_SUCCESS, STATUS_FLT_DELETING_OBJECT, STATUS_INSUFFICIENT_RESOURCES, STATUS_INVALID_HANDLE, STATUS_INVALID_PARAMETER,
     STATUS_IO_DEVICE_ERROR, STATUS_PENDING, STATUS_SUCCESS, errno_to_nt)
 from stackfs.cext.requests cimport request_free, request_new, request_run, request_wait
-from stackfs.cext.stack cimport operation_begin, operation_end, operation_only_below, operation_run, operation_t
+from stackfs.cext.stack cimport operation_begin, operation_end, operation_only_below, operation_run, operation_t, wait_function
 from stackfs.cext.threads cimport add_int, init_condition, load_int, python_attach, python_detach, set_bits, start_thread
 
 
@@ -47,7 +47,12 @@ cdef extern from *:
     #endif
     #include <fcntl.h>
     static inline uint64_t stackfs_next(uint64_t *counter) { return __atomic_add_fetch(counter, 1, __ATOMIC_RELAXED); }
+    static __thread struct served { void *announce, *reader; } served;
     """
+    struct served_t "served":
+        void *announce
+        void *reader
+    served_t served                      # this thread's
     uint64_t stackfs_next(uint64_t *counter) nogil
     int O_APPEND
 
@@ -91,9 +96,16 @@ cdef vfs_request_t *new_request(FLT_INSTANCE *instance, uint32_t opcode, const R
     if request is not NULL:
         request.opcode = opcode
         request.initiator = instance
+        request.announce_wait = <wait_function>served.announce
+        request.reader = served.reader
         if who is not NULL:
             request.who = who[0]
     return request
+
+
+cdef void waits_are_announced(wait_function announce, void *reader) noexcept nogil:
+    served.announce = <void *>announce
+    served.reader = reader
 
 
 cdef NTSTATUS run(vfs_request_t *request) noexcept nogil:
@@ -216,6 +228,9 @@ cdef NTSTATUS perform(vfs_request_t *request, bint synchronous) noexcept nogil:
     op.buffer_owner = owner
     op.buffer_read_only = read_only
     op.request = request
+    if synchronous:
+        op.announce_wait = <wait_function>served.announce
+        request.reader = served.reader
     op.data.Flags = <uint32_t>FLTFL_CALLBACK_DATA_IRP_OPERATION | FLTFL_CALLBACK_DATA_GENERATED_IO
     op.data.RequestorMode = 0
     op.data.Thread = &request.who

@@ -30,8 +30,8 @@ cdef bint in_post_of(const operation_t *op, const FLT_INSTANCE *instance) noexce
         op.list.callbacks[op.bottom].instance is instance
 
 
-cdef NTSTATUS FltReissueSynchronousIo(FLT_INSTANCE *InitiatingInstance, FLT_CALLBACK_DATA *CallbackData) noexcept nogil:
-    cdef operation_t *op = <operation_t *>CallbackData
+cdef NTSTATUS FltReissueSynchronousIo(FLT_INSTANCE *InitiatingInstance, FLT_CALLBACK_DATA *Data) noexcept nogil:
+    cdef operation_t *op = <operation_t *>Data
     cdef operation_t *again
     cdef uint8_t major = op.current.MajorFunction
     if not in_post_of(op, InitiatingInstance) or not op.data.Flags & FLTFL_CALLBACK_DATA_IRP_OPERATION:
@@ -67,6 +67,7 @@ cdef NTSTATUS FltReissueSynchronousIo(FLT_INSTANCE *InitiatingInstance, FLT_CALL
     again.request = op.request
     again.buffer_owner = op.buffer_owner
     again.buffer_read_only = op.buffer_read_only
+    again.announce_wait = op.announce_wait
     again.index = op.bottom + 1
     revert_to_self()
     operation_run(again)
@@ -82,8 +83,8 @@ cdef NTSTATUS FltReissueSynchronousIo(FLT_INSTANCE *InitiatingInstance, FLT_CALL
     return STATUS_SUCCESS
 
 
-cdef NTSTATUS FltCancelFileOpen(FLT_INSTANCE *Instance, FLT_CALLBACK_DATA *CallbackData) noexcept nogil:
-    cdef operation_t *op = <operation_t *>CallbackData
+cdef NTSTATUS FltCancelFileOpen(FLT_INSTANCE *Instance, FLT_CALLBACK_DATA *Data) noexcept nogil:
+    cdef operation_t *op = <operation_t *>Data
     cdef operation_t *closing
     cdef FILE_OBJECT *file = op.current.TargetFileObject
     cdef vfs_request_t *request = <vfs_request_t *>op.request
@@ -107,6 +108,7 @@ cdef NTSTATUS FltCancelFileOpen(FLT_INSTANCE *Instance, FLT_CALLBACK_DATA *Callb
         closing.data.RequestOpcode = op.data.RequestOpcode
         closing.data.RequestorMode = op.data.RequestorMode
         closing.request = op.request
+        closing.announce_wait = op.announce_wait
         operation_only_below(closing, Instance)
         operation_run(closing)
         operation_end(closing)

@@ -10,7 +10,7 @@ cdef enum:
 
 # In the pre callback of a CREATE or QUERY_OPEN: the name, from the volume's root, that the operation goes on by; it then completes it
 # with STATUS_REPARSE. STATUS_INVALID_PARAMETER: of another operation; STATUS_INSUFFICIENT_RESOURCES; STATUS_NAME_TOO_LONG.
-cdef NTSTATUS IoReplaceFileObjectName(FLT_CALLBACK_DATA *CallbackData, const char *NewFileName, uint32_t FileNameLength) noexcept nogil
+cdef NTSTATUS IoReplaceFileObjectName(FLT_CALLBACK_DATA *Data, const char *NewFileName, uint32_t FileNameLength) noexcept nogil
 # For requests.pyx: the request is to begin again, about what that name leads to. STATUS_SUCCESS, or why it cannot.
 cdef NTSTATUS request_reparse(vfs_request_t *request) noexcept nogil
 cdef void reparse_free(vfs_request_t *request) noexcept nogil

@@ -29,11 +29,11 @@ cdef enum:
     LONGEST_PATH = 4096
 
 
-cdef NTSTATUS IoReplaceFileObjectName(FLT_CALLBACK_DATA *CallbackData, const char *NewFileName, uint32_t FileNameLength) noexcept nogil:
-    cdef vfs_request_t *request = <vfs_request_t *>(<operation_t *>CallbackData).request
-    cdef uint8_t major = CallbackData.Iopb.MajorFunction
+cdef NTSTATUS IoReplaceFileObjectName(FLT_CALLBACK_DATA *Data, const char *NewFileName, uint32_t FileNameLength) noexcept nogil:
+    cdef vfs_request_t *request = <vfs_request_t *>(<operation_t *>Data).request
+    cdef uint8_t major = Data.Iopb.MajorFunction
     cdef char *name
-    if CallbackData.Flags & FLTFL_CALLBACK_DATA_POST_OPERATION or request is NULL or not (
+    if Data.Flags & FLTFL_CALLBACK_DATA_POST_OPERATION or request is NULL or not (
             major == IRP_MJ_CREATE or major == IRP_MJ_QUERY_OPEN):
         return STATUS_INVALID_PARAMETER
     if FileNameLength > LONGEST_PATH:

@@ -63,6 +63,7 @@ cdef void retarget_run(operation_t *op) noexcept nogil:
     rest.data.RequestOpcode = op.data.RequestOpcode
     rest.data.RequestorMode = op.data.RequestorMode
     rest.request = op.request
+    rest.announce_wait = op.announce_wait
     rest.buffer_owner = op.buffer_owner
     rest.buffer_read_only = op.buffer_read_only
     operation_only_below(rest, op.retargeted)

@@ -115,7 +115,7 @@ cdef struct FLT_VOLUME:
 cdef void operation_begin(operation_t *op, FLT_VOLUME *volume, uint8_t major) noexcept nogil   # zeroes op; then fill op.current
 cdef int operation_run(operation_t *op) noexcept nogil
 cdef void operation_base(operation_t *op) noexcept nogil
-cdef void operation_only_below(operation_t *op, const FLT_INSTANCE *above) noexcept nogil      # before it runs: only instances lower than `above`
+cdef void operation_only_below(operation_t *op, const FLT_INSTANCE *above) noexcept nogil     # before it runs: only lower instances
 # True: an instance that registers `major` does not see this operation go down (it did not register it, or only its post).
 cdef bint operation_hidden_from(operation_t *op, uint8_t major) noexcept nogil
 # Before anything that waits: for a filter, for the disk. Whoever runs the operation then sees to it that others can do what it

@@ -30,8 +30,6 @@ from stack_driver import (
     opened,
     read,
 )
-from stackfs.cext.buffers import Mdl, mdl_of, set_mdl, swapped_mdl_of
-from stackfs.cext.requests import Volume
 
 from stackfs import api
 from stackfs.api import (
@@ -49,6 +47,8 @@ from stackfs.api import (
     IRP_MJ_WRITE,
     STATUS_SUCCESS,
 )
+from stackfs.cext.buffers import Mdl, mdl_of, set_mdl, swapped_mdl_of
+from stackfs.cext.requests import Volume
 from stackfs.ddi import buffers as ddi
 from stackfs.ddi import callback_data as ddi_data
 from stackfs.ddi.out import Out

@@ -32,8 +32,6 @@ from stack_driver import (
     opened,
     read,
 )
-from stackfs.cext import filter_file
-from stackfs.cext.requests import Volume
 
 from stackfs import api
 from stackfs.api import (
@@ -51,6 +49,8 @@ from stackfs.api import (
     IRP_MJ_WRITE,
     status_of,
 )
+from stackfs.cext import filter_file
+from stackfs.cext.requests import Volume
 from stackfs.filter_io import FilterIo
 from stackfs.manager import FilterManager
 
