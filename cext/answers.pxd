@@ -10,5 +10,6 @@ cdef enum:
 cdef void answer_prepare(vfs_request_t *request, char *buffer) noexcept nogil
 # After it: the length of the answer in buffer, header included.
 cdef size_t answer_encode(const vfs_request_t *request, char *buffer) noexcept nogil
-# READDIR and READDIRPLUS, which run the request many times: run and encode.
-cdef size_t answer_listing(vfs_request_t *request, char *buffer) noexcept nogil
+# READDIR and READDIRPLUS, which run the request many times: run and encode. 0: it stopped, as request_run() does: call it
+# again then, with the same buffer. 1: done, length bytes.
+cdef int answer_listing(vfs_request_t *request, char *buffer, size_t *length) noexcept nogil

@@ -5,7 +5,9 @@ a filter has given are held to what the caller asked for. Pure functions over on
 without the GIL.
 """
 
+from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from stackfs.cext.callback_data cimport statx_t, statx_timestamp
@@ -246,18 +248,36 @@ cdef bint pack(listing_t *listing, const char *name, size_t length, uint64_t ino
     return True
 
 
-cdef size_t answer_listing(vfs_request_t *request, char *buffer) noexcept nogil:
-    """An error shows only while nothing has been listed: the entries there are go out first, and the next call finds it."""
-    cdef fuse_out_header *header = <fuse_out_header *>buffer
-    cdef packed_listing_t packed
+cdef packed_listing_t *begin_listing(vfs_request_t *request, char *buffer) noexcept nogil:
+    cdef packed_listing_t *packed = <packed_listing_t *>calloc(1, sizeof(packed_listing_t))
+    if packed is NULL:
+        return NULL
     packed.listing.has_room = has_room
     packed.listing.add = pack
     packed.listing.plus = request.opcode == FUSE_READDIRPLUS
     packed.before = sizeof(fuse_dirent) + (sizeof(fuse_entry_out) if packed.listing.plus else 0)
     packed.at = buffer + HEADER
     packed.end = packed.at + request.arguments.size
+    request.listing = packed
+    return packed
+
+
+cdef int answer_listing(vfs_request_t *request, char *buffer, size_t *length) noexcept nogil:
+    """An error shows only while nothing has been listed: the entries there are go out first, and the next call finds it."""
+    cdef fuse_out_header *header = <fuse_out_header *>buffer
+    cdef packed_listing_t *packed = <packed_listing_t *>request.listing
+    cdef size_t listed = 0
+    if packed is NULL:
+        packed = begin_listing(request, buffer)
+    if packed is NULL:
+        request.error = ENOMEM
+    elif not listing_run(request, &packed.listing):
+        return 0
+    else:
+        listed = <size_t>(packed.at - buffer) - HEADER
+    free(packed)
+    request.listing = NULL
     header.unique = request.unique
-    listing_run(request, &packed.listing)
-    header.error = -request.error if packed.at == buffer + HEADER else 0
-    header.len = <uint32_t>(packed.at - buffer)
-    return header.len
+    header.error = -request.error if listed == 0 else 0
+    length[0] = header.len = <uint32_t>(HEADER + listed)
+    return 1

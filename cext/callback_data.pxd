@@ -374,8 +374,8 @@ ctypedef int (*PFLT_POST_OPERATION_CALLBACK)(FLT_CALLBACK_DATA *Data, const FLT_
                                              void *CompletionContext, uint32_t Flags) noexcept nogil
 
 cdef class CallbackData:
-    """The Python face of one operation, alive only while the callback it was given to runs."""
-    cdef FLT_CALLBACK_DATA *data         # NULL once the callback has returned
+    """The Python face of one operation, alive while the callback it was given to runs, or until its filter completes it."""
+    cdef FLT_CALLBACK_DATA *data         # NULL once the callback has returned, or the operation has been completed
     cdef const FLT_RELATED_OBJECTS *objects
     cdef object owner                    # the Python object whose memory the request's buffer is, or None
     cdef list carried                    # what callbacks above have put into the parameters, or None
@@ -386,6 +386,12 @@ cdef class CallbackData:
     cdef bytes new_entries               # a listing that counts when the callback returns
     cdef bint size_changed
     cdef uint64_t old_size
+    cdef bint pended                     # it outlives its callback
+    cdef bint cancellable                # what cancels it holds a reference on this
+    cdef object on_cancel                # called with this then
+    cdef object queue                    # the cancel-safe queue it is in, or None
+    cdef void hold(self, FLT_RELATED_OBJECTS *lasting)
+    cdef FLT_CALLBACK_DATA *finish(self, bint post) except NULL
     cdef FLT_CALLBACK_DATA *live(self) except NULL
     cdef void commit(self)               # the callback has returned what is legal: what it made counts
     cdef void undo(self)                 # it has not

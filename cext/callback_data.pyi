@@ -1,5 +1,6 @@
 """Callback data: the Python face of one operation (docs/semantics.md, A4)."""
 
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -340,6 +341,43 @@ class CallbackData:
     @property
     def is_dirty(self) -> bool:
         """is_dirty"""
+    def complete_pended_pre(self, status: int, context: Any = None) -> None:
+        """FltCompletePendedPreOperation: an operation whose pre callback returned FLT_PREOP_PENDING, or is about to,
+        goes on, in this thread, as if the callback had returned `status`: FLT_PREOP_SUCCESS_WITH_CALLBACK (with a
+        completion context), ..._NO_CALLBACK, or FLT_PREOP_COMPLETE:
+        `data.complete_pended_pre(data.complete(STATUS_CANCELLED))`.
+
+        ReferenceError: somebody has completed it. ValueError: another status, or not the data of a pre callback's IRP.
+        """
+    def complete_pended_post(self) -> None:
+        """FltCompletePendedPostOperation: an operation whose post callback returned
+        FLT_POSTOP_MORE_PROCESSING_REQUIRED, or is about to, goes on up, in this thread. ReferenceError: somebody has
+        completed it."""
+    def end_async(self, answer: Any, error: BaseException | None = None) -> None:
+        """What an `async def` callback returned, or the exception it raised: the operation goes on (see
+        InstanceEntry)."""
+    @property
+    def instance(self) -> Any:
+        """The instance whose callback got it: what callbacks know as `objects`."""
+    @property
+    def irql(self) -> int:
+        """The level here and now (A6.12): DISPATCH_LEVEL (2) in a post that may come in any thread, else
+        PASSIVE_LEVEL (0)."""
+    @property
+    def is_canceled(self) -> bool:
+        """FltIsIoCanceled: an INTERRUPT (a signal to the program), or cancel(), has come for it."""
+    def set_cancel_completion(self, routine: Callable[[CallbackData], object]) -> int:
+        """FltSetCancelCompletion: `routine(data)` is called once when the operation is cancelled, in whatever thread;
+        the operation is then the routine's to complete. To be called before the callback returns FLT_PREOP_PENDING.
+
+        STATUS_SUCCESS; STATUS_CANCELLED: it has been cancelled already, and the routine will not be called;
+        STATUS_NOT_SUPPORTED: it is no IRP. ValueError: something else cancels it already.
+        """
+    def clear_cancel_completion(self) -> int:
+        """FltClearCancelCompletion. STATUS_CANCELLED: the routine has been called, or is about to be: the operation
+        is its."""
+    def cancel(self) -> bool:
+        """FltCancelIo: as the program's INTERRUPT. False: nobody has said how; it is only marked (is_canceled)."""
     def veto_bypass(self, reason: str, status: int = ...) -> int:
         """FltVetoBypassIo: `return data.veto_bypass("why")` in the pre callback of an FSCTL_MANAGE_BYPASS_IO.
         The open stands, its reads and writes come to the stack, `stackfs status` says why. Elsewhere ValueError."""
@@ -350,7 +388,7 @@ class CallbackData:
         on another volume, below this filter's instance there at the same altitude, on a file which that one has opened.
         """
     def reparse(self, path: Any) -> int:
-        """STATUS_REPARSE (A6.16): `return data.reparse("/a/b")` in the pre callback of a CREATE or QUERY_OPEN. The
+        """STATUS_REPARSE (A6.21): `return data.reparse("/a/b")` in the pre callback of a CREATE or QUERY_OPEN. The
         request begins again, at the top of the stack, about what that path leads to, from the volume's root on."""
     def reissue(self) -> bool:
         """FltReissueSynchronousIo, in the post callback of a CREATE or of what the pre callback has synchronised: done

@@ -1,14 +1,16 @@
 """Callback data: the Python face of one operation (docs/semantics.md, A4).
 
-A callback gets a CallbackData that is alive until it returns: afterwards every attribute raises ReferenceError, and
-every memoryview taken from it raises ValueError, views of views included. Nothing ever reads freed memory: whoever
+A callback gets a CallbackData that is alive until it returns, or, if the callback keeps the operation, until the filter
+completes it: afterwards every attribute raises ReferenceError, and every memoryview taken from it raises ValueError,
+views of views included. Nothing ever reads freed memory: whoever
 still holds the raw buffer (a ctypes or NumPy array) keeps its owner alive until it lets go. Memory that no Python object
 owns is never given out: a copy stands for it, and is written back when the callback returns.
 
 Parameters may be changed by a pre callback; the change counts only when the callback also says `set_dirty()`, and only
 the layers below see it. `status` and `information` need no `set_dirty()`.
 
-Used by the thread that runs the callback, under the GIL; a CallbackData is never shared between threads.
+Used under the GIL, by the thread that runs the callback, and afterwards by whichever thread the filter gives it to. Whoever
+completes it first is the one who does: for the others it is dead.
 """
 
 cimport cython
@@ -19,9 +21,15 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.string cimport memcpy
 
 from stackfs.cext.bypass cimport bypass_veto
+from stackfs.cext.holding cimport (
+    holding_cancel, holding_complete, holding_forgotten, holding_has_post, holding_instance, holding_irql,
+    holding_is_cancelled, holding_keep, holding_off_cancel, holding_on_cancel, holding_raised, holding_report,
+    holding_require_apc)
 from stackfs.cext.inode_table cimport operation_path
-from stackfs.cext.ntstatus cimport NTSTATUS, NT_SUCCESS, STATUS_NOT_SUPPORTED
+from stackfs.cext.ntstatus cimport (
+    NTSTATUS, NT_SUCCESS, STATUS_CANCELLED, STATUS_NOT_SUPPORTED, STATUS_SUCCESS)
 from stackfs.cext.process cimport COMM_LENGTH, requestor_comm, requestor_pid
+
 
 from collections import namedtuple
 from os import fsdecode, fsencode
@@ -159,7 +167,7 @@ cdef class CallbackData:
 
     cdef FLT_CALLBACK_DATA *live(self) except NULL:
         if self.data is NULL:
-            raise ReferenceError("callback data used after its callback has returned")
+            raise ReferenceError("callback data used after its callback has returned, or after it was completed")
         return self.data
 
     cdef void commit(self):
@@ -174,7 +182,43 @@ cdef class CallbackData:
         if self.size_changed:
             self.data.Iopb.Parameters.QueryFile.Info.stx_size = self.old_size
 
+    cdef void hold(self, FLT_RELATED_OBJECTS *lasting):
+        """The callback keeps the operation; what it was given lies on a stack that will be gone."""
+        if self.data is not NULL:
+            lasting[0] = self.objects[0]
+            self.objects = lasting
+            self.pended = True
+
+    cdef FLT_CALLBACK_DATA *finish(self, bint post) except NULL:
+        """The filter completes the operation: this is dead from here on. The data, for whoever tells the stack."""
+        cdef FLT_CALLBACK_DATA *data = self.live()
+        if (data.Flags & FLTFL_CALLBACK_DATA_POST_OPERATION != 0) != post:
+            raise ValueError("the operation is on its way " + ("down" if post else "up"))
+        if not data.Flags & FLTFL_CALLBACK_DATA_IRP_OPERATION:
+            raise ValueError("only an IRP can be held and completed")
+        if self.queue is not None:
+            raise ValueError("the operation is in a cancel-safe queue: it has to be removed first")
+        self.commit()
+        if data.Flags & <uint32_t>FLTFL_CALLBACK_DATA_DIRTY and self.kept is not None:
+            holding_keep(data, self.kept)
+        self.end()
+        return data
+
+    def __dealloc__(self):
+        cdef FLT_CALLBACK_DATA *data = self.data
+        if data is NULL or not self.pended:
+            return
+        holding_forgotten(data)
+        with nogil:
+            holding_raised(data)
+
     cdef void end(self):
+        if self.cancellable:
+            self.cancellable = False
+            if holding_off_cancel(self.data):
+                Py_DECREF(self)
+            self.on_cancel = self.queue = None
+        self.pended = False
         self.data = NULL
         self.objects = NULL
         if self.views is not None:
@@ -308,8 +352,9 @@ cdef class CallbackData:
 
     @property
     def path(self):
-        """Path from the volume's root ("/a/b"); a deleted file's last name is followed by " (deleted)"."""
+        """Path from the volume's root ("/a/b"); a deleted file's last name is followed by " (deleted)". At most APC_LEVEL."""
         cdef char buffer[4608]
+        holding_require_apc("path")
         cdef int length = operation_path(self.live(), self.objects, buffer, sizeof(buffer))
         if length < 0:
             return ""
@@ -662,6 +707,112 @@ cdef class CallbackData:
         self.data.IoStatus.Information = information
         return FLT_PREOP_COMPLETE
 
+    # --- holding it (A6.14 to A6.18, A8) --------------------------------------------------------------------------
+
+    def complete_pended_pre(self, int status, context=None):
+        """FltCompletePendedPreOperation: an operation whose pre callback returned FLT_PREOP_PENDING, or is about to, goes on,
+        in this thread, as if the callback had returned `status`: FLT_PREOP_SUCCESS_WITH_CALLBACK (with a completion
+        context), ..._NO_CALLBACK, or FLT_PREOP_COMPLETE: `data.complete_pended_pre(data.complete(STATUS_CANCELLED))`.
+
+        ReferenceError: somebody has completed it. ValueError: another status, or not the data of a pre callback's IRP.
+        """
+        cdef FLT_CALLBACK_DATA *data = self.live()
+        cdef void *given = NULL
+        if status != FLT_PREOP_SUCCESS_WITH_CALLBACK and status != FLT_PREOP_SUCCESS_NO_CALLBACK and status != FLT_PREOP_COMPLETE:
+            raise ValueError(f"a pended pre operation cannot be completed with {status}")
+        if context is not None and status == FLT_PREOP_SUCCESS_WITH_CALLBACK and \
+                holding_has_post(data, self.objects):
+            given = <void *>context
+        self.finish(False)
+        if given is not NULL:
+            Py_INCREF(context)
+        with nogil:
+            holding_complete(data, status, given)
+
+    def complete_pended_post(self):
+        """FltCompletePendedPostOperation: an operation whose post callback returned FLT_POSTOP_MORE_PROCESSING_REQUIRED, or
+        is about to, goes on up, in this thread. ReferenceError: somebody has completed it."""
+        cdef FLT_CALLBACK_DATA *data = self.finish(True)
+        with nogil:
+            holding_complete(data, FLT_POSTOP_FINISHED_PROCESSING, NULL)
+
+    def end_async(self, answer, error=None):
+        """What an `async def` callback returned, or the exception it raised: the operation goes on (see InstanceEntry)."""
+        cdef FLT_CALLBACK_DATA *data = self.live()
+        cdef bint post = data.Flags & FLTFL_CALLBACK_DATA_POST_OPERATION != 0
+        cdef int status = FLT_POSTOP_FINISHED_PROCESSING
+        context = None
+        try:
+            if error is not None:
+                raise error
+            if not post:
+                status, context = answer if type(answer) is tuple else (answer, None)
+                if status == FLT_PREOP_SYNCHRONIZE:
+                    status = FLT_PREOP_SUCCESS_WITH_CALLBACK
+                self.complete_pended_pre(status, context)
+                return
+            if answer is not None and answer != FLT_POSTOP_FINISHED_PROCESSING:
+                raise ValueError(f"an async post callback cannot return {answer!r}")
+        except BaseException as raised:
+            if self.data is NULL:        # its own completion went through, and something else raised
+                raise
+            holding_report(data, self.objects, "post" if post else "pre", raised)
+            complete_raised(self)
+            return
+        self.complete_pended_post()
+
+    @property
+    def instance(self):
+        """The instance whose callback got it: what callbacks know as `objects`."""
+        self.live()
+        return holding_instance(self.objects)
+
+    @property
+    def irql(self):
+        """The level here and now (A6.12): DISPATCH_LEVEL (2) in a post that may come in any thread, else PASSIVE_LEVEL (0)."""
+        self.live()
+        return holding_irql()
+
+    @property
+    def is_canceled(self):
+        """FltIsIoCanceled: an INTERRUPT (a signal to the program), or cancel(), has come for it."""
+        return holding_is_cancelled(self.live())
+
+    def set_cancel_completion(self, routine not None):
+        """FltSetCancelCompletion: `routine(data)` is called once when the operation is cancelled, in whatever thread; the
+        operation is then the routine's to complete. To be called before the callback returns FLT_PREOP_PENDING.
+
+        STATUS_SUCCESS; STATUS_CANCELLED: it has been cancelled already, and the routine will not be called;
+        STATUS_NOT_SUPPORTED: it is no IRP. ValueError: something else cancels it already.
+        """
+        cdef NTSTATUS status
+        if self.cancellable:
+            raise ValueError("the operation has a cancel completion, or is in a cancel-safe queue")
+        status = holding_on_cancel(self.live(), python_cancelled, <void *>self)
+        if status == STATUS_SUCCESS:
+            Py_INCREF(self)
+            self.cancellable = True
+            self.on_cancel = routine
+        return <uint32_t>status
+
+    def clear_cancel_completion(self):
+        """FltClearCancelCompletion. STATUS_CANCELLED: the routine has been called, or is about to be: the operation is its."""
+        if self.data is NULL or not self.cancellable or self.queue is not None or \
+                not holding_off_cancel(self.data):
+            return <uint32_t>STATUS_CANCELLED
+        self.cancellable = False
+        self.on_cancel = None
+        Py_DECREF(self)
+        return 0
+
+    def cancel(self):
+        """FltCancelIo: as the program's INTERRUPT. False: nobody has said how; it is only marked (is_canceled)."""
+        cdef FLT_CALLBACK_DATA *data = self.live()
+        cdef bint called
+        with nogil:
+            called = holding_cancel(data)
+        return called
+
     def veto_bypass(self, str reason not None, uint32_t status=STATUS_NOT_SUPPORTED):
         """FltVetoBypassIo: `return data.veto_bypass("why")` in the pre callback of an FSCTL_MANAGE_BYPASS_IO. The open stands, its
         reads and writes come to the stack, and `stackfs status` shows the reason."""
@@ -681,7 +832,7 @@ cdef class CallbackData:
         set_target(self, instance.entry, file)
 
     def reparse(self, path):
-        """STATUS_REPARSE (A6.16): `return data.reparse("/a/b")` in the pre callback of a CREATE or QUERY_OPEN. The request begins
+        """STATUS_REPARSE (A6.21): `return data.reparse("/a/b")` in the pre callback of a CREATE or QUERY_OPEN. The request begins
         again, at the top of the stack, about what that path leads to, from the volume's root on."""
         from stackfs.cext.reparse import reparse
         return reparse(self, path)
@@ -689,13 +840,13 @@ cdef class CallbackData:
     def reissue(self) -> bool:
         """FltReissueSynchronousIo, in the post callback of a CREATE or of what the pre callback has synchronised: the layers below,
         and the base, do it again, with the parameters as they were, or as this callback has changed them and set_dirty().
-        `status` and `information` are the new outcome. False: not legal here (A6.14), and nothing was done."""
+        `status` and `information` are the new outcome. False: not legal here (A6.19), and nothing was done."""
         from stackfs.cext.reissue import reissue
         return reissue(self)
 
     def cancel_open(self) -> bool:
         """FltCancelFileOpen, in the post callback of a CREATE that succeeded: CLEANUP and CLOSE below. Then set `status` to the error
-        that the program shall get; what was made stays. False: not legal here (A6.15), and nothing was done."""
+        that the program shall get; what was made stays. False: not legal here (A6.20), and nothing was done."""
         from stackfs.cext.reissue import cancel_open
         return cancel_open(self)
 
@@ -713,8 +864,38 @@ cdef class CallbackData:
 
     def __repr__(self):
         if self.data is NULL:
-            return "<CallbackData, its callback has returned>"
+            return "<CallbackData, its callback has returned, or it was completed>"
         return f"<CallbackData {major_name(self.major)} {self.path!r} status={self.status:#x}>"
+
+
+cdef void python_cancelled(void *context) noexcept nogil:
+    with gil:
+        call_cancel_routine(<PyObject *>context)
+
+
+cdef void call_cancel_routine(PyObject *context) noexcept:
+    cdef CallbackData face = <CallbackData>context       # with a reference; what cancels it gives up its own
+    routine = face.on_cancel
+    face.cancellable = False
+    face.on_cancel = None
+    Py_DECREF(face)
+    if face.data is NULL:                # completed by somebody who should have called clear_cancel_completion() first
+        return
+    try:
+        routine(face)
+    except BaseException as error:
+        if face.data is NULL:            # it was completed; there is nothing to undo
+            return
+        holding_report(face.data, face.objects, "cancel", error)
+        complete_raised(face)
+
+
+cdef void complete_raised(CallbackData face) noexcept:
+    cdef FLT_CALLBACK_DATA *data = face.data
+    face.undo()
+    face.end()
+    with nogil:
+        holding_raised(data)
 
 
 cdef class _Swapped:

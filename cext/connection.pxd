@@ -14,6 +14,7 @@ cdef struct connection_t:
     # requests without an answer (open_lock)
     pthread_mutex_t open_lock
     unique_set_t open
+    unique_set_t interrupted             # of those, the ones for which an INTERRUPT has come
     int refusing                         # written under open_lock, also read atomically
     # notifications (notify_lock)
     pthread_mutex_t notify_lock
@@ -34,7 +35,9 @@ cdef void connection_end(connection_t *connection, int error) noexcept nogil
 
 # Enter a request among those that will be answered: 0, or the errno to answer with.
 cdef int admit(connection_t *connection, uint64_t unique) noexcept nogil
-cdef int is_open(connection_t *connection, uint64_t unique) noexcept nogil      # 1: it has been entered and not answered
+# INTERRUPT: remembered until the request is answered. 0: no such request awaits an answer (yet).
+cdef int note_interrupt(connection_t *connection, uint64_t unique) noexcept nogil
+cdef int was_interrupted(void *connection, uint64_t unique) noexcept nogil
 # 1: the caller is the one who answers.
 cdef int take_open(connection_t *connection, uint64_t unique) noexcept nogil
 # Write an answer whose request was taken out, or was never admitted.

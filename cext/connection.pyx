@@ -1,7 +1,8 @@
 """The writing end of one FUSE connection: answers and notifications to /dev/fuse, and which requests await an answer.
 
 Each request that wants an answer is in `open` (under open_lock) from its reading to its answer; whoever takes it out
-answers it, so that no request is answered twice, and refuse_all() can answer all that are left.
+answers it, so that no request is answered twice, and refuse_all() can answer all that are left. Those for which an
+INTERRUPT has come are in `interrupted` until then: who comes to hold one later, or to wait, looks there.
 
 Notifications are written by a thread of their own: the kernel makes them wait for locks that unanswered requests hold.
 (What nobody can help: killed by SIGKILL while such a notification waits, this process cannot end, /dev/fuse stays open,
@@ -50,6 +51,7 @@ cdef void connection_stop_notifier(connection_t *connection) noexcept nogil:
 cdef void connection_free(connection_t *connection) noexcept nogil:
     queue_clear(&connection.notices)
     free(connection.open.slots)
+    free(connection.interrupted.slots)
     pthread_mutex_destroy(&connection.open_lock)
     pthread_mutex_destroy(&connection.notify_lock)
     pthread_cond_destroy(&connection.notify_changed)
@@ -76,11 +78,22 @@ cdef int admit(connection_t *connection, uint64_t unique) noexcept nogil:
     return error
 
 
-cdef int is_open(connection_t *connection, uint64_t unique) noexcept nogil:
+cdef int note_interrupt(connection_t *connection, uint64_t unique) noexcept nogil:
     cdef int found
     pthread_mutex_lock(&connection.open_lock)
     found = unique_find(&connection.open, unique)
+    if found:
+        unique_add(&connection.interrupted, unique)     # without memory for it, only what waits now is interrupted
     pthread_mutex_unlock(&connection.open_lock)
+    return found
+
+
+cdef int was_interrupted(void *connection, uint64_t unique) noexcept nogil:
+    cdef connection_t *to = <connection_t *>connection
+    cdef int found
+    pthread_mutex_lock(&to.open_lock)
+    found = unique_find(&to.interrupted, unique)
+    pthread_mutex_unlock(&to.open_lock)
     return found
 
 
@@ -88,6 +101,8 @@ cdef int take_open(connection_t *connection, uint64_t unique) noexcept nogil:
     cdef int mine
     pthread_mutex_lock(&connection.open_lock)
     mine = unique_remove(&connection.open, unique)
+    if connection.interrupted.count:
+        unique_remove(&connection.interrupted, unique)
     pthread_mutex_unlock(&connection.open_lock)
     return mine
 
@@ -126,6 +141,8 @@ cdef void refuse_all(connection_t *connection) noexcept nogil:
     store_int(&connection.refusing, 1)
     left = connection.open
     memset(&connection.open, 0, sizeof(unique_set_t))
+    free(connection.interrupted.slots)
+    memset(&connection.interrupted, 0, sizeof(unique_set_t))
     pthread_mutex_unlock(&connection.open_lock)
     for i in range(left.capacity):
         if left.slots[i]:

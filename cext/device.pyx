@@ -2,7 +2,7 @@
 
     /dev/fuse ◄──► readers.pyx      threads that read, serve (the device lane), refuse, and forward
               ◄──  connection.pyx   answers and notifications
-                   lock_waits.pyx   what waits for a lock, and the thread that goes on with it
+                   waits.pyx        what waits for a lock or a filter, and who goes on with it
                    irp_link.pyx     the socket pair to pyfuse3 and the header queue (the IRP lane)
 
 This module sets them up, starts and ends them in the right order, and is their Python face. device.pyi tells how it is
@@ -24,15 +24,16 @@ from posix.unistd cimport _SC_PAGESIZE, close, getpid, sysconf
 from stackfs.cext.backing cimport backing_t
 from stackfs.cext.connection cimport (
     connection_end, connection_free, connection_init, connection_start, connection_stop_notifier, connection_t, queue_notice,
-    refuse_all)
+    refuse_all, was_interrupted)
 from stackfs.cext.includes.fuse_wire cimport *
 from stackfs.cext.irp_link cimport (
     SOCKET_OVERHEAD, irp_link_t, link_close, link_free, link_init, link_let_go, link_pair, link_pop, link_relay_now,
     link_start, link_stop_forwarder)
-from stackfs.cext.lock_waits cimport lock_waits_free, lock_waits_init, lock_waits_stop, lock_waits_t
+from stackfs.cext.pending cimport holds_connect
 from stackfs.cext.readers cimport readers_free, readers_init, readers_start, readers_stop, readers_t
 from stackfs.cext.requests cimport Volume, request_adopt, request_free, vfs_request_t
 from stackfs.cext.threads cimport *
+from stackfs.cext.waits cimport waits_free, waits_init, waits_settle, waits_stop, waits_t
 from stackfs.cext.wire cimport WIRE_OPCODES
 
 import os
@@ -56,7 +57,7 @@ cdef struct entry_notice_t:
 cdef struct device_t:
     connection_t connection
     irp_link_t link
-    lock_waits_t lock_waits
+    waits_t waits
     readers_t readers
     int started, stopped, closed
 
@@ -67,8 +68,8 @@ cdef device_t *device_new() noexcept nogil:
         return NULL
     connection_init(&device.connection)
     link_init(&device.link, &device.connection)
-    lock_waits_init(&device.lock_waits, &device.connection)
-    readers_init(&device.readers, &device.connection, &device.link, &device.lock_waits)
+    waits_init(&device.waits, &device.connection)
+    readers_init(&device.readers, &device.connection, &device.link, &device.waits)
     return device
 
 
@@ -87,7 +88,7 @@ cdef void device_stop(device_t *device) noexcept nogil:
     link_let_go(&device.link)
     connection_stop_notifier(&device.connection)
     readers_stop(&device.readers)
-    lock_waits_stop(&device.lock_waits)
+    waits_stop(&device.waits)
     link_stop_forwarder(&device.link)
 
 
@@ -98,8 +99,12 @@ cdef void close_fd(int *fd) noexcept nogil:
 
 
 cdef void device_close(device_t *device) noexcept nogil:
-    """After device_stop, or before start."""
+    """After device_stop, or before start. What filters hold has to be let go by now: their answers go nowhere, but it is
+    from here that they are not written."""
     link_close(&device.link)
+    if device.started:
+        waits_settle(&device.waits)
+        holds_connect(device.waits.volume.holds, NULL, NULL)
     if device.readers.volume != NULL and device.readers.volume.backing != NULL:
         store_int(&(<backing_t *>device.readers.volume.backing).bypass.device, -1)
     close_fd(&device.connection.fd)
@@ -112,7 +117,7 @@ cdef void device_free(device_t *device) noexcept nogil:
     link_free(&device.link)
     connection_free(&device.connection)
     readers_free(&device.readers)
-    lock_waits_free(&device.lock_waits)
+    waits_free(&device.waits)
     free(device)
 
 
@@ -140,7 +145,7 @@ cdef class Device:
         if fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK) < 0:
             raise_errno(errno, "the FUSE device")
         readers = &device.readers
-        readers.volume = device.lock_waits.volume = &volume.stack.volume
+        readers.volume = device.waits.volume = &volume.stack.volume
         readers.serve_all = lanes == "auto"
         buffer = link_pair(&device.link)
         if buffer < 0:
@@ -278,6 +283,7 @@ cdef class Device:
         cdef int error
         if device.started or device.closed:
             raise RuntimeError("a Device starts once")
+        holds_connect(self.volume.stack.volume.holds, was_interrupted, &device.connection)
         device.readers.process = getpid()               # here, not earlier: the daemon may fork before
         device.started = 1
         error = device_start(device)

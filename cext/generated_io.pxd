@@ -7,7 +7,7 @@ from libc.stdint cimport uint8_t, uint32_t
 from stackfs.cext.callback_data cimport FILE_OBJECT, FLT_CALLBACK_DATA, FLT_INSTANCE, REQUESTOR
 from stackfs.cext.ntstatus cimport NTSTATUS
 from stackfs.cext.requests cimport vfs_request_t
-from stackfs.cext.stack cimport wait_function
+from stackfs.cext.stack cimport operation_t, wait_function
 
 # CallbackData: Iopb and IoStatus of what was done. Called once, by a thread of the manager.
 ctypedef void (*PFLT_COMPLETED_ASYNC_IO_CALLBACK)(FLT_CALLBACK_DATA *CallbackData, void *Context) noexcept nogil
@@ -35,3 +35,5 @@ cdef NTSTATUS finish_io(vfs_request_t *request, uint32_t *information) noexcept 
 cdef NTSTATUS start_io(vfs_request_t *request, PFLT_COMPLETED_ASYNC_IO_CALLBACK callback, void *context, bint frees) noexcept nogil
 # For a thread that serves requests: what its filters start is to be announced too, before it waits (stack.about_to_wait).
 cdef void waits_are_announced(wait_function announce, void *reader) noexcept nogil
+# An operation that stands for part of another: also where filters below hold it, this thread waits.
+cdef void run_in_place(operation_t *op) noexcept nogil

@@ -36,7 +36,10 @@ from stackfs.cext.ntstatus cimport (
     NT_SUCCESS, STATUS_FLT_DELETING_OBJECT, STATUS_INSUFFICIENT_RESOURCES, STATUS_INVALID_HANDLE, STATUS_INVALID_PARAMETER,
     STATUS_IO_DEVICE_ERROR, STATUS_PENDING, STATUS_SUCCESS, errno_to_nt)
 from stackfs.cext.requests cimport request_free, request_new, request_run, request_wait
-from stackfs.cext.stack cimport operation_begin, operation_end, operation_only_below, operation_run, operation_t, wait_function
+from stackfs.cext.pending cimport operation_wait
+from stackfs.cext.stack cimport (
+    OPERATION_PENDED_POST, OPERATION_PENDED_PRE, operation_begin, operation_end, operation_only_below, operation_resume,
+    operation_run, operation_t, wait_function)
 from stackfs.cext.threads cimport add_int, init_condition, load_int, python_attach, python_detach, set_bits, start_thread
 
 
@@ -242,9 +245,13 @@ cdef NTSTATUS perform(vfs_request_t *request, bint synchronous) noexcept nogil:
     revert_to_self()
     operation_only_below(op, request.initiator)
     while operation_run(op) == 0:
-        lock_wait((<backing_t *>volume.backing).locks, &request.waiting)
-        request.waiting.wanted = 0
-        op.would_block = 0
+        if op.state == OPERATION_PENDED_PRE or op.state == OPERATION_PENDED_POST:
+            operation_wait(op)               # a filter below holds it
+            operation_resume(op)
+        else:
+            lock_wait((<backing_t *>volume.backing).locks, &request.waiting)
+            request.waiting.wanted = 0
+            op.would_block = 0
     operation_end(op)
     revert_to_self()
     lock_leave((<backing_t *>volume.backing).locks, &request.waiting)
@@ -260,6 +267,12 @@ cdef NTSTATUS perform(vfs_request_t *request, bint synchronous) noexcept nogil:
         op.data.IoStatus.Status = STATUS_IO_DEVICE_ERROR
         op.data.IoStatus.Information = 0
     return op.data.IoStatus.Status
+
+
+cdef void run_in_place(operation_t *op) noexcept nogil:
+    while operation_run(op) == 0 and (op.state == OPERATION_PENDED_PRE or op.state == OPERATION_PENDED_POST):
+        operation_wait(op)
+        operation_resume(op)
 
 
 cdef void clear_operation(vfs_request_t *request, FILE_OBJECT *file) noexcept nogil:

@@ -5,10 +5,10 @@ from stackfs.cext.anticipation cimport anticipation_t
 from stackfs.cext.connection cimport connection_t
 from stackfs.cext.includes.pthread cimport pthread_mutex_t, pthread_t
 from stackfs.cext.irp_link cimport irp_link_t
-from stackfs.cext.lock_waits cimport lock_waits_t
 from stackfs.cext.requests cimport vfs_request_t
 from stackfs.cext.stack cimport FLT_VOLUME
 from stackfs.cext.turns cimport turns_t
+from stackfs.cext.waits cimport waits_t
 from stackfs.cext.wire cimport WIRE_OPCODES, wire_limits_t, wire_settings_t
 
 cdef enum:
@@ -35,7 +35,7 @@ cdef struct readers_t:
     # settings, final before the first thread starts
     connection_t *connection
     irp_link_t *link
-    lock_waits_t *lock_waits
+    waits_t *waits
     FLT_VOLUME *volume
     int serve_all                        # lanes=auto: forward only what a filter refused as fast I/O
     int process
@@ -60,7 +60,7 @@ cdef struct readers_t:
     uint64_t deadlocks
     uint64_t last_deadlock               # opcode << 32 | thread id
 
-cdef void readers_init(readers_t *readers, connection_t *connection, irp_link_t *link, lock_waits_t *lock_waits) noexcept nogil
+cdef void readers_init(readers_t *readers, connection_t *connection, irp_link_t *link, waits_t *waits) noexcept nogil
 cdef int readers_start(readers_t *readers) noexcept nogil                  # 0, or an errno
 cdef void readers_stop(readers_t *readers) noexcept nogil                  # ends and joins them; never with the GIL
 cdef void readers_free(readers_t *readers) noexcept nogil

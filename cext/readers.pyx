@@ -28,13 +28,13 @@ from stackfs.cext.generated_io cimport waits_are_announced
 from stackfs.cext.impersonation cimport keep_impersonating, revert_to_self
 from stackfs.cext.inode_table cimport inode_table_t, node_forget
 from stackfs.cext.irp_link cimport LANE_INIT_UNIQUE, link_forward
-from stackfs.cext.lock_waits cimport lock_waits_interrupt, lock_waits_t, lock_waits_take
 from stackfs.cext.requests cimport (
-    REQUEST_TO_IRP_LANE, request_abandon, request_expect_interrupt, request_free, request_leave_reader, request_new,
-    request_reset, request_run, vfs_request_t)
+    REQUEST_TO_IRP_LANE, request_abandon, request_expect_interrupt, request_free, request_is_held, request_leave_reader,
+    request_new, request_reset, request_run, request_wait, vfs_request_t, volume_awaits)
 from stackfs.cext.stack cimport operation_t
 from stackfs.cext.threads cimport *
 from stackfs.cext.turns cimport turn_at_risk, turn_given, turn_next, turn_sees, turn_taken, turn_took, turns_free, turns_init, turns_stop
+from stackfs.cext.waits cimport waits_interrupt, waits_t, waits_take
 from stackfs.cext.wire cimport *
 
 cdef extern from "<errno.h>" nogil:
@@ -95,10 +95,10 @@ cdef enum:
 
 # ---- life ----
 
-cdef void readers_init(readers_t *readers, connection_t *connection, irp_link_t *link, lock_waits_t *lock_waits) noexcept nogil:
+cdef void readers_init(readers_t *readers, connection_t *connection, irp_link_t *link, waits_t *waits) noexcept nogil:
     readers.connection = connection
     readers.link = link
-    readers.lock_waits = lock_waits
+    readers.waits = waits
     readers.ready_event = readers.deadlock_event = -1
     pthread_mutex_init(&readers.start_lock, NULL)
     turns_init(&readers.turns, max(1, processors() - 1))        # one is left for those who call
@@ -318,7 +318,7 @@ cdef void handle(reader_t *reader, size_t length, wire_message_t *message) noexc
         return
     if rule != NULL and rule.treatment == WIRE_INTERRUPT:
         count_one(&readers.served[index])
-        if readers.settings.negotiated and lock_waits_interrupt(readers.lock_waits, (<fuse_interrupt_in *>message.body).unique):
+        if readers.settings.negotiated and waits_interrupt(readers.waits, (<fuse_interrupt_in *>message.body).unique):
             write_error(readers.connection, header.unique, EAGAIN)
         return
     if rule == NULL or rule.treatment == WIRE_REFUSE:
@@ -338,7 +338,8 @@ cdef void handle(reader_t *reader, size_t length, wire_message_t *message) noexc
         if rule == NULL or not rule.answerless:
             write_error(readers.connection, header.unique, error)
         return
-    if rule.treatment == WIRE_SERVE or readers.serve_all:
+    if rule.treatment == WIRE_SERVE or (readers.serve_all and not (
+            load_int(&readers.volume.awaits) and volume_awaits(readers.volume, header.opcode))):
         serve(reader, message, index)
         return
     count_one(&readers.forwarded[index])
@@ -405,31 +406,57 @@ cdef void serve(reader_t *reader, wire_message_t *message, uint32_t index) noexc
     python_attach()
     if takes_long(request) and not works_alone(&reader.anticipation):
         give_turn(reader)
-    if opcode == FUSE_READDIRPLUS or opcode == FUSE_READDIR:
-        length = answer_listing(request, reader.answer)
+    if opcode == FUSE_WRITE or opcode == FUSE_SETXATTR:
+        request.buffer = <void *>wire_data(message, readers.limits.setxattr_ext)
+        request.buffer_length = <uint32_t>request.arguments.size
     else:
-        if opcode == FUSE_WRITE or opcode == FUSE_SETXATTR:
-            request.buffer = <void *>wire_data(message, readers.limits.setxattr_ext)
-            request.buffer_length = <uint32_t>request.arguments.size
-        else:
-            answer_prepare(request, reader.answer)
-        done = request_run(request) if opcode != FUSE_POLL else 1
-        if done == REQUEST_TO_IRP_LANE:
-            request_leave_reader(request)
-            reader.request = NULL
-            count_one(&readers.forwarded[index])
-            forward_message(readers, message, request)
-            return
-        if not done:                                    # it waits for a lock
-            request_leave_reader(request)
-            reader.request = NULL
-            count_one(&readers.served[index])
-            lock_waits_take(readers.lock_waits, request)
-            return
-        length = answer_encode(request, reader.answer)
+        answer_prepare(request, reader.answer)
+    done = run(reader, request, &length)
+    if done == REQUEST_TO_IRP_LANE:
+        request_leave_reader(request)
+        reader.request = NULL
+        count_one(&readers.forwarded[index])
+        forward_message(readers, message, request)
+        return
     count_one(&readers.served[index])
+    if not done and (not request_is_held(request) or hand_over(reader, request)):
+        request_leave_reader(request)
+        reader.request = NULL
+        waits_take(readers.waits, request)
+        return
+    while not done:                                     # no memory to let it wait elsewhere
+        request_wait(request)
+        done = run(reader, request, &length)
     if take_open(readers.connection, request.unique):
         write_answer(readers.connection, reader.answer, length)
+
+
+cdef inline int run(reader_t *reader, vfs_request_t *request, size_t *length) noexcept nogil:
+    """As request_run(). Done: the answer is in reader.answer."""
+    cdef uint32_t opcode = request.opcode
+    cdef int done = 1
+    if opcode == FUSE_READDIRPLUS or opcode == FUSE_READDIR:
+        return answer_listing(request, reader.answer, length)
+    if opcode != FUSE_POLL:
+        done = request_run(request)
+    if done == 1:
+        length[0] = answer_encode(request, reader.answer)
+    return done
+
+
+cdef bint hand_over(reader_t *reader, vfs_request_t *request) noexcept nogil:
+    """A filter holds it: the buffers it works on go with it. False: no memory for others."""
+    cdef char *buffer = <char *>malloc(reader.readers.buffer_size)
+    cdef char *answer = <char *>malloc(reader.readers.answer_size)
+    if buffer == NULL or answer == NULL:
+        free(buffer)
+        free(answer)
+        return False
+    request.message = reader.buffer
+    request.answer = reader.answer
+    reader.buffer = buffer
+    reader.answer = answer
+    return True
 
 
 cdef void forget(readers_t *readers, wire_message_t *message) noexcept nogil:

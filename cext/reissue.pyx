@@ -14,12 +14,13 @@ from stackfs.cext.callback_data cimport (
     CallbackData, FILE_OBJECT, FLTFL_CALLBACK_DATA_DIRTY, FLTFL_CALLBACK_DATA_IRP_OPERATION,
     FLTFL_CALLBACK_DATA_POST_OPERATION, FLTFL_CALLBACK_DATA_REISSUED_IO, FO_FILE_OPEN_CANCELLED, FO_SYNTHESISED,
     IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_LOCK_CONTROL)
+from stackfs.cext.generated_io cimport run_in_place
 from stackfs.cext.impersonation cimport revert_to_self
 from stackfs.cext.inode_table cimport node_forget, node_id
 from stackfs.cext.ntstatus cimport STATUS_INSUFFICIENT_RESOURCES, STATUS_INVALID_PARAMETER, STATUS_SUCCESS
 from stackfs.cext.requests cimport vfs_request_t
 from stackfs.cext.stack cimport (
-    INLINE_LAYERS, layer_t, list_hold, operation_begin, operation_end, operation_only_below, operation_run, operation_t)
+    INLINE_LAYERS, layer_t, list_hold, operation_begin, operation_end, operation_only_below, operation_t)
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
@@ -70,7 +71,7 @@ cdef NTSTATUS FltReissueSynchronousIo(FLT_INSTANCE *InitiatingInstance, FLT_CALL
     again.announce_wait = op.announce_wait
     again.index = op.bottom + 1
     revert_to_self()
-    operation_run(again)
+    run_in_place(again)
     revert_to_self()
     op.data.IoStatus = again.data.IoStatus
     op.data.Flags &= ~<uint32_t>FLTFL_CALLBACK_DATA_DIRTY
@@ -110,7 +111,7 @@ cdef NTSTATUS FltCancelFileOpen(FLT_INSTANCE *Instance, FLT_CALLBACK_DATA *Data)
         closing.request = op.request
         closing.announce_wait = op.announce_wait
         operation_only_below(closing, Instance)
-        operation_run(closing)
+        run_in_place(closing)
         operation_end(closing)
     revert_to_self()
     free(closing)

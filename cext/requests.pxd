@@ -6,8 +6,9 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from stackfs.cext.backing cimport backing_t
 from stackfs.cext.callback_data cimport FILE_OBJECT, FLT_INSTANCE, FLT_VOLUME, REQUESTOR, lock_range_t, node_t, statx_t
 from stackfs.cext.handles cimport handle_t
+from stackfs.cext.includes.pthread cimport pthread_t
 from stackfs.cext.locks cimport lock_wait_t, woken_function
-from stackfs.cext.stack cimport Stack, callback_list_t, operation_t, wait_function
+from stackfs.cext.stack cimport Stack, callback_list_t, operation_t, resume_function, wait_function
 
 ctypedef struct fuse_in_t:               # the request's fixed part, decoded from the wire (only the fields its opcode has)
     uint64_t fh
@@ -45,6 +46,13 @@ cdef struct vfs_request_t:
     uint64_t nodeid
     uint32_t opcode
     int within_listing                   # the lookup of one name of a listing: part of the READDIRPLUS
+    void *listing                        # a READDIR's or READDIRPLUS' listing_t while it is under way (listing.pyx)
+    vfs_request_t *inner                 # and the lookup in it that stopped
+    vfs_request_t *outer                 # inner: the listing
+    char *message                        # held by a filter: the memory that name, buffer and so on lie in,
+    char *answer                         # and what the answer will be written from (waits.pyx); freed with it
+    pthread_t loop                       # Request.park(): the thread it was called by
+    int resumed                          # Request.wait(), under holds_t.lock: it may go on; 2: the request is done
     int nowait                           # stop instead of blocking (the IRP lane's loop)
     int on_device                        # run by a device thread: what a filter refuses as fast I/O goes on elsewhere
     wait_function announce_wait          # for each of its operations (stack.about_to_wait); NULL: it may wait
@@ -79,6 +87,7 @@ cdef struct vfs_request_t:
     int step
     int started                          # operations begun so far
     int resumable                        # the current step's operation has begun and stopped
+    int closing                          # the plan closes what a failed open has left open below failed_by
     int opened                           # the plan's CREATE has succeeded: CLEANUP and CLOSE are owed
     int bypass_vetoed                    # a filter does not want this open bypassed
     int failed                           # NTSTATUS of the step that failed
@@ -112,19 +121,28 @@ cdef enum:
 # in a thread that may block, without the GIL, then request_run() again where it was first called; or request_abandon(),
 # which ends it there as cancelled. REQUEST_TO_IRP_LANE (on_device): a filter refused fast I/O: clear on_device and call
 # request_run() again on the IRP lane.
+# It may also have stopped because a filter holds it (request_is_held()), on every lane, or because somebody else has the
+# lock that a SETLKW wants (request.waiting.wanted). Then no thread has to wait: request_park().
 cdef int request_run(vfs_request_t *request) noexcept nogil
 cdef void request_wait(vfs_request_t *request) noexcept nogil
-cdef void request_flush(vfs_request_t *request) noexcept nogil            # FLUSH: request_run(), which never stops for it
-# A SETLKW whose lock somebody else has stops too (request.waiting.wanted), on every lane, and needs no thread to wait:
-# set request.waiting.woken and .context, then request_park(). 1: woken(&request.waiting) will be called once, from any thread;
-# until then the request is not to be touched; then request_run() again. 0: request_run() again now.
-# (request_wait() waits for it too, at most LOCK_RETRY; then request_run() again.)
-cdef int request_park(vfs_request_t *request) noexcept nogil
+cdef bint request_is_held(vfs_request_t *request) noexcept nogil
+# Set request.waiting.woken and .context. 1: until one of the two is called, once, from any thread, the request is not to be
+# touched. woken(&request.waiting), when the lock may be free: request_run() again, but not there, which may be deep inside a
+# walk. resumed(request), when the filter has completed it: request_run() again right there, since an operation goes on in
+# the thread that completes it; then holds_leave() (pending.pxd). A listing's inner lookup is handed over as `request`
+# too: request_outermost(). 0: request_run() again now.
+# (request_wait() waits in place: for a lock at most LOCK_RETRY, for a filter as long as it takes; then request_run() again.)
+cdef int request_park(vfs_request_t *request, resume_function resumed) noexcept nogil
+cdef inline vfs_request_t *request_outermost(void *request) noexcept nogil:
+    return <vfs_request_t *>request if (<vfs_request_t *>request).outer is NULL else (<vfs_request_t *>request).outer
+# A callback of it is `async def`: it is for the IRP lane, if that knows it at all.
+cdef bint volume_awaits(FLT_VOLUME *volume, uint32_t opcode) noexcept nogil
 # A SETLK or SETLKW that is about to run: from here on an INTERRUPT finds it, however early. request_run() does it too, but a
 # device that lets others read INTERRUPTs meanwhile must have done it before it says that it has the request.
 cdef void request_expect_interrupt(vfs_request_t *request) noexcept nogil
 cdef void request_abandon(vfs_request_t *request) noexcept nogil          # it will not be run (again); then request_free()
-# INTERRUPT: 1: that request may wait for a lock: it is woken, and its next try answers EINTR. 0: no such request.
+# INTERRUPT: 1: that request may wait for a lock, or is held: it is woken, and its next try answers EINTR, or its filter is told.
+# 0: there is no such request (yet: see holds_t.interrupted).
 cdef int volume_interrupt(FLT_VOLUME *volume, uint64_t unique) noexcept nogil
 cdef void volume_cancel_locks(FLT_VOLUME *volume) noexcept nogil          # the same for every one
 # To be called every LOCK_RETRY milliseconds while it says that somebody waits: releases beside the mount show nowhere else.
@@ -147,10 +165,13 @@ cdef class Request:
     cdef object input
     cdef object woken
     cdef bint busy
+    cdef bint parked                     # somebody else's until woken
+    cdef bint finished
     cdef int enter(self) except -1
     cdef int set_name(self, bytes name) except -1
     cdef int set_name2(self, bytes name) except -1
     cdef int set_buffer(self, object buffer, bint writable) except -1
     cdef bytes allocate(self, Py_ssize_t size)
+    cdef int outcome(self) except -1
 
 cdef Request request_adopt(vfs_request_t *pointer, Volume volume)         # owns the request from now on

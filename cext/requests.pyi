@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator
 from typing import Any, Generic, TypeVar
 
-from stackfs.cext.stack import Stack
+from stackfs.cext.stack import InstanceEntry, Stack
 
 _Entry = TypeVar("_Entry")
 
@@ -41,7 +41,7 @@ class Volume:
         check_permissions: bool = False,
     ) -> None: ...
     def close(self) -> None:
-        """Close every descriptor. No operation may be under way, and none may begin."""
+        """Close every descriptor. No operation may be under way, none may be held, and none may begin."""
     @property
     def open_files(self) -> int:
         """Handles the kernel holds."""
@@ -61,11 +61,21 @@ class Volume:
     def forget(self, nodeid: int, lookups: int) -> None:
         """The kernel gives back that many lookups of a node."""
     def interrupt(self, number: int) -> bool:
-        """INTERRUPT of a request, by number. True: it may wait for a lock; its next try ends it with EINTR."""
+        """INTERRUPT of the request with that number. True: it may wait for a lock, and its next try ends it with
+        EINTR; or a filter holds it, and has been told. One made by hand is remembered as interrupted until it is
+        done."""
     def retry_locks(self) -> int:
         """Those who wait for locks held beside the mount try again; how many wait. To be called every 0.1 s."""
     def restart_waiting_locks(self) -> None:
         """Those who wait for locks take the callback lists there are now, and let go of older ones: before a drain."""
+    def cancel_held(self, entry: InstanceEntry | None = None) -> int:
+        """Cancels what an instance holds (None: what any of them does), as by an INTERRUPT of each. How many it holds
+        then."""
+    def held(self, entry: InstanceEntry | None = None) -> int:
+        """How many operations an instance holds, or is about to (None: any of them)."""
+    @property
+    def resuming(self) -> int:
+        """How many requests filters hold, or threads that have completed them still carry to their end."""
     def known(self) -> tuple[list[int], list[int], list[tuple[int, bytes]]]:
         """What the kernel may have cached: (nodeids with open files, other nodeids, [(parent nodeid, name), ...])."""
     def request(
@@ -103,16 +113,22 @@ class Request:
     def for_statistics(self) -> Request:
         """Make room for statistics(). Returns self."""
     def run(self) -> bool:
-        """True: done. False: the base would have to wait: call wait() in a thread that may, then run() again."""
+        """True: done. False: it has to wait, for the base, a lock or a filter: call wait() in a thread that may, then
+        run() again; or, where it needs no thread, park()."""
     def wait(self) -> None:
-        """The waiting part, without the GIL."""
+        """The waiting part, without the GIL. Only after run() said False. What a filter holds is waited for as long
+        as it takes; whoever completes it has then carried it on as far as that went."""
     def do(self) -> Request:
         """Run to the end, waiting in place; raise VfsError when it failed. Returns self."""
     @property
     def waits_for_lock(self) -> bool:
         """run() said False because somebody else has the lock: park(), which needs no thread, will do."""
+    @property
+    def is_held(self) -> bool:
+        """run() said False because a filter holds it: park() serves as well as wait()."""
     def park(self, woken: Callable[[], object]) -> bool:
-        """True: woken() will be called once, by any thread: then run() again. False: run() again now."""
+        """True: woken() will be called once, by any thread, when it is worth while to run() again; whoever completes
+        what a filter holds has then carried it on as far as that went without waiting. False: run() again now."""
     @property
     def lock(self) -> tuple[int, int, int, int]:
         """GETLK: (type, first byte, last byte, process id) of a lock in the way; type F_UNLCK: none."""
@@ -144,13 +160,12 @@ class Request:
         """Sets the attributes of a pyfuse3.EntryAttributes. Returns it."""
     def fill_entry(self, entry: _Entry) -> _Entry:
         """The same, with what makes it a directory entry. Returns it."""
-    def list_directory(self, emit: Callable[[bytes, Any, int], bool], make_entry: Callable[[], Any]) -> None:
+    def list_directory(self, emit: Callable[[bytes, Any, int], bool], make_entry: Callable[[], Any]) -> bool:
         """READDIRPLUS: calls emit(name, entry, next offset) until it says False or the directory ends.
 
         Entries come through the stack: the names by DIRECTORY_CONTROL, the attributes by QUERY_OPEN. Names are read
-        ahead and kept with the handle. make_entry() gives an EntryAttributes to fill.
+        ahead and kept with the handle. make_entry() gives an EntryAttributes to fill. Answers as run(), which goes on
+        with it.
         """
-    def flush(self) -> None:
-        """FLUSH, at each close(2): lets the backing filesystem report what it kept back (network filesystems do)."""
     def statistics(self) -> tuple[int, ...]:
         """STATFS: bsize, frsize, blocks, bfree, bavail, files, ffree, favail, namemax."""

@@ -5,22 +5,27 @@ and closing is shown to the filters just so, under one request number, though th
 step that fails ends the plan, but for the CLEANUP and CLOSE that an open which has succeeded is owed. An operation
 nobody registered, and for which the base has nothing to do, costs nothing.
 
-request_run() is called by one thread at a time and never waits where the request may not (nowait): it stops, and goes
-on after request_wait(). Volume, and Request, the Python face for the IRP lane and for driving the stack without a
-mount, are used under the GIL.
+request_run() is called by one thread at a time and never waits where the request may not (nowait), nor ever for a
+filter: it stops, and goes on after request_wait(), or when whoever was waited for says so (request_park()). Volume, and
+Request, the Python face for the IRP lane and for driving the stack without a mount, are used under the GIL.
 """
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.errno cimport EBADF, EINVAL, EIO, ENOENT, ENOMEM, ENOTDIR, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc, realloc
+from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset, strncmp
 
 from stackfs.cext.backing cimport backing_free, backing_new, backing_perform, backing_t
+from stackfs.cext.includes.pthread cimport pthread_cond_broadcast, pthread_cond_wait, pthread_self
+from stackfs.cext.includes.pthread cimport pthread_mutex_lock as mutex_lock, pthread_mutex_unlock as mutex_unlock
+from stackfs.cext.pending cimport (
+    hold_is_completed, holds_cancel, holds_count, holds_end_request, holds_interrupt, holds_leave, holds_settle, holds_t,
+    operation_park, operation_wait)
 from stackfs.cext.threads cimport exchange_int, load_bits, set_bits, store_int
 from stackfs.cext.bypass cimport bypass_answer_t, bypass_open, bypass_possible, bypass_release, bypass_t
 from stackfs.cext.callback_data cimport (
@@ -57,8 +62,9 @@ from stackfs.cext.ntstatus cimport (
 from stackfs.cext.reparse cimport reparse_free, request_reparse
 from stackfs.cext.retarget cimport retarget_is_legal, retarget_run
 from stackfs.cext.stack cimport (
-    OPERATION_AT_BASE, OPERATION_GOING_DOWN, OPERATION_GOING_UP, Stack, list_release, operation_base, operation_begin,
-    operation_end, operation_listed, operation_only_below, operation_run)
+    OPERATION_AT_BASE, OPERATION_GOING_DOWN, OPERATION_GOING_UP, OPERATION_PENDED_POST, OPERATION_PENDED_PRE, InstanceEntry,
+    Stack, list_release, operation_base, operation_begin, operation_end, operation_listed, operation_only_below,
+    operation_resume, operation_run, resume_function)
 
 
 cdef extern from *:
@@ -95,6 +101,7 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_init(pthread_mutex_t *mutex, void *attributes)
     int pthread_mutex_lock(pthread_mutex_t *mutex)
     int pthread_mutex_unlock(pthread_mutex_t *mutex)
+    int pthread_equal(pthread_t one, pthread_t other)
 
 # Requests as FUSE numbers them.
 cdef enum:
@@ -232,6 +239,12 @@ for _opcode, _major in ((GETXATTR, IRP_MJ_QUERY_EA), (LISTXATTR, IRP_MJ_QUERY_EA
     plan(_opcode, [(IRP_MJ_CREATE, 0, 0), (_major, 1, 0), (IRP_MJ_CLEANUP, 0, 0), (IRP_MJ_CLOSE, 0, 0)])
 
 
+# What an open that has failed behind its CREATE still owes those who have seen it.
+cdef step_t CLOSING[3]
+CLOSING[0] = step_t(IRP_MJ_CLEANUP, 0, 0)
+CLOSING[1] = step_t(IRP_MJ_CLOSE, 0, 0)
+CLOSING[2] = step_t(0, 0, STEP_END)
+
 # What LOOKUP, ACCESS, GETATTR and STATX become when their query-open is refused as fast I/O.
 cdef step_t SLOW_QUERY[5]
 SLOW_QUERY[0] = step_t(IRP_MJ_CREATE, 0, 0)
@@ -287,6 +300,10 @@ cdef void request_leave_reader(vfs_request_t *request) noexcept nogil:
 
 cdef void request_free(vfs_request_t *request) noexcept nogil:
     global pool, pool_count
+    if request.message is not NULL or request.answer is not NULL or request.listing is not NULL:
+        free(request.message)
+        free(request.answer)
+        free(request.listing)
     pthread_mutex_lock(&pool_mutex)
     if pool_count < POOLED:
         request.next = pool
@@ -522,6 +539,8 @@ cdef bint is_user_attribute(const vfs_request_t *request) noexcept nogil:
 cdef bint applies(vfs_request_t *request, const step_t *which) noexcept nogil:
     """Does this step of the plan concern this request?"""
     cdef uint32_t valid = request.arguments.valid
+    if request.closing:
+        return True
     if request.opcode == SETATTR:
         if which.major == IRP_MJ_SET_SECURITY:
             return valid & (FATTR_MODE | FATTR_UID | FATTR_GID) or (valid & FATTR_KILL_SUIDGID and not valid & FATTR_SIZE)
@@ -580,6 +599,36 @@ cdef bint offered_as_fast(const vfs_request_t *request, uint8_t major) noexcept 
     return major == IRP_MJ_DEVICE_CONTROL or (major == IRP_MJ_LOCK_CONTROL and request.opcode != SETLKW)
 
 
+cdef bint list_awaits(FLT_VOLUME *volume, uint8_t major) noexcept nogil:
+    """The list may be replaced at any moment, so it is looked at with a reference, as an operation does."""
+    cdef operation_t op
+    cdef bint found
+    if not operation_listed(volume, major):
+        return False
+    operation_begin(&op, volume, major)
+    found = awaits(&op)
+    operation_end(&op)
+    return found
+
+
+cdef inline bint awaits(const operation_t *op) noexcept nogil:
+    """Some callback will keep the operation, which only an IRP's may: no first attempt as fast I/O."""
+    return op.list is not NULL and op.list.awaits
+
+
+cdef bint volume_awaits(FLT_VOLUME *volume, uint32_t opcode) noexcept nogil:
+    cdef const step_t *which = &PLANS[opcode if opcode < 64 else 0][0]
+    while which.detail != STEP_END:
+        if list_awaits(volume, which.major):
+            return True
+        which += 1
+    if opcode == GETXATTR or opcode == LISTXATTR:
+        return list_awaits(volume, IRP_MJ_QUERY_SECURITY)
+    if opcode == SETXATTR or opcode == REMOVEXATTR:
+        return list_awaits(volume, IRP_MJ_SET_SECURITY)
+    return (opcode == GETATTR or opcode == STATX) and list_awaits(volume, IRP_MJ_QUERY_INFORMATION)
+
+
 cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
     """Starts the operation of a step: its kind, its target, its parameters."""
     cdef operation_t *op = &request.operation
@@ -612,7 +661,8 @@ cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
         op.data.RequestFlags |= REQUEST_FIRST
     if major == IRP_MJ_QUERY_OPEN:
         op.data.Flags = FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION
-    elif major == IRP_MJ_NETWORK_QUERY_OPEN or (not request.fast_io_refused and offered_as_fast(request, major)):
+    elif major == IRP_MJ_NETWORK_QUERY_OPEN or (
+            not request.fast_io_refused and offered_as_fast(request, major) and not awaits(op)):
         op.data.Flags = FLTFL_CALLBACK_DATA_FAST_IO_OPERATION
     p.TargetFileObject = request.file
     if request.directory is not NULL and request.opcode != TMPFILE:
@@ -631,7 +681,7 @@ cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
             p.IrpFlags = IRP_PAGING_IO | IRP_NOCACHE
         elif request.file.OpenFlags & <uint32_t>O_DIRECT:
             p.IrpFlags = IRP_NOCACHE
-        elif not request.fast_io_refused:
+        elif not request.fast_io_refused and not awaits(op):
             op.data.Flags = FLTFL_CALLBACK_DATA_FAST_IO_OPERATION
     elif major == IRP_MJ_QUERY_OPEN or major == IRP_MJ_NETWORK_QUERY_OPEN or major == IRP_MJ_QUERY_INFORMATION:
         p.Parameters.QueryFile.Info = &request.info
@@ -820,22 +870,9 @@ cdef bint restart_as_irp(vfs_request_t *request) noexcept nogil:
 cdef void close_below(vfs_request_t *request) noexcept nogil:
     """An open that has failed though its CREATE reached the base: CLEANUP and CLOSE follow, for the instances below
     the one whose post failed the CREATE, or, if something later failed, for all."""
-    cdef operation_t *op = &request.operation
-    cdef step_t closing[3]
-    cdef int i
-    closing[0] = step_t(IRP_MJ_CLEANUP, 0, 0)
-    closing[1] = step_t(IRP_MJ_CLOSE, 0, 0)
-    closing[2] = step_t(0, 0, STEP_END)
-    for i in range(2):
-        request.started += 1
-        begin(request, &closing[i])
-        operation_only_below(op, request.failed_by)
-        operation_run(op)
-        operation_end(op)
-    if request.failed_list is not NULL:
-        list_release(request.failed_list)
-        request.failed_list = NULL
-    request.failed_by = NULL
+    request.plan = CLOSING
+    request.step = 0
+    request.closing = 1
     request.opened = 0
 
 
@@ -884,6 +921,11 @@ cdef int finish(vfs_request_t *request) noexcept nogil:
     cdef uint32_t opcode = request.opcode
     cdef bint opens = opcode == OPEN or opcode == OPENDIR or opcode == CREATE or opcode == TMPFILE
     lock_leave(backing.locks, &request.waiting)
+    if request.failed_list is not NULL:
+        list_release(request.failed_list)
+        request.failed_list = NULL
+    if request.unique >> 63 and not request.within_listing:
+        holds_end_request(request.volume.holds, request.unique)
     if request.failed and request.error == 0:
         request.error = nt_to_errno(request.failed)
         if opcode == IOCTL and (request.failed == STATUS_INVALID_DEVICE_REQUEST or request.failed == STATUS_NOT_IMPLEMENTED):
@@ -955,21 +997,17 @@ cdef void drop_nodes(vfs_request_t *request) noexcept nogil:
         request.directory2 = NULL
 
 
-cdef bint leave_old_list(vfs_request_t *request) noexcept nogil:
+cdef void leave_old_list(vfs_request_t *request) noexcept nogil:
     """A lock that waits holds its callback list, and a detach waits until nobody does: the operation ends, cancelled, for
-    those who have seen it, and begins again with the list that there is now. False: that is the same one."""
+    those who have seen it, and begins again with the list that there is now, unless that is the same one."""
     cdef operation_t *op = &request.operation
-    if op.list is request.volume.lists[op.current.MajorFunction]:
-        return False
-    cancel_operation(op)
-    operation_run(op)
-    operation_end(op)
-    request.resumable = 0
-    return True
+    if op.list is not request.volume.lists[op.current.MajorFunction]:
+        cancel_operation(op)
+        op.begins_again = 2
 
 
 cdef bint sent_elsewhere(vfs_request_t *request, const step_t *which) noexcept nogil:
-    """A filter has completed a CREATE or QUERY_OPEN with STATUS_REPARSE (A6.16). True: the plan begins again, or has failed."""
+    """A filter has completed a CREATE or QUERY_OPEN with STATUS_REPARSE (A6.21). True: the plan begins again, or has failed."""
     cdef NTSTATUS status
     if request.operation.base_done or request.failed or not (which.major == IRP_MJ_CREATE or which.major == IRP_MJ_QUERY_OPEN):
         return False
@@ -988,6 +1026,28 @@ cdef void cancel_operation(operation_t *op) noexcept nogil:
     op.state = OPERATION_GOING_UP
 
 
+cdef bint is_held(const operation_t *op) noexcept nogil:
+    return op.state == OPERATION_PENDED_PRE or op.state == OPERATION_PENDED_POST
+
+
+cdef bint request_is_held(vfs_request_t *request) noexcept nogil:
+    return is_held(&request.operation if request.inner is NULL else &request.inner.operation)
+
+
+cdef bint go_on(vfs_request_t *request) noexcept nogil:
+    """What stopped before may run again. False: the filter that holds it has not completed it yet."""
+    request.operation.would_block = request.nowait
+    if is_held(&request.operation):
+        if not hold_is_completed(&request.operation):
+            return False
+        operation_resume(&request.operation)
+    elif request.waiting.wanted:             # for a lock: try again
+        request.waiting.wanted = 0
+        if exchange_int(&request.waiting.restart, 0):
+            leave_old_list(request)
+    return True
+
+
 cdef int request_run(vfs_request_t *request) noexcept nogil:
     cdef const step_t *which
     if request.plan is NULL:
@@ -1001,6 +1061,7 @@ cdef int request_run(vfs_request_t *request) noexcept nogil:
         if not request.resumable:
             if request.failed and request.opened and (request.failed_by is not NULL or not by_path(request)):
                 close_below(request)
+                which = request.plan
             if which.detail == STEP_END:
                 return finish(request)
             if (request.failed and which.major != IRP_MJ_CLEANUP and which.major != IRP_MJ_CLOSE) or \
@@ -1009,19 +1070,20 @@ cdef int request_run(vfs_request_t *request) noexcept nogil:
                 continue
             request.started += 1
             begin(request, which)
+            if request.closing:
+                operation_only_below(&request.operation, request.failed_by)
             request.resumable = 1
-        if request.waiting.wanted:           # stopped before, for a lock: try again
-            request.waiting.wanted = 0
-            if exchange_int(&request.waiting.restart, 0) and leave_old_list(request):
-                continue
-            request.operation.would_block = request.nowait
+        elif not go_on(request):
+            return 0
         if operation_run(&request.operation) == 0:
             return 0
         request.resumable = 0
         if request.operation.data.IoStatus.Status == STATUS_REPARSE and sent_elsewhere(request, which):
             continue
-        if request.operation.refused_as_fast:
-            if restart_as_irp(request):
+        if request.operation.begins_again:
+            if request.operation.begins_again == 2:
+                operation_end(&request.operation)
+            elif restart_as_irp(request):
                 return REQUEST_TO_IRP_LANE
             continue
         settle(request, which)
@@ -1029,18 +1091,28 @@ cdef int request_run(vfs_request_t *request) noexcept nogil:
 
 
 cdef void request_wait(vfs_request_t *request) noexcept nogil:
-    if request.waiting.wanted:
+    if request_is_held(request):
+        operation_wait(&request.operation if request.inner is NULL else &request.inner.operation)
+    elif request.waiting.wanted:
         lock_wait(backing_of(request).locks, &request.waiting)
     else:
         operation_base(&request.operation)
 
 
-cdef int request_park(vfs_request_t *request) noexcept nogil:
+cdef int request_park(vfs_request_t *request, resume_function resumed) noexcept nogil:
+    if request_is_held(request):
+        return operation_park(&request.operation if request.inner is NULL else &request.inner.operation, resumed)
     return lock_park(backing_of(request).locks, &request.waiting)
 
 
 cdef int volume_interrupt(FLT_VOLUME *volume, uint64_t unique) noexcept nogil:
-    return lock_interrupt((<backing_t *>volume.backing).locks, unique)
+    cdef bint waits = lock_interrupt((<backing_t *>volume.backing).locks, unique)
+    cdef bint held
+    if unique >> 63:                     # made by hand: nobody else remembers that it was interrupted
+        held = holds_interrupt(volume.holds, unique)
+    else:
+        held = holds_cancel(volume.holds, unique, NULL) != 0
+    return waits or held
 
 
 cdef void volume_cancel_locks(FLT_VOLUME *volume) noexcept nogil:
@@ -1061,15 +1133,12 @@ cdef void request_abandon(vfs_request_t *request) noexcept nogil:
     store_int(&request.waiting.restart, 0)
     if request.operation.state == OPERATION_AT_BASE:
         cancel_operation(&request.operation)
-    request_run(request)
+    while request_run(request) == 0:     # a post callback holds it
+        request_wait(request)
 
 
 cdef void request_expect_interrupt(vfs_request_t *request) noexcept nogil:
     lock_enter(backing_of(request).locks, &request.waiting, request.unique)
-
-
-cdef void request_flush(vfs_request_t *request) noexcept nogil:
-    request_run(request)
 
 
 cdef int flush_below(int fd) noexcept nogil:
@@ -1115,9 +1184,13 @@ cdef class Volume:
         self.stack.volume.writeback = writeback
 
     def close(self):
-        """Close every descriptor. No operation may be under way, and none may begin."""
+        """Close every descriptor. No operation may be under way, none may be held, and none may begin."""
         cdef backing_t *backing = <backing_t *>self.stack.volume.backing
         if backing is not NULL:
+            if self.stack.volume.holds.count:
+                raise RuntimeError("filters hold operations of this volume")
+            with nogil:
+                holds_settle(self.stack.volume.holds)
             self.stack.volume.backing = NULL
             self.stack.volume.nodes = NULL
             with nogil:
@@ -1181,7 +1254,8 @@ cdef class Volume:
             node_forget(nodes, nodeid, lookups)
 
     def interrupt(self, uint64_t number) -> bool:
-        """INTERRUPT of the request with that number. True: it may wait for a lock; its next try ends it with EINTR."""
+        """INTERRUPT of the request with that number. True: it may wait for a lock, and its next try ends it with EINTR; or a
+        filter holds it, and has been told. One made by hand is remembered as interrupted until it is done."""
         cdef FLT_VOLUME *volume = &self.stack.volume
         cdef int found
         with nogil:
@@ -1201,6 +1275,25 @@ cdef class Volume:
         cdef FLT_VOLUME *volume = &self.stack.volume
         with nogil:
             locks_restart((<backing_t *>volume.backing).locks)
+
+    def cancel_held(self, InstanceEntry entry=None) -> int:
+        """Cancels what an instance holds (None: what any of them does), as by an INTERRUPT of each. How many it holds then."""
+        cdef FLT_VOLUME *volume = &self.stack.volume
+        cdef FLT_INSTANCE *instance = NULL if entry is None else &entry.instance
+        cdef uint32_t count
+        with nogil:
+            holds_cancel(volume.holds, 0, instance)
+            count = holds_count(volume.holds, instance)
+        return count
+
+    def held(self, InstanceEntry entry=None) -> int:
+        """How many operations an instance holds, or is about to (None: any of them)."""
+        return holds_count(self.stack.volume.holds, NULL if entry is None else &entry.instance)
+
+    @property
+    def resuming(self):
+        """How many requests filters hold, or threads that have completed them still carry to their end."""
+        return self.stack.volume.holds.stopped
 
     def known(self):
         """What the kernel may have cached: (nodeids with open files, other nodeids, [(parent nodeid, name), ...])."""
@@ -1372,6 +1465,7 @@ cdef void take_snapshot(backing_t *backing, snapshot_t *taken) noexcept nogil:
 
 
 @cython.freelist(64)
+@cython.no_gc_clear
 cdef class Request:
     """One VFS request on the IRP lane, or made by hand. run() until it says True, then read the answer.
 
@@ -1383,9 +1477,14 @@ cdef class Request:
 
     def __dealloc__(self):
         if self.pointer is not NULL:
-            if self.pointer.resumable and self.volume is not None and self.volume.stack.volume.backing is not NULL:
-                with nogil:              # given up while it waited for the base
-                    request_abandon(self.pointer)
+            if self.volume is not None and self.volume.stack.volume.backing is not NULL:
+                if request_is_held(self.pointer) and leave_to_filter(self):
+                    return
+                if self.pointer.resumable:
+                    with nogil:          # given up while it waited for the base
+                        request_abandon(self.pointer)
+            if self.pointer.listing is not NULL:
+                forget_listing(<python_listing_t *>self.pointer.listing)
             request_free(self.pointer)
         if self.held:
             PyBuffer_Release(&self.view)
@@ -1453,31 +1552,59 @@ cdef class Request:
     cdef int enter(self) except -1:
         """Before the GIL is given back; the other end of it is `busy = False`."""
         self.volume.open_backing()
-        if self.busy:
+        if self.busy or self.parked:
             raise RuntimeError("a request is run by one thread at a time")
         self.busy = True
         return 0
 
+    cdef int outcome(self) except -1:
+        """Raises what a listing's callback raised."""
+        cdef python_listing_t *listing = <python_listing_t *>self.pointer.listing
+        if self.finished and listing is not NULL and listing.raised is not NULL:
+            raised = <object>listing.raised
+            forget_listing(listing)
+            if raised:
+                raise raised[0]
+        return 0
+
     def run(self) -> bool:
-        """True: done. False: the base would have to wait: call wait() in a thread that may, then run() again."""
+        """True: done. False: it has to wait, for the base, a lock or a filter: call wait() in a thread that may, then run()
+        again; or, where it needs no thread, park()."""
         cdef int done
         cdef vfs_request_t *pointer = self.pointer
+        if self.finished:
+            self.outcome()
+            return True
         if (pointer.opcode == READ or pointer.opcode == WRITE) and pointer.arguments.size > pointer.buffer_length:
             raise ValueError("the buffer is shorter than the transfer")
         self.enter()
         with nogil:
-            done = request_run(pointer)
+            done = run_on(pointer)
         self.busy = False
-        return done != 0
+        self.finished = done != 0
+        self.outcome()
+        return self.finished
 
     def wait(self):
-        """The waiting part, without the GIL. Only after run() said False."""
+        """The waiting part, without the GIL. Only after run() said False. What a filter holds is waited for as long as it
+        takes; whoever completes it has then carried it on as far as that went."""
         cdef vfs_request_t *pointer = self.pointer
-        if not pointer.resumable:
+        cdef holds_t *holds = self.volume.stack.volume.holds
+        if self.finished or not (pointer.resumable or pointer.inner is not NULL):
             raise RuntimeError("the request does not wait")
         self.enter()
-        with nogil:
-            request_wait(pointer)
+        if request_is_held(pointer):
+            pointer.resumed = 0
+            with nogil:
+                if request_park(pointer, resumed_in_place):
+                    mutex_lock(&holds.lock)
+                    while not pointer.resumed:
+                        pthread_cond_wait(&holds.changed, &holds.lock)
+                    mutex_unlock(&holds.lock)
+            self.finished = pointer.resumed == 2
+        else:
+            with nogil:
+                request_wait(pointer)
         self.busy = False
 
     def do(self):
@@ -1494,17 +1621,28 @@ cdef class Request:
         """run() said False because somebody else has the lock: park(), which needs no thread, serves as well as wait()."""
         return self.pointer.waiting.wanted != 0
 
+    @property
+    def is_held(self) -> bool:
+        """run() said False because a filter holds it: park() serves as well as wait()."""
+        return not self.finished and request_is_held(self.pointer)
+
     def park(self, woken) -> bool:
-        """True: woken() will be called once, by any thread, when it is worth while to run() again. False: run() again now."""
+        """True: woken() will be called once, by any thread, when it is worth while to run() again; whoever completes what a
+        filter holds has then carried it on as far as that went without waiting. False: run() again now."""
         cdef vfs_request_t *pointer = self.pointer
         cdef int parked
+        self.enter()
+        self.busy = False
         pointer.waiting.woken = call_python
         pointer.waiting.context = <PyObject *>self
         self.woken = woken
-        Py_INCREF(self)                  # the lock table's
+        pointer.loop = pthread_self()
+        self.parked = True
+        Py_INCREF(self)                  # whoever wakes it gives it back
         with nogil:
-            parked = request_park(pointer)
+            parked = request_park(pointer, resumed_parked)
         if not parked:
+            self.parked = False
             self.woken = None
             Py_DECREF(self)
         return parked != 0
@@ -1583,30 +1721,29 @@ cdef class Request:
     def list_directory(self, emit, make_entry):
         """READDIRPLUS: calls emit(name, entry, next offset) until it says False or the directory ends.
 
-        make_entry() gives an EntryAttributes to fill.
+        make_entry() gives an EntryAttributes to fill. Answers as run(), which goes on with it.
         """
-        cdef python_listing_t listing
-        cdef vfs_request_t *request = self.pointer
-        cdef list raised = []
+        cdef python_listing_t *listing
         self.enter()
+        self.busy = False
+        if self.pointer.listing is not NULL:
+            raise RuntimeError("a request lists once")
+        listing = <python_listing_t *>calloc(1, sizeof(python_listing_t))
+        if listing is NULL:
+            raise MemoryError()
+        self.pointer.listing = listing
         listing.listing.has_room = python_has_room
         listing.listing.add = python_add
         listing.listing.plus = True
-        listing.emit = <PyObject *>emit
-        listing.make_entry = <PyObject *>make_entry
-        listing.raised = <PyObject *>raised
-        with nogil:
-            listing_run(request, &listing.listing)
-        self.busy = False
-        if raised:
-            raise raised[0]
-
-    def flush(self):
-        """FLUSH, at each close(2)."""
-        self.enter()
-        with nogil:
-            request_flush(self.pointer)
-        self.busy = False
+        for thing in (emit, make_entry, []):
+            Py_INCREF(thing)
+            if listing.emit is NULL:
+                listing.emit = <PyObject *>thing
+            elif listing.make_entry is NULL:
+                listing.make_entry = <PyObject *>thing
+            else:
+                listing.raised = <PyObject *>thing
+        return self.run()
 
     def statistics(self):
         """STATFS: bsize, frsize, blocks, bfree, bavail, files, ffree, favail, namemax."""
@@ -1624,18 +1761,117 @@ cdef class Request:
 
 cdef void call_python(lock_wait_t *waiting) noexcept nogil:
     with gil:
-        wake_python(waiting)
+        wake_python(<PyObject *>waiting.context)
 
 
-cdef void wake_python(lock_wait_t *waiting) noexcept:
-    cdef Request request = <Request><PyObject *>waiting.context
+cdef void wake_python(PyObject *context) noexcept:
+    cdef Request request = <Request>context
     woken = request.woken
     request.woken = None
+    request.parked = False
     Py_DECREF(request)
     try:
         woken()
     except BaseException:
         pass                             # the loop it would have told is gone
+
+
+cdef int run_on(vfs_request_t *pointer) noexcept nogil:
+    """request_run(), or the listing it is."""
+    if pointer.listing is not NULL:
+        return listing_run(pointer, <listing_t *>pointer.listing)
+    return request_run(pointer)
+
+
+cdef int carry_on(vfs_request_t *pointer, resume_function resumed) noexcept nogil:
+    """In the thread that completed it: 1: done. 0: it waits, for the base or a lock. -1: a filter holds it again, and it is
+    not to be touched any more."""
+    while run_on(pointer) == 0:
+        if not request_is_held(pointer):
+            return 0
+        if request_park(pointer, resumed):
+            return -1
+    return 1
+
+
+cdef void resumed_parked(void *at) noexcept nogil:
+    """A loop that must not wait for the base waits only where its own thread completed it."""
+    cdef vfs_request_t *pointer = request_outermost(at)
+    cdef holds_t *holds = pointer.volume.holds
+    cdef PyObject *request = <PyObject *>pointer.waiting.context
+    cdef int nowait = pointer.nowait
+    cdef int done
+    pointer.nowait = nowait and pthread_equal(pointer.loop, pthread_self())
+    done = carry_on(pointer, resumed_parked)
+    if done < 0:
+        holds_leave(holds)
+        return
+    pointer.nowait = nowait
+    with gil:
+        (<Request>request).finished = done
+        holds_leave(holds)
+        wake_python(request)
+
+
+cdef void resumed_in_place(void *at) noexcept nogil:
+    cdef vfs_request_t *pointer = request_outermost(at)
+    cdef holds_t *holds = pointer.volume.holds
+    cdef int done = carry_on(pointer, resumed_in_place)
+    mutex_lock(&holds.lock)
+    holds.stopped -= 1
+    if done >= 0:
+        pointer.resumed = 1 + done
+    pthread_cond_broadcast(&holds.changed)
+    mutex_unlock(&holds.lock)
+
+
+cdef bint leave_to_filter(Request request):
+    """Nobody is left that waits for it, but a filter still holds it: the memory it works on lives until it is done.
+    False: it has just been completed."""
+    cdef list kept = [request.volume, request.name, request.name2, request.buffer, request.input]
+    if request.held:
+        kept.append(memoryview(request.buffer))          # a bytearray's memory stays where it is
+    if request.pointer.listing is not NULL:              # nobody to give entries to
+        (<listing_t *>request.pointer.listing).has_room = no_room
+    request.pointer.waiting.context = <PyObject *>kept
+    Py_INCREF(kept)
+    if not request_park(request.pointer, resumed_alone):
+        Py_DECREF(kept)
+        return False
+    if request.held:
+        PyBuffer_Release(&request.view)
+    return True
+
+
+cdef void resumed_alone(void *at) noexcept nogil:
+    cdef vfs_request_t *pointer = request_outermost(at)
+    cdef holds_t *holds = pointer.volume.holds
+    cdef PyObject *kept = <PyObject *>pointer.waiting.context
+    cdef int done
+    pointer.nowait = 0
+    done = carry_on(pointer, resumed_alone)
+    if done < 0:
+        holds_leave(holds)
+        return
+    if not done:
+        request_abandon(pointer)         # it waits for a lock that nobody wants any more
+    with gil:
+        if pointer.listing is not NULL:
+            forget_listing(<python_listing_t *>pointer.listing)
+        request_free(pointer)
+        holds_leave(holds)
+        Py_DECREF(<object>kept)
+
+
+cdef bint no_room(listing_t *listing, size_t name_length) noexcept nogil:
+    return False
+
+
+cdef void forget_listing(python_listing_t *listing) noexcept:
+    Py_XDECREF(listing.emit)
+    Py_XDECREF(listing.make_entry)
+    Py_XDECREF(listing.raised)
+    listing.emit = listing.make_entry = listing.raised = NULL
 
 
 @cython.freelist(16)

@@ -17,11 +17,11 @@ from stackfs.cext.callback_data cimport (
     FileBasicInformation, FileEndOfFileInformation)
 from stackfs.cext.filter_file cimport FilterFile
 from stackfs.cext.filter_names cimport filter_file_t
-from stackfs.cext.generated_io cimport enter, leave
+from stackfs.cext.generated_io cimport enter, leave, run_in_place
 from stackfs.cext.impersonation cimport revert_to_self
 from stackfs.cext.ntstatus cimport STATUS_FLT_DELETING_OBJECT, STATUS_INSUFFICIENT_RESOURCES
 from stackfs.cext.stack cimport (
-    InstanceEntry, compare_altitudes, operation_begin, operation_end, operation_only_below, operation_run)
+    InstanceEntry, compare_altitudes, operation_begin, operation_end, operation_only_below)
 
 
 cdef bint retarget_is_legal(const operation_t *op, const FLT_INSTANCE *instance) noexcept nogil:
@@ -67,7 +67,7 @@ cdef void retarget_run(operation_t *op) noexcept nogil:
     rest.buffer_owner = op.buffer_owner
     rest.buffer_read_only = op.buffer_read_only
     operation_only_below(rest, op.retargeted)
-    operation_run(rest)
+    run_in_place(rest)
     op.data.IoStatus = rest.data.IoStatus
     op.base_done = rest.base_done
     operation_end(rest)

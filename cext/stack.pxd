@@ -3,13 +3,14 @@
 # Who may touch what: a callback list is immutable once published; FLT_VOLUME.lists changes only under
 # FLT_VOLUME.lock (a spin lock held for a few instructions, never across a call). Each operation holds one
 # reference on the list it walks, so the list's instances live until the last operation has let go.
-# An operation_t belongs to one thread at a time: whoever runs or resumes it.
+# An operation_t belongs to one thread at a time: whoever runs or resumes it. While a filter holds it (pending.pxd) it is
+# that filter's, but for operation_t.held and .hold, which holds_t.lock guards.
 
 from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from stackfs.cext.callback_data cimport (
     FILE_OBJECT, FLT_CALLBACK_DATA, FLT_FILTER, FLT_INSTANCE, FLT_IO_PARAMETER_BLOCK, FLT_RELATED_OBJECTS, FLT_VOLUME,
-    PFLT_POST_OPERATION_CALLBACK, PFLT_PRE_OPERATION_CALLBACK)
+    IO_STATUS_BLOCK, PFLT_POST_OPERATION_CALLBACK, PFLT_PRE_OPERATION_CALLBACK)
 from stackfs.cext.ntstatus cimport NTSTATUS
 
 cdef enum:
@@ -47,24 +48,44 @@ ctypedef struct callback_t:
 ctypedef struct callback_list_t:
     long references                      # atomic: 1 for being published, 1 for each operation
     uint32_t count
+    int awaits                           # some callback is `async def`: never offered as fast I/O, and not to the device lane
     callback_t callbacks[0]              # highest altitude first
 
 ctypedef struct layer_t:
     void *context
     FLT_IO_PARAMETER_BLOCK *parameters   # what this layer received, saved when it changed them; NULL: unchanged
-    uint8_t post_owed                    # 2: SYNCHRONIZE
+    uint8_t post_owed                    # 1; 2: in the thread of the pre (FLT_PREOP_SYNCHRONIZE)
 
 ctypedef enum operation_state_t:
     OPERATION_GOING_DOWN
     OPERATION_AT_BASE
     OPERATION_GOING_UP
     OPERATION_DONE
+    OPERATION_PENDED_PRE                 # a pre callback returned FLT_PREOP_PENDING
+    OPERATION_PENDED_POST                # a post callback returned FLT_POSTOP_MORE_PROCESSING_REQUIRED
 
-ctypedef struct operation_t
-
+cdef struct holds_t                      # pending.pxd
+cdef struct operation_t
 ctypedef void (*wait_function)(operation_t *op, bint surely) noexcept nogil
+ctypedef void (*cancel_function)(operation_t *op, void *context) noexcept nogil
+ctypedef void (*resume_function)(void *request) noexcept nogil
 
-ctypedef struct operation_t:
+ctypedef struct hold_t:                  # pending.pyx's part; meaningless until op.held says something
+    operation_t *next                    # of those that are held, by volume
+    operation_t *previous
+    const FLT_INSTANCE *instance         # whose callback holds it, or is about to
+    FLT_RELATED_OBJECTS related          # for a Python callback's data, which then outlives the callback
+    IO_STATUS_BLOCK before               # post: as the callback found it
+    int layer                            # whose completion it is: two may not complete one hold
+    int status                           # FLT_PREOP_*, as the completion said
+    void *context                        # the completion context that came with it
+    cancel_function cancel               # called once, by whoever cancels; NULL: cancelling only marks it
+    void *cancel_context
+    void *queue_context                  # where its cancel-safe queue notes that it is there (cancel_safe_queue.pxd), or NULL
+    PyObject *face                       # queued by Python: its CallbackData (cancel_safe_queue.pyx)
+    resume_function resume               # goes on with op.request, in the thread that completes
+
+cdef struct operation_t:
     FLT_CALLBACK_DATA data               # first: a callback's Data is the operation
     FLT_VOLUME *volume
     callback_list_t *list
@@ -74,12 +95,13 @@ ctypedef struct operation_t:
     int bottom                           # the walk went down to here: count, or the layer that completed it
     int would_block                      # base: stop instead of blocking; set again by base to say that it did
     int base_done                        # the base carried the operation out successfully
-    int refused_as_fast                  # a filter said DISALLOW_FASTIO or DISALLOW_FSFILTER_IO: it has to start again as an IRP
+    int begins_again                     # 1: a filter said DISALLOW_FASTIO or DISALLOW_FSFILTER_IO: as an IRP; 2: on the list there is now
     const FLT_INSTANCE *failed_by        # the instance whose post failed an operation that the base had carried out
     void *request                        # the vfs_request_t it is part of (requests.pxd), or NULL
     wait_function announce_wait          # see about_to_wait(); NULL: whoever runs it may wait as long as it likes
     PyObject *buffer_owner               # the Python object behind the request's buffer (borrowed), or NULL
     int buffer_read_only
+    int held                             # HOLD_* bits (pending.pxd)
     PyObject *keep                       # a list that keeps alive what Python callbacks put into the parameters, or NULL
     FLT_IO_PARAMETER_BLOCK *passed_down  # on the way up: what the last layer that had changed something passed down (buffers.pyx),
     int passed_down_by                   # and which one that is
@@ -90,6 +112,7 @@ ctypedef struct operation_t:
     # Not zeroed by operation_begin():
     FLT_IO_PARAMETER_BLOCK shown         # the copy a callback sees and may change (data.Iopb): of `current`, before each
     layer_t inline_layers[12]
+    hold_t hold
 
 ctypedef void (*base_function)(operation_t *op) noexcept nogil
 ctypedef bint (*target_function)(const operation_t *op, const FLT_INSTANCE *instance) noexcept nogil
@@ -103,6 +126,7 @@ cdef struct FLT_VOLUME:
     target_function target_is_legal
     void *nodes                          # inode_table_t* (inode_table.pxd)
     void *backing                        # backing_t* (backing.pxd)
+    holds_t *holds
     PyObject *Object                     # the Python Volume (borrowed)
     double entry_timeout, attr_timeout   # seconds, while every instance's answers are cacheable
     int direct_io                        # cache=strict: no page cache above the stack
@@ -110,13 +134,16 @@ cdef struct FLT_VOLUME:
     int keep_cache                       # exclusive: an open need not throw away what the page cache holds
     int writeback                        # writes stay in the page cache until it writes them back
     int filters_names_or_data            # some instance's answers are not cacheable: entry and attribute time-outs are 0
+    int awaits                           # how many published lists have `awaits`
 
-# The walk. run() returns 1 when the operation is done, 0 when it stopped at the base because that would block:
-# then call operation_base() in a thread that may wait, and run() again in the first one.
+# The walk. run() returns 1 when the operation is done. 0: it stopped. Either at the base (OPERATION_AT_BASE), because that
+# would block: then call operation_base() in a thread that may wait, and run() again in the first one. Or because a filter
+# holds it (OPERATION_PENDED_*): once it has been completed (pending.pxd), operation_resume(), then run().
 cdef void operation_begin(operation_t *op, FLT_VOLUME *volume, uint8_t major) noexcept nogil   # zeroes op; then fill op.current
 cdef int operation_run(operation_t *op) noexcept nogil
 cdef void operation_base(operation_t *op) noexcept nogil
-cdef void operation_only_below(operation_t *op, const FLT_INSTANCE *above) noexcept nogil     # before it runs: only lower instances
+cdef void operation_resume(operation_t *op) noexcept nogil
+cdef void operation_only_below(operation_t *op, const FLT_INSTANCE *above) noexcept nogil      # begun: only instances lower than `above`
 # True: an instance that registers `major` does not see this operation go down (it did not register it, or only its post).
 cdef bint operation_hidden_from(operation_t *op, uint8_t major) noexcept nogil
 # Before anything that waits: for a filter, for the disk. Whoever runs the operation then sees to it that others can do what it
@@ -147,15 +174,20 @@ cdef class InstanceEntry:
     cdef FLT_INSTANCE instance
     cdef FLT_FILTER filter
     cdef callback_t operations[256]      # instance NULL: not registered
+    cdef set awaiting                    # operations with an `async def` callback
     cdef readonly object object          # stackfs' Instance
     cdef readonly bytes name
     cdef readonly bytes altitude
     cdef readonly bytes filter_name
     cdef list kept
+    cdef bint awaits(self, int major, callback) except -1
 
 cdef class NativeOperations:
     """A native filter's registration table: (major, flags, pre, post), filled by the filter's own Cython code."""
     cdef callback_t operations[256]
     cdef void set(self, int major, PFLT_PRE_OPERATION_CALLBACK pre, PFLT_POST_OPERATION_CALLBACK post, uint32_t flags) noexcept
 
+cdef void operation_keep(operation_t *op, list things)          # alive until it ends: what a Python callback put into it
+cdef void report_forgotten(operation_t *op)                      # a Python callback's data went away while it held op
+cdef void report_exception(FLT_INSTANCE *instance, operation_t *op, str routine, error)
 cdef FLT_INSTANCE *instance_pointer(object entry) except NULL    # an InstanceEntry's struct, for a native filter's set-up

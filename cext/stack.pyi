@@ -16,8 +16,10 @@ class InstanceEntry:
     """One instance as the stack has it: names, error mode and callbacks.
 
     `object` is asked for callback_raised(routine, major, path, error), callback_misused(routine, major, path, status)
-    and error_limit_reached(); it is also what callbacks get as `objects`. `callbacks`: (major, flags, pre, post) with
-    Python callables or None, and/or a NativeOperations. ValueError: an operation that cannot be registered, or twice.
+    and error_limit_reached(); with `async def` callbacks also for run_async(coroutine, data), which sees to it that the
+    coroutine runs, on whatever thread, and tells data.end_async() its end. It is also what callbacks get as `objects`.
+    `callbacks`: (major, flags, pre, post) with Python callables or None, and/or a NativeOperations. ValueError: an
+    operation that cannot be registered, or twice, or whose callback cannot be async.
     """
 
     object: Any
@@ -59,14 +61,21 @@ class Stack:
     def remove(self, entry: InstanceEntry) -> None:
         """Take an instance out: operations that begin from now on do not see it. Those under way still may: wait until
         drained() before it is torn down."""
-    def drained(self) -> bool:
-        """True when no operation walks a replaced list any more."""
+    def drained(self, leaving: InstanceEntry | None = None) -> bool:
+        """True when no operation walks a replaced list any more. `leaving`: only those it is on count; without it,
+        operations that filters hold do not."""
+    @property
+    def settled(self) -> bool:
+        """True when no replaced list is left at all, whoever holds its operations."""
     def registered(self, major: int) -> bool:
         """Does any instance register this operation?"""
     def list_identity(self, major: int) -> int:
         """A number that changes when the operation's callback list is replaced; 0: nobody registered."""
     names_or_data_filtered: bool
     """True: entry and attribute time-outs are zero, because an instance's answers are not cacheable."""
+
+def may_be_irp(major: int) -> bool:
+    """Can the operation be an IRP, which a callback may hold (A6.9)? The others have codes below zero on Windows."""
 
 def time_native_pair(operations: int = 1_000_000, pairs: int = 1) -> float:
     """Nanoseconds for one operation through `pairs` native pre and post pairs, without base and mount."""

@@ -3,8 +3,9 @@
 The walk is operation_run(). It goes down the callback list, highest altitude first, shows each pre callback a copy of
 the parameters as they have become, reaches the base, and goes up in exactly reverse order. A layer's changes count
 when it set DIRTY and returned what is legal; what it received itself is put back before its post callback runs, so
-that a filter's pre and post always see the same parameters. The walk never waits: where the base would block it stops,
-keeps everything in operation_t, and is resumed by whoever did the waiting.
+that a filter's pre and post always see the same parameters. The walk never waits: where the base would block, or a filter
+keeps the operation, it stops, leaves everything in operation_t, and is resumed by whoever did the waiting, or by the
+thread that completes what was kept (pending.pyx).
 
 Who may touch what: callback lists are immutable once published. FLT_VOLUME.lists is read and replaced under
 FLT_VOLUME.lock, a spin lock held for a few instructions. An operation holds one reference on its list; a replaced list
@@ -26,17 +27,23 @@ from stackfs.cext.callback_data cimport (
     FLTFL_CALLBACK_DATA_SYSTEM_BUFFER,
     FLTFL_OPERATION_REGISTRATION_SKIP_CACHED_IO, FLTFL_OPERATION_REGISTRATION_SKIP_NON_CACHED_NON_PAGING_IO,
     FLTFL_OPERATION_REGISTRATION_SKIP_NON_DASD_IO, FLTFL_OPERATION_REGISTRATION_SKIP_PAGING_IO,
-    FLT_POSTOP_DISALLOW_FSFILTER_IO, FLT_POSTOP_FINISHED_PROCESSING, FLT_PREOP_COMPLETE, FLT_PREOP_DISALLOW_FASTIO,
-    FLT_PREOP_DISALLOW_FSFILTER_IO, FLT_PREOP_SUCCESS_NO_CALLBACK, FLT_PREOP_SUCCESS_WITH_CALLBACK,
-    FLT_PREOP_SYNCHRONIZE, FLT_RELATED_OBJECTS, FO_VOLUME_OPEN, IO_STATUS_BLOCK, IRP_MJ_CLEANUP, IRP_MJ_CLOSE,
-    IRP_MJ_CREATE, IRP_MJ_DEVICE_CHANGE, IRP_MJ_POWER, IRP_MJ_QUERY_OPEN, IRP_MJ_READ, IRP_MJ_WRITE, IRP_NOCACHE,
-    IRP_PAGING_IO, callback_data_new)
+    FLT_POSTOP_DISALLOW_FSFILTER_IO, FLT_POSTOP_FINISHED_PROCESSING, FLT_POSTOP_MORE_PROCESSING_REQUIRED,
+    FLT_PREOP_COMPLETE, FLT_PREOP_DISALLOW_FASTIO, FLT_PREOP_DISALLOW_FSFILTER_IO, FLT_PREOP_PENDING,
+    FLT_PREOP_SUCCESS_NO_CALLBACK, FLT_PREOP_SUCCESS_WITH_CALLBACK, FLT_PREOP_SYNCHRONIZE, FLT_RELATED_OBJECTS,
+    FO_VOLUME_OPEN, IO_STATUS_BLOCK, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_DEVICE_CHANGE,
+    IRP_MJ_POWER, IRP_MJ_QUERY_OPEN, IRP_MJ_READ, IRP_MJ_VOLUME_DISMOUNT, IRP_MJ_WRITE,
+    IRP_NOCACHE, IRP_PAGING_IO, callback_data_new)
 from stackfs.cext.impersonation cimport revert_to_self
 from stackfs.cext.inode_table cimport operation_path
 from stackfs.cext.ntstatus cimport (
-    NT_SUCCESS, STATUS_FLT_DISALLOW_FAST_IO, STATUS_FLT_INTERNAL_ERROR, STATUS_IO_DEVICE_ERROR, STATUS_PENDING,
-    STATUS_REPARSE, STATUS_SUCCESS)
+    NT_SUCCESS, STATUS_FLT_DISALLOW_FAST_IO, STATUS_FLT_INTERNAL_ERROR, STATUS_FLT_INVALID_ASYNCHRONOUS_REQUEST,
+    STATUS_IO_DEVICE_ERROR, STATUS_PENDING, STATUS_REPARSE, STATUS_SUCCESS)
+from stackfs.cext.pending cimport (
+    HOLD_RAISED, PASSIVE_LEVEL, hold_forget, hold_taken_over, holds_free, holds_new, holds_on_list, irql_set,
+    operation_hold, operation_irql)
+from stackfs.cext.threads cimport add_int
 
+from inspect import iscoroutinefunction
 from os import fsdecode
 
 
@@ -79,9 +86,9 @@ cdef extern from *:
 ERROR_LIMIT = 100
 cdef uint32_t error_limit = ERROR_LIMIT
 
-# What python_pre and python_post return for a callback that raised, and was reported; from them it is nothing else.
+# What the Python callbacks return for one that raised, and was reported; from them it is nothing else.
 cdef enum:
-    RAISED = -0x5AFE
+    RAISED = HOLD_RAISED
     ILLEGAL_TARGET = -0x5AFD             # what is reported of a pre callback that has set a TargetInstance it may not (A4.8)
 
 
@@ -157,6 +164,8 @@ cdef void operation_end(operation_t *op) noexcept nogil:
     if op.layers is not op.inline_layers:
         free(op.layers)
         op.layers = op.inline_layers
+    if op.held:
+        hold_forget(op)
     if op.list is not NULL:
         stackfs_add(&op.list.references, -1)
         op.list = NULL
@@ -227,21 +236,118 @@ cdef bint refuses_fast_io(const operation_t *op, int pre_status) noexcept nogil:
 
 cdef void refuse_fast_io(operation_t *op) noexcept nogil:
     """What the post callbacks above see; whoever runs the operation starts it again as an IRP, whatever they say."""
-    op.refused_as_fast = 1
+    op.begins_again = 1
     op.data.IoStatus.Status = STATUS_FLT_DISALLOW_FAST_IO
     op.data.IoStatus.Information = 0
 
 
-cdef bint walk_down(operation_t *op) noexcept nogil:
-    """Calls pre callbacks. True: go on to the base. False: completed by layer `bottom`."""
+cdef inline bint may_be_held(const operation_t *op) noexcept nogil:
+    """Only an IRP can be (A6.9)."""
+    return op.data.Flags & FLTFL_CALLBACK_DATA_IRP_OPERATION != 0
+
+
+cdef inline operation_state_t without_memory(operation_t *op) noexcept nogil:
+    op.data.IoStatus.Status = STATUS_FLT_INTERNAL_ERROR
+    op.bottom = op.index                        # its own post still has its context to free
+    return OPERATION_AT_BASE if always_goes_on(op) else OPERATION_GOING_UP
+
+
+cdef inline operation_state_t let_pass(operation_t *op, const callback_t *callback, layer_t *layer, int status) noexcept nogil:
+    """A pre callback lets it go on: what it is owed, and what it has changed. What comes next, as of end_here()."""
+    layer.post_owed = 0
+    if status != FLT_PREOP_SUCCESS_NO_CALLBACK and callback.post is not NULL:
+        layer.post_owed = <uint8_t>(1 + (status == FLT_PREOP_SYNCHRONIZE))
+    if op.data.Flags & <uint32_t>FLTFL_CALLBACK_DATA_DIRTY:
+        return take_over(op, callback, layer)
+    return OPERATION_GOING_DOWN
+
+
+cdef operation_state_t take_over(operation_t *op, const callback_t *callback, layer_t *layer) noexcept nogil:
+    """What a pre callback has changed counts from here on."""
+    cdef bint retargets = op.shown.TargetInstance is not callback.instance
+    if retargets and (op.volume.target_is_legal is NULL or not op.volume.target_is_legal(op, callback.instance)):
+        revert_to_self()
+        with gil:
+            report_misuse(callback, op, "pre", ILLEGAL_TARGET)
+        if callback.instance.PassOnError or always_goes_on(op):
+            return OPERATION_GOING_DOWN
+        fail(op)
+        op.bottom = op.index                    # its own post still has its context to free
+        return OPERATION_GOING_UP
+    if not save_parameters(layer, &op.current):
+        return without_memory(op)
+    op.shown.MajorFunction = op.current.MajorFunction
+    if retargets:
+        op.retargeted = op.shown.TargetInstance
+    else:
+        op.shown.TargetFileObject = op.current.TargetFileObject
+    op.current = op.shown
+    if op.data.Flags & FLTFL_CALLBACK_DATA_SYSTEM_BUFFER:
+        system_buffer_swapped(op, layer.parameters)
+    if retargets:
+        op.bottom = op.index
+        return OPERATION_AT_BASE
+    return OPERATION_GOING_DOWN
+
+
+cdef operation_state_t end_here(operation_t *op, const callback_t *callback, int status,
+                                const IO_STATUS_BLOCK *before) noexcept nogil:
+    """A pre callback does not simply let it go on. What comes next: OPERATION_GOING_DOWN, if it goes on all the same."""
+    cdef bint pends = status == FLT_PREOP_PENDING
+    if pends and may_be_held(op):
+        return OPERATION_PENDED_PRE if operation_hold(op) else completed_pre(op)
+    if op.held:
+        hold_forget(op)
+    if status == FLT_PREOP_COMPLETE:
+        if always_goes_on(op):                  # hidden from the layers below; the base does its part (F2)
+            op.data.IoStatus.Status = STATUS_SUCCESS
+            op.bottom = op.index - 1
+            return OPERATION_AT_BASE
+        if op.data.IoStatus.Status != STATUS_PENDING and op.data.IoStatus.Status != STATUS_FLT_DISALLOW_FAST_IO:
+            refuse_made_up(op)
+            op.bottom = op.index - 1
+            return OPERATION_GOING_UP
+    if refuses_fast_io(op, status):
+        refuse_fast_io(op)
+        op.bottom = op.index - 1
+        return OPERATION_GOING_UP
+    if status != RAISED or not (callback.pre is python_pre or callback.pre is python_async_pre):
+        revert_to_self()
+        with gil:
+            report_misuse(callback, op, "pre", status)
+    if callback.instance.PassOnError or always_goes_on(op):
+        op.data.IoStatus = before[0]
+        return OPERATION_GOING_DOWN
+    fail(op)
+    if pends:
+        op.data.IoStatus.Status = STATUS_FLT_INVALID_ASYNCHRONOUS_REQUEST
+    op.bottom = op.index - 1
+    return OPERATION_GOING_UP
+
+
+cdef operation_state_t completed_pre(operation_t *op) noexcept nogil:
+    """What FltCompletePendedPreOperation said counts as if the callback had returned it."""
+    cdef const callback_t *callback = &op.list.callbacks[op.index - 1]
+    cdef layer_t *layer = &op.layers[op.index - 1]
+    cdef IO_STATUS_BLOCK before
+    cdef int status = hold_taken_over(op, &layer.context)
+    if status == FLT_PREOP_SUCCESS_WITH_CALLBACK or status == FLT_PREOP_SUCCESS_NO_CALLBACK:
+        return let_pass(op, callback, layer, status)
+    before.Status = STATUS_SUCCESS
+    before.Information = 0
+    return end_here(op, callback, status, &before)
+
+
+cdef operation_state_t walk_down(operation_t *op) noexcept nogil:
+    """Calls pre callbacks. What comes next: the base, the way up from the layer `bottom` that completed it, or nothing."""
     cdef const callback_t *callback
     cdef FLT_INSTANCE *instance
     cdef layer_t *layer
     cdef FLT_RELATED_OBJECTS related
     cdef IO_STATUS_BLOCK before
-    cdef uint8_t major = op.current.MajorFunction
     cdef int count = <int>op.list.count
     cdef int status
+    cdef operation_state_t state
     while op.index < count:
         callback = &op.list.callbacks[op.index]
         instance = callback.instance
@@ -257,7 +363,7 @@ cdef bint walk_down(operation_t *op) noexcept nogil:
                 continue
             fail(op)
             op.bottom = op.index - 1
-            return False
+            return OPERATION_GOING_UP
         if callback.pre is NULL:
             layer.post_owed = 1
             continue
@@ -272,64 +378,64 @@ cdef bint walk_down(operation_t *op) noexcept nogil:
         status = callback.pre(&op.data, &related, &layer.context)
         if status == FLT_PREOP_SUCCESS_WITH_CALLBACK or status == FLT_PREOP_SUCCESS_NO_CALLBACK or \
                 status == FLT_PREOP_SYNCHRONIZE:
-            layer.post_owed = 0
-            if status != FLT_PREOP_SUCCESS_NO_CALLBACK and callback.post is not NULL:
-                layer.post_owed = <uint8_t>(1 + (status == FLT_PREOP_SYNCHRONIZE))
-            if op.data.Flags & <uint32_t>FLTFL_CALLBACK_DATA_DIRTY:
-                if op.shown.TargetInstance is not instance and (
-                        op.volume.target_is_legal is NULL or not op.volume.target_is_legal(op, instance)):
-                    revert_to_self()
-                    with gil:
-                        report_misuse(callback, op, "pre", ILLEGAL_TARGET)
-                    if instance.PassOnError or always_goes_on(op):
-                        continue
-                    fail(op)
-                    op.bottom = op.index        # its own post still has its context to free
-                    return False
-                if not save_parameters(layer, &op.current):
-                    op.data.IoStatus.Status = STATUS_FLT_INTERNAL_ERROR
-                    op.bottom = op.index        # its own post still has its context to free
-                    return always_goes_on(op)
-                op.shown.MajorFunction = major
-                if op.shown.TargetInstance is instance:
-                    op.shown.TargetFileObject = op.current.TargetFileObject
-                else:
-                    op.retargeted = op.shown.TargetInstance
-                op.current = op.shown
-                if op.data.Flags & FLTFL_CALLBACK_DATA_SYSTEM_BUFFER:
-                    system_buffer_swapped(op, layer.parameters)
-                if op.retargeted is not NULL:
-                    break
+            state = let_pass(op, callback, layer, status)
+            if state != OPERATION_GOING_DOWN:
+                return state
             continue
-        if status == FLT_PREOP_COMPLETE:
-            if always_goes_on(op):              # hidden from the layers below; the base does its part (F2)
-                op.data.IoStatus.Status = STATUS_SUCCESS
-                op.bottom = op.index - 1
-                return True
-            if op.data.IoStatus.Status != STATUS_PENDING and op.data.IoStatus.Status != STATUS_FLT_DISALLOW_FAST_IO:
-                refuse_made_up(op)
-                op.bottom = op.index - 1
-                return False
-        if refuses_fast_io(op, status):
-            refuse_fast_io(op)
-            op.bottom = op.index - 1
-            return False
-        if status != RAISED or callback.pre is not python_pre:
-            revert_to_self()
-            with gil:
-                report_misuse(callback, op, "pre", status)
-        if instance.PassOnError or always_goes_on(op):
-            op.data.IoStatus = before
-            continue
-        fail(op)
-        op.bottom = op.index - 1
-        return False
+        state = end_here(op, callback, status, &before)
+        if state != OPERATION_GOING_DOWN:
+            return state
     op.bottom = op.index
+    return OPERATION_AT_BASE
+
+
+cdef inline void end_post(operation_t *op, const callback_t *callback, const IO_STATUS_BLOCK *before) noexcept nogil:
+    """Whatever a post callback did: what it must not do is undone."""
+    if always_goes_on(op):
+        op.data.IoStatus.Status = STATUS_SUCCESS
+    elif NT_SUCCESS(before.Status) and op.base_done and not NT_SUCCESS(op.data.IoStatus.Status):
+        op.failed_by = callback.instance
+    else:
+        refuse_made_up(op)
+
+
+cdef void completed_post(operation_t *op, const callback_t *callback) noexcept nogil:
+    if hold_taken_over(op, NULL) != RAISED:
+        return
+    if callback.instance.PassOnError:
+        op.data.IoStatus = op.hold.before
+    else:
+        fail(op)
+
+
+cdef bint go_on_up(operation_t *op, const callback_t *callback, int status, const IO_STATUS_BLOCK *before) noexcept nogil:
+    """A post callback has not simply finished. False: it keeps the operation."""
+    if status == FLT_POSTOP_MORE_PROCESSING_REQUIRED and may_be_held(op):
+        op.hold.before = before[0]
+        if operation_hold(op):
+            return False
+        completed_post(op, callback)
+        return True
+    if op.held:
+        hold_forget(op)
+    if status == FLT_POSTOP_DISALLOW_FSFILTER_IO and refuses_fast_io(op, FLT_PREOP_DISALLOW_FSFILTER_IO):
+        refuse_fast_io(op)
+        return True
+    if status != RAISED or not (callback.post is python_post or callback.post is python_async_post):
+        revert_to_self()
+        with gil:
+            report_misuse(callback, op, "post", status)
+    if callback.instance.PassOnError:
+        op.data.IoStatus = before[0]
+        return True
+    fail(op)
+    if status == FLT_POSTOP_MORE_PROCESSING_REQUIRED:
+        op.data.IoStatus.Status = STATUS_FLT_INVALID_ASYNCHRONOUS_REQUEST
     return True
 
 
-cdef inline void walk_up(operation_t *op) noexcept nogil:
-    """Calls the post callbacks that are owed, lowest first."""
+cdef bint walk_up(operation_t *op) noexcept nogil:
+    """Calls the post callbacks that are owed, lowest first. False: that of the layer `bottom` keeps the operation."""
     cdef const callback_t *callback
     cdef layer_t *layer
     cdef FLT_RELATED_OBJECTS related
@@ -353,31 +459,15 @@ cdef inline void walk_up(operation_t *op) noexcept nogil:
         op.data.Flags &= ~<uint32_t>FLTFL_CALLBACK_DATA_DIRTY
         before = op.data.IoStatus
         status = callback.post(&op.data, &related, layer.context, 0)
-        if status == FLT_POSTOP_DISALLOW_FSFILTER_IO and refuses_fast_io(op, FLT_PREOP_DISALLOW_FSFILTER_IO):
-            refuse_fast_io(op)
-        elif status != FLT_POSTOP_FINISHED_PROCESSING:
-            if status != RAISED or callback.post is not python_post:
-                revert_to_self()
-                with gil:
-                    report_misuse(callback, op, "post", status)
-            if callback.instance.PassOnError:
-                op.data.IoStatus = before
-            else:
-                fail(op)
-        if always_goes_on(op):
-            op.data.IoStatus.Status = STATUS_SUCCESS
-        elif NT_SUCCESS(before.Status) and op.base_done and not NT_SUCCESS(op.data.IoStatus.Status):
-            op.failed_by = callback.instance
-        else:
-            refuse_made_up(op)
+        if status != FLT_POSTOP_FINISHED_PROCESSING and not go_on_up(op, callback, status, &before):
+            return False
+        end_post(op, callback, &before)
+    return True
 
 
 cdef int operation_run(operation_t *op) noexcept nogil:
     if op.state == OPERATION_GOING_DOWN:
-        if op.list is NULL or walk_down(op):
-            op.state = OPERATION_AT_BASE
-        else:
-            op.state = OPERATION_GOING_UP
+        op.state = OPERATION_AT_BASE if op.list is NULL else walk_down(op)
     if op.state == OPERATION_AT_BASE:
         if op.retargeted is NULL:
             op.volume.base(op)
@@ -387,10 +477,18 @@ cdef int operation_run(operation_t *op) noexcept nogil:
             return 0
         op.state = OPERATION_GOING_UP
     if op.state == OPERATION_GOING_UP:
-        if op.list is not NULL:
-            walk_up(op)
-        op.state = OPERATION_DONE
-    return 1
+        op.state = OPERATION_DONE if op.list is NULL or walk_up(op) else OPERATION_PENDED_POST
+    return op.state == OPERATION_DONE
+
+
+cdef void operation_resume(operation_t *op) noexcept nogil:
+    """What was held has been completed: the walk stands behind the callback that held it."""
+    if op.state == OPERATION_PENDED_PRE:
+        op.state = completed_pre(op)
+    else:
+        completed_post(op, &op.list.callbacks[op.bottom])
+        end_post(op, &op.list.callbacks[op.bottom], &op.hold.before)
+        op.state = OPERATION_GOING_UP
 
 
 cdef bint operation_hidden_from(operation_t *op, uint8_t major) noexcept nogil:
@@ -477,6 +575,13 @@ cdef void report_exception(FLT_INSTANCE *instance, operation_t *op, str routine,
     count_error(instance)
 
 
+cdef void report_forgotten(operation_t *op):
+    cdef bint post = op.data.Flags & FLTFL_CALLBACK_DATA_POST_OPERATION != 0
+    cdef FLT_INSTANCE *instance = op.list.callbacks[op.bottom if post else op.index - 1].instance
+    report_exception(instance, op, "post" if post else "pre",
+                     RuntimeError("it kept the operation, and let go of its data without completing it"))
+
+
 cdef inline CallbackData face_of(operation_t *op, const FLT_RELATED_OBJECTS *related):
     return callback_data_new(
         &op.data, related, None if op.buffer_owner is NULL else <object>op.buffer_owner,
@@ -499,6 +604,7 @@ cdef int python_pre(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *related,
 cdef int call_python_pre(operation_t *op, const FLT_RELATED_OBJECTS *related, void **context) except? -1:
     cdef FLT_INSTANCE *instance = related.Instance
     cdef CallbackData face = face_of(op, related)
+    cdef int level = irql_set(PASSIVE_LEVEL)
     cdef int status
     try:
         try:
@@ -512,8 +618,13 @@ cdef int call_python_pre(operation_t *op, const FLT_RELATED_OBJECTS *related, vo
             report_exception(instance, op, "pre", error)
             face.undo()
             return RAISED
+        if status == FLT_PREOP_PENDING and may_be_held(op):
+            face.hold(&op.hold.related)
+            return status
+        if face.data is NULL:            # completed, as if it had been pended
+            return -1
         if op.data.Flags & <uint32_t>FLTFL_CALLBACK_DATA_DIRTY and face.kept is not None:
-            keep_alive(op, face.kept)
+            operation_keep(op, face.kept)
         if completion_context is not None and (
                 status == FLT_PREOP_SUCCESS_WITH_CALLBACK or status == FLT_PREOP_SYNCHRONIZE) and \
                 instance.PythonPost[op.current.MajorFunction] is not NULL:
@@ -526,7 +637,42 @@ cdef int call_python_pre(operation_t *op, const FLT_RELATED_OBJECTS *related, vo
             face.undo()
         return -1 if status == RAISED else status
     finally:
+        irql_set(level)
+        if not face.pended:
+            face.end()
+
+
+cdef int python_async_pre(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *related, void **context) noexcept nogil:
+    about_to_call(<operation_t *>data)
+    with gil:
+        try:
+            return call_python_async(<operation_t *>data, related, "pre", None)
+        except BaseException:            # as above
+            data.IoStatus.Status = STATUS_IO_DEVICE_ERROR
+            data.IoStatus.Information = 0
+            return FLT_PREOP_COMPLETE
+
+
+cdef int call_python_async(operation_t *op, const FLT_RELATED_OBJECTS *related, str routine, tuple arguments) except? -1:
+    """Keeps the operation until the coroutine has returned, which the instance's owner runs on its loop."""
+    cdef FLT_INSTANCE *instance = related.Instance
+    cdef CallbackData face = face_of(op, related)
+    cdef PyObject *callback = instance.PythonPre[op.current.MajorFunction]
+    coroutine = None
+    if arguments is not None:
+        callback = instance.PythonPost[op.current.MajorFunction]
+    face.hold(&op.hold.related)
+    try:
+        coroutine = (<object>callback)(face, <object>instance.Object, *(arguments or ()))
+        (<object>instance.Object).run_async(coroutine, face)
+    except BaseException as error:
+        face.pended = False
+        if coroutine is not None:
+            coroutine.close()
+        report_exception(instance, op, routine, error)
         face.end()
+        return RAISED
+    return <int>FLT_PREOP_PENDING if arguments is None else <int>FLT_POSTOP_MORE_PROCESSING_REQUIRED
 
 
 cdef int python_post(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *related, void *context, uint32_t flags) noexcept nogil:
@@ -540,14 +686,21 @@ cdef int python_post(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *related
             return FLT_POSTOP_FINISHED_PROCESSING
 
 
+cdef inline object taken_context(void *context):
+    """The completion context; it is the post callback's from now on."""
+    if context is NULL:
+        return None
+    taken = <object>context
+    Py_DECREF(taken)
+    return taken
+
+
 cdef int call_python_post(operation_t *op, const FLT_RELATED_OBJECTS *related, void *context, uint32_t flags) except? -1:
     cdef FLT_INSTANCE *instance = related.Instance
     cdef CallbackData face = face_of(op, related)
+    cdef int level = irql_set(operation_irql(op))
     cdef int status
-    completion_context = None
-    if context is not NULL:
-        completion_context = <object>context
-        Py_DECREF(completion_context)
+    completion_context = taken_context(context)
     try:
         try:
             answer = (<object>instance.PythonPost[op.current.MajorFunction])(
@@ -557,16 +710,35 @@ cdef int call_python_post(operation_t *op, const FLT_RELATED_OBJECTS *related, v
             report_exception(instance, op, "post", error)
             face.undo()
             return RAISED
+        if status == FLT_POSTOP_MORE_PROCESSING_REQUIRED and may_be_held(op):
+            face.hold(&op.hold.related)
+            return status
+        if face.data is NULL:
+            return -1
         if status == FLT_POSTOP_FINISHED_PROCESSING:
             face.commit()
         else:
             face.undo()
         return -1 if status == RAISED else status
     finally:
-        face.end()
+        irql_set(level)
+        if not face.pended:
+            face.end()
 
 
-cdef void keep_alive(operation_t *op, list things):
+cdef int python_async_post(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *related, void *context,
+                           uint32_t flags) noexcept nogil:
+    about_to_call(<operation_t *>data)
+    with gil:
+        try:
+            return call_python_async(<operation_t *>data, related, "post", (taken_context(context), flags))
+        except BaseException:            # as above
+            data.IoStatus.Status = STATUS_IO_DEVICE_ERROR
+            data.IoStatus.Information = 0
+            return FLT_POSTOP_FINISHED_PROCESSING
+
+
+cdef void operation_keep(operation_t *op, list things):
     cdef list kept
     if op.keep is NULL:
         kept = []
@@ -593,8 +765,9 @@ cdef class InstanceEntry:
     """One instance as the stack has it: names, error mode and callbacks.
 
     `object` is asked for callback_raised(routine, major, path, error), callback_misused(routine, major, path, status)
-    and error_limit_reached(); it is also what callbacks get as `objects`. `callbacks`: (major, flags, pre, post) with
-    Python callables or None, and/or a NativeOperations.
+    and error_limit_reached(); with `async def` callbacks also for run_async(coroutine, data), which sees to it that the
+    coroutine runs, on whatever thread, and tells data.end_async() its end. It is also what callbacks get as `objects`.
+    `callbacks`: (major, flags, pre, post) with Python callables or None, and/or a NativeOperations.
     """
 
     def __init__(self, object instance not None, str name not None, str altitude not None, str filter_name not None,
@@ -606,6 +779,7 @@ cdef class InstanceEntry:
         self.altitude = altitude.encode("ascii")
         self.filter_name = filter_name.encode("utf-8", "surrogateescape")
         self.kept = [native]
+        self.awaiting = set()
         self.filter.Name = self.filter_name
         self.filter.Object = <PyObject *>self.object
         self.instance.Name = self.name
@@ -631,11 +805,20 @@ cdef class InstanceEntry:
             if pre is not None:
                 self.kept.append(pre)
                 self.instance.PythonPre[major] = <PyObject *>pre
-                operation.pre = python_pre
+                operation.pre = python_async_pre if self.awaits(major, pre) else python_pre
             if post is not None:
                 self.kept.append(post)
                 self.instance.PythonPost[major] = <PyObject *>post
-                operation.post = python_post
+                operation.post = python_async_post if self.awaits(major, post) else python_post
+
+    cdef bint awaits(self, int major, callback) except -1:
+        """Is it an `async def`? Then the operation has to be one that can be held."""
+        if not iscoroutinefunction(callback):
+            return False
+        if not may_be_irp(major):
+            raise ValueError(f"operation {major:#x} cannot be held, so its callbacks cannot be async")
+        self.awaiting.add(major)
+        return True
 
     @property
     def registered(self):
@@ -657,6 +840,11 @@ cdef class InstanceEntry:
         stackfs_raise_flag(&self.instance.Failed)
 
 
+def may_be_irp(int major) -> bool:
+    """Can the operation be an IRP, which a callback may hold (A6.9)? The others have codes below zero on Windows."""
+    return major < IRP_MJ_VOLUME_DISMOUNT
+
+
 cdef FLT_INSTANCE *instance_pointer(object entry) except NULL:
     return &(<InstanceEntry?>entry).instance
 
@@ -675,6 +863,17 @@ cdef class _Retired:
         self.callbacks = NULL
         return True
 
+    cdef bint only_held(self, holds_t *holds):
+        """Nobody walks it, but for operations that filters hold."""
+        return stackfs_load(&self.callbacks.references) <= <long>holds_on_list(holds, self.callbacks)
+
+    cdef bint has(self, const FLT_INSTANCE *instance):
+        cdef uint32_t i
+        for i in range(self.callbacks.count):
+            if self.callbacks.callbacks[i].instance is instance:
+                return True
+        return False
+
     def __dealloc__(self):
         if self.callbacks is not NULL and stackfs_load(&self.callbacks.references) <= 0:
             free(self.callbacks)
@@ -685,6 +884,9 @@ cdef class Stack:
 
     def __cinit__(self):
         memset(&self.volume, 0, cython.sizeof(FLT_VOLUME))
+        self.volume.holds = holds_new()
+        if self.volume.holds is NULL:
+            raise MemoryError()
         self.volume.Object = <PyObject *>self
         self.entries = []
         self.retired = []
@@ -694,6 +896,7 @@ cdef class Stack:
         cdef int major
         for major in range(MAJOR_FUNCTIONS):
             free(self.volume.lists[major])
+        holds_free(self.volume.holds)
 
     def introduce(self, InstanceEntry entry not None):
         """The instance is to be of this volume: what its set-up does below itself (B4) goes there. It sees nothing yet."""
@@ -751,8 +954,10 @@ cdef class Stack:
                 raise MemoryError()
             new[major].references = 1
             new[major].count = 0
+            new[major].awaits = 0
             for other in self.entries:
                 if other.operations[major].instance is not NULL:
+                    new[major].awaits |= major in other.awaiting
                     new[major].callbacks[new[major].count] = other.operations[major]
                     new[major].count += 1
         for one in retired:
@@ -764,16 +969,31 @@ cdef class Stack:
     cdef callback_list_t *exchange(self, int major, callback_list_t *new) noexcept:
         """Publishes a list; the one before, or NULL."""
         cdef callback_list_t *old
+        if new is not NULL and new.awaits:
+            add_int(&self.volume.awaits, 1)
         stackfs_spin_lock(&self.volume.lock)
         old = self.volume.lists[major]
         stackfs_store_list(&self.volume.lists[major], new)
         stackfs_spin_unlock(&self.volume.lock)
         if old is not NULL:
+            if old.awaits:
+                add_int(&self.volume.awaits, -1)
             stackfs_add(&old.references, -1)
         return old
 
-    def drained(self) -> bool:
-        """True when no operation walks a replaced list any more."""
+    def drained(self, InstanceEntry leaving=None) -> bool:
+        """True when no operation walks a replaced list any more. `leaving`: only those it is on count; without it,
+        operations that filters hold do not."""
+        self.retired = [retired for retired in self.retired if not (<_Retired>retired).settled()]
+        for retired in self.retired:
+            if not (<_Retired>retired).only_held(self.volume.holds) if leaving is None else \
+                    (<_Retired>retired).has(&leaving.instance):
+                return False
+        return True
+
+    @property
+    def settled(self) -> bool:
+        """True when no replaced list is left at all, whoever holds its operations."""
         self.retired = [retired for retired in self.retired if not (<_Retired>retired).settled()]
         return not self.retired
 

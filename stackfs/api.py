@@ -25,11 +25,17 @@ A pre callback returns one of (semantics A6)
     FLT_PREOP_SUCCESS_NO_CALLBACK     go on; do not
     FLT_PREOP_SYNCHRONIZE             go on; call my post callback in this same thread
     data.complete(status)             (FLT_PREOP_COMPLETE) end it here: nobody below sees it, my post is not called
+    FLT_PREOP_PENDING                 I keep it, and `data`, until I call data.complete_pended_pre(status, context)
 
 or the first or third with a completion context: `return FLT_PREOP_SUCCESS_WITH_CALLBACK, anything`. A post callback is
 called as `post(data, objects, context, flags)`; it may set `data.status` and `data.information`, and returns
-FLT_POSTOP_FINISHED_PROCESSING or nothing. Pending is not in this release. A pre callback may refuse fast I/O
-(`data.is_fast_io`) with FLT_PREOP_DISALLOW_FASTIO: the operation comes again, as an IRP.
+FLT_POSTOP_FINISHED_PROCESSING or nothing, or FLT_POSTOP_MORE_PROCESSING_REQUIRED to keep the operation until it calls
+data.complete_pended_post(). A pre callback may refuse fast I/O (`data.is_fast_io`), which cannot be kept, with
+FLT_PREOP_DISALLOW_FASTIO: the operation comes again, as an IRP.
+
+A callback that has to wait is written as `async def`: it runs on the daemon's trio loop while its operation is kept,
+and returns what a plain one would; a signal to the program is trio.Cancelled in it. CancelSafeQueue and
+stackfs.work_items are for filters with threads of their own (docs/writing-filters.md, "Holding an operation").
 
 What a callback changes in the parameters (a name, a buffer, an offset) counts only if it also calls
 `data.set_dirty()`, and only the layers below see it; its own post callback sees what it saw itself.
@@ -38,9 +44,9 @@ A filter does I/O of its own below itself, by the backing directory and never by
 `data.file.read(offset, size)`, on one beside it, `objects.open(".side", os.O_RDWR, directory=data.directory)`, or by
 path, `objects.rename("/a", "/b")` (B4; stackfs/filter_io.py and FileObject in cext/filter_file.pyi have it all).
 
-Callbacks run in the device's threads, several at once: guard what they share. Do not sleep, do not wait, and never
-touch the mount you filter (that is refused with EDEADLK). An exception out of a callback fails the operation with EIO,
-or lets it pass, as the manifest's on_error says; it never ends the mount.
+Plain callbacks run in the device's threads, several at once: guard what they share. Do not sleep, do not wait, and
+never touch the mount you filter (that is refused with EDEADLK). An exception out of a callback fails the operation
+with EIO, or lets it pass, as the manifest's on_error says; it never ends the mount.
 """
 
 from __future__ import annotations
@@ -50,6 +56,7 @@ from typing import TYPE_CHECKING, Any
 
 from stackfs.cext import callback_data as _constants
 from stackfs.cext.callback_data import CallbackData, DirectoryEntry, major_name
+from stackfs.cext.cancel_safe_queue import CancelSafeQueue, QueueContext
 from stackfs.cext.filter_file import FileInformation, FileObject, FilterFile, GeneratedData
 from stackfs.cext.filter_io import IoFlags
 from stackfs.cext.ntstatus import NtStatus, from_errno, is_success, status_name, to_errno
@@ -159,6 +166,7 @@ STATUS_SUCCESS = 0
 __all__ = [
     "FILTER_ABI",
     "CallbackData",
+    "CancelSafeQueue",
     "DirectoryEntry",
     "FileInformation",
     "FileObject",
@@ -166,6 +174,7 @@ __all__ = [
     "FilterFile",
     "GeneratedData",
     "Operation",
+    "QueueContext",
     "from_errno",
     "is_success",
     "major_name",

@@ -6,13 +6,16 @@ before its first await. A head that is not this handler's means that the order i
 the mount with it, rather than mix up two users' requests.
 
 Handlers run on the trio loop. Metadata, and data that is in the page cache, is served in place; what has to wait for
-the disk (fsync, a cold read, a synchronous write) waits in a worker thread, without the GIL. Whatever happens, a
+the disk (fsync, a cold read, a synchronous write) waits in a worker thread, without the GIL; what a filter holds
+waits as a task, and goes on in the thread that completes it, which then wakes the task to answer. Whatever happens, a
 handler answers with FUSEError and nothing else: another exception would end pyfuse3's loop.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
+import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyfuse3
@@ -77,6 +80,8 @@ class Operations:
         self.broken: LaneError | None = None
         self.on_broken = trio.Event()
         self._workers = trio.CapacityLimiter(WORKERS)
+        self._token = trio.lowlevel.current_trio_token()
+        self._thread = threading.get_ident()
 
     def init(self) -> None:
         """libfuse has got its INIT."""
@@ -106,14 +111,26 @@ class Operations:
 
     async def _wait(self, request: Request, answer: Callable[[Request], T]) -> T:
         while True:
-            # Shielded: the thread uses the request's memory until it is done.
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(request.wait, limiter=self._workers)
+            if request.is_held:
+                woken = trio.Event()
+                if request.park(functools.partial(self._wake, woken)):
+                    await woken.wait()
+            else:
+                # Shielded: the thread uses the request's memory until it is done.
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(request.wait, limiter=self._workers)
             if request.run():
                 break
         if request.error:
             raise pyfuse3.FUSEError(request.error)
         return answer(request)
+
+    def _wake(self, woken: trio.Event) -> None:
+        """By whatever thread has carried the request on."""
+        if threading.get_ident() == self._thread:
+            woken.set()
+        else:
+            self._token.run_sync_soon(woken.set)
 
     # --- names ----------------------------------------------------------------------------------------------------
 
@@ -196,11 +213,8 @@ class Operations:
     def write(self, fh: int, off: int, buf: bytes) -> Awaitable[int]:
         return self._finish(self._take(WRITE).sending(buf), _length)
 
-    async def flush(self, fh: int) -> None:
-        request = self._take(FLUSH)
-        request.flush()
-        if request.error:
-            raise pyfuse3.FUSEError(request.error)
+    def flush(self, fh: int) -> Awaitable[None]:
+        return self._finish(self._take(FLUSH), _nothing)
 
     def fsync(self, fh: int, datasync: bool) -> Awaitable[None]:
         return self._finish(self._take(FSYNC), _nothing)
@@ -213,10 +227,11 @@ class Operations:
 
     async def readdir(self, fh: int, start_id: int, token: Any) -> None:
         request = self._take(READDIRPLUS)
-        request.list_directory(
+        if not request.list_directory(
             lambda name, entry, following: pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), entry, following),
             pyfuse3.EntryAttributes,
-        )
+        ):
+            await self._wait(request, _nothing)
         if request.error:
             raise pyfuse3.FUSEError(request.error)
 

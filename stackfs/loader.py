@@ -273,6 +273,7 @@ def _where(found: Found, error: BaseException) -> str:
 def check_registration(found: Found, module: ModuleType) -> type[Filter]:
     """The class that the manifest names, its registration held against the rules. FilterImageError: what is wrong."""
     from stackfs import api
+    from stackfs.cext.stack import may_be_irp
 
     wanted = found.manifest.filter
 
@@ -322,6 +323,6 @@ def check_registration(found: Found, module: ModuleType) -> type[Filter]:
             callback = getattr(cls, method, None)
             if not callable(callback):
                 refuse(f"{field}.{kind}", f"{wanted} has no method {method!r}")
-            if inspect.iscoroutinefunction(callback):
-                refuse(f"{field}.{kind}", f"{method!r} is async; this release calls plain methods only")
+            if inspect.iscoroutinefunction(callback) and not may_be_irp(int(each.major)):
+                refuse(f"{field}.{kind}", f"{method!r} is async, and {operation} cannot be held (A6.9)")
     return cls

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -20,12 +20,15 @@ import trio
 
 from stackfs import api, discovery, loader
 from stackfs.altitude import AltitudeError, sort_key
+from stackfs.async_callbacks import AsyncCallbacks
 from stackfs.cext import filter_file
+from stackfs.cext.callback_data import CallbackData
 from stackfs.cext.requests import Volume as CoreVolume
 from stackfs.cext.stack import InstanceEntry
 from stackfs.errors import ExitCode, FltError, StackfsError
 from stackfs.filter_io import FilterIo
 from stackfs.manifest import Manifest
+from stackfs.rundown import Rundown
 
 log = structlog.get_logger("stackfs.manager")
 
@@ -47,6 +50,12 @@ SUPPORTED_FS_FEATURES_BYPASS_IO = 0x8
 DRAIN_POLL = 0.0005
 """Seconds between two looks at whether a replaced callback list is still in use."""
 
+CANCEL_EVERY = 0.05
+"""Seconds between two rounds of cancelling what an instance that leaves holds: it may have come to hold more."""
+
+PATIENCE = 2.0
+"""Seconds after which a teardown that waits for what filters hold says so in the log."""
+
 STATUS_FAILED_DRIVER_ENTRY = 0xC0000365
 
 
@@ -61,6 +70,8 @@ class Instance(FilterIo):
         self.options = options
         self.context: Any = None
         """The filter's own."""
+        self.rundown = Rundown()
+        """What has to end before it is gone: work items (A7)."""
         self.entry = InstanceEntry(
             self,
             name,
@@ -119,9 +130,12 @@ class Instance(FilterIo):
             operation=api.major_name(major),
             routine=routine,
             path=path,
-            error=f"it returned {status}, which is not legal here; pending is not in this release",
+            error=f"it returned {status}, which is not legal here",
             outcome="passed by" if self.filter.manifest.on_error == "pass" else "EIO",
         )
+
+    def run_async(self, coroutine: Coroutine[Any, Any, Any], data: CallbackData) -> None:
+        self.volume.manager.async_callbacks.run(coroutine, data)
 
     def error_limit_reached(self) -> None:
         passes = self.filter.manifest.on_error == "pass"
@@ -142,6 +156,8 @@ class LoadedFilter:
         self.found = found
         self.object = filter_object
         self.instances: list[Instance] = []
+        self.rundown = Rundown()
+        """What has to end before it is unloaded: work items (A7)."""
 
     @property
     def name(self) -> str:
@@ -193,9 +209,11 @@ class FilterManager:
         self.manual_instances = list(manual_instances)
         self.loaded: dict[str, LoadedFilter] = {}
         self.volumes: list[Volume] = []
+        self.async_callbacks = AsyncCallbacks()
         self._lock = trio.Lock()
         self._detach_send, self._detach_receive = trio.open_memory_channel[Instance](math.inf)
         self._token: trio.lowlevel.TrioToken | None = None
+        self._nursery: trio.Nursery | None = None
 
     # --- volumes ------------------------------------------------------------------------------------------------
 
@@ -209,9 +227,11 @@ class FilterManager:
     async def remove_volume(self, volume: Volume) -> None:
         """Dismount: every instance is torn down, the filters stay loaded, the core is closed."""
         async with self._lock:
-            for instance in list(volume.instances):
-                await self._tear_down(instance, api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT)
+            await self._tear_down(list(volume.instances), api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT)
             self.volumes.remove(volume)
+            with trio.CancelScope(shield=True):
+                while volume.core.held() or volume.core.resuming:  # what was let go of is on its way to its end
+                    await trio.sleep(DRAIN_POLL)
             volume.core.close()
 
     def volume(self, name: str) -> Volume:
@@ -299,8 +319,9 @@ class FilterManager:
                 if mandatory
                 else api.FLTFL_INSTANCE_TEARDOWN_FILTER_UNLOAD
             )
-            for instance in list(loaded.instances):
-                await self._tear_down(instance, reason)
+            loaded.rundown.run_down()
+            await self._tear_down(list(loaded.instances), reason)
+            await self._unreferenced(loaded.rundown, filter=name)
             del self.loaded[name]
             loader.unload(loaded.found)
 
@@ -420,6 +441,7 @@ class FilterManager:
         volume.settle_timeouts()
         await self._drain(volume)
         await self._invalidate(instance)
+        self._invalidate_later(instance)
         return instance
 
     async def detach(self, filter_name: str, volume: Volume, instance_name: str | None = None) -> Instance:
@@ -442,32 +464,37 @@ class FilterManager:
                 status = self._ask(f"{filter_name}: instance_query_teardown", query, instance, 0)
             if not api.is_success(status):
                 raise FltError(status, f"instance {instance.name!r} refuses to be detached ({api.status_name(status)})")
-            await self._tear_down(instance, api.FLTFL_INSTANCE_TEARDOWN_MANUAL)
+            await self._tear_down([instance], api.FLTFL_INSTANCE_TEARDOWN_MANUAL)
             return instance
 
-    async def _tear_down(self, instance: Instance, reason: int) -> None:
-        volume = instance.volume
+    async def _tear_down(self, instances: Sequence[Instance], reason: int) -> None:
+        """All have been told to let go before any is waited for: what one holds may be what another waits for."""
         with trio.CancelScope(shield=True):
-            filter_object = instance.filter.object
-            volume.core.stack.remove(instance.entry)
-            volume.instances.remove(instance)
-            volume.settle_timeouts()
-            volume.settle_bypass()
-            self._tell(f"{instance.filter.name}: instance_teardown_start", filter_object.instance_teardown_start,
-                       instance, reason)  # fmt: skip
-            await self._drain(volume)
-            while filter_file.io_pending(instance.entry):
-                await trio.sleep(DRAIN_POLL)
-            if reason != api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT:
-                await self._invalidate(instance)
-            self._tell(f"{instance.filter.name}: instance_teardown_complete", filter_object.instance_teardown_complete,
-                       instance, reason)  # fmt: skip
-            await self._end_io(instance)
-            instance.filter.instances.remove(instance)
-            instance.context = None
+            for instance in instances:
+                volume = instance.volume
+                volume.core.stack.remove(instance.entry)
+                volume.instances.remove(instance)
+                volume.settle_timeouts()
+                volume.settle_bypass()
+                instance.rundown.run_down()
+                self._tell(f"{instance.filter.name}: instance_teardown_start",
+                           instance.filter.object.instance_teardown_start, instance, reason)  # fmt: skip
+            for instance in instances:
+                await self._drain_of(instance)
+                await self._unreferenced(instance.rundown, instance=instance.name)
+                while filter_file.io_pending(instance.entry):
+                    await trio.sleep(DRAIN_POLL)
+                if reason != api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT:
+                    await self._invalidate(instance)
+                self._tell(f"{instance.filter.name}: instance_teardown_complete",
+                           instance.filter.object.instance_teardown_complete, instance, reason)  # fmt: skip
+                await self._end_io(instance)
+                instance.filter.instances.remove(instance)
+                instance.context = None
 
     @staticmethod
     async def _drain(volume: Volume) -> None:
+        """Until nobody walks an old list but for what filters hold: an attach does not wait for those."""
         volume.core.restart_waiting_locks()
         while not volume.core.stack.drained():
             await trio.sleep(DRAIN_POLL)
@@ -481,6 +508,47 @@ class FilterManager:
         left = filter_file.close_left_open(instance.entry)
         if left:
             log.warning("files left open", filter=instance.filter.name, instance=instance.name, files=left)
+
+    @staticmethod
+    async def _drain_of(instance: Instance) -> None:
+        """Until no operation has the instance on its list. What it holds is cancelled; what does not end by that is
+        waited for (A3.11)."""
+        core, entry = instance.volume.core, instance.entry
+        core.restart_waiting_locks()
+        begun = trio.current_time()
+        cancel_at, tell_at = begun, begun + PATIENCE
+        while not core.stack.drained(entry):
+            now = trio.current_time()
+            if now >= cancel_at:
+                core.cancel_held(entry)
+                cancel_at = now + CANCEL_EVERY
+            if now >= tell_at:
+                tell_at = math.inf
+                log.warning("a teardown waits for operations that are held", instance=instance.name,
+                            held=core.held(entry), held_by_others=core.held() - core.held(entry))  # fmt: skip
+            await trio.sleep(DRAIN_POLL)
+
+    @staticmethod
+    async def _unreferenced(rundown: Rundown, **what: str) -> None:
+        with trio.move_on_after(PATIENCE) as patience:
+            await rundown.wait()
+        if patience.cancelled_caught:
+            log.warning("a teardown waits for what is still referenced", held_by=rundown.holders(), **what)
+            await rundown.wait()
+
+    def _invalidate_later(self, instance: Instance) -> None:
+        """What filters held when the instance came still ends on lists without it, and may leave in the kernel's
+        caches what it would have changed."""
+
+        async def wait() -> None:
+            volume = instance.volume
+            while not volume.core.stack.settled:
+                await trio.sleep(CANCEL_EVERY)
+            if instance in volume.instances:
+                await self._invalidate(instance)
+
+        if self._nursery is not None and not instance.volume.core.stack.settled:
+            self._nursery.start_soon(wait)
 
     @staticmethod
     async def _invalidate(instance: Instance) -> None:
@@ -498,11 +566,14 @@ class FilterManager:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """The manager's own task: tears down what detach_soon() was given, until cancelled."""
         self._token = trio.lowlevel.current_trio_token()
-        task_status.started()
-        async for instance in self._detach_receive:
-            async with self._lock:
-                if instance in instance.volume.instances:
-                    await self._tear_down(instance, api.FLTFL_INSTANCE_TEARDOWN_INTERNAL_ERROR)
+        self.async_callbacks.bind()
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            async for instance in self._detach_receive:
+                async with self._lock:
+                    if instance in instance.volume.instances:
+                        await self._tear_down([instance], api.FLTFL_INSTANCE_TEARDOWN_INTERNAL_ERROR)
 
     # --- listings -----------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Buffers and callback data (docs/semantics.md A4, A5, A6.14, A6.15): swapping, MDLs, reissuing, opens taken back."""
+"""Buffers and callback data (docs/semantics.md A4, A5, A6.19, A6.20): swapping, MDLs, reissuing, opens taken back."""
 
 from __future__ import annotations
 
@@ -327,7 +327,7 @@ def test_a4_decode_parameters(core: Volume, place: Path) -> None:
 # ---- sent down again ------------------------------------------------------------------------------------------------
 
 
-def test_a6_14_reissued_below_with_what_was_changed(core: Volume, place: Path) -> None:
+def test_a6_19_reissued_below_with_what_was_changed(core: Volume, place: Path) -> None:
     seen: list[Any] = []
     told: list[Any] = []
 
@@ -359,7 +359,7 @@ def test_a6_14_reissued_below_with_what_was_changed(core: Volume, place: Path) -
     assert told == [(api.STATUS_DEVICE_NOT_READY, 0), "below", (0, 3, 4), ("above", 0, False)]
 
 
-def test_a6_14_a_create_with_another_name(core: Volume, place: Path) -> None:
+def test_a6_19_a_create_with_another_name(core: Volume, place: Path) -> None:
     def post(data: Any, objects: object, context: Any, flags: int) -> None:
         if data.status == api.STATUS_OBJECT_NAME_COLLISION:
             data.name = data.name + b" (2)"
@@ -373,7 +373,7 @@ def test_a6_14_a_create_with_another_name(core: Volume, place: Path) -> None:
     assert (place / "folder (2)" / "in it").exists()
 
 
-def test_a6_14_only_where_it_is_legal(core: Volume, place: Path) -> None:
+def test_a6_19_only_where_it_is_legal(core: Volume, place: Path) -> None:
     answers: list[Any] = []
 
     def pre(data: Any, objects: object) -> Any:
@@ -404,7 +404,7 @@ def watch(trace: list[Any], *majors: int) -> list[Any]:
 
 
 @pytest.mark.parametrize("creates", [False, True])
-def test_a6_15_an_open_is_cancelled(core: Volume, place: Path, creates: bool) -> None:
+def test_a6_20_an_open_is_cancelled(core: Volume, place: Path, creates: bool) -> None:
     trace: list[Any] = []
 
     def post(data: Any, objects: object, context: Any, flags: int) -> None:
@@ -426,13 +426,13 @@ def test_a6_15_an_open_is_cancelled(core: Volume, place: Path, creates: bool) ->
     assert (place / "new").exists() is creates, "what was made stays"
 
 
-def test_a6_15_taken_back_and_called_a_success_is_an_error(core: Volume, place: Path) -> None:
+def test_a6_20_taken_back_and_called_a_success_is_an_error(core: Volume, place: Path) -> None:
     attach(core, (IRP_MJ_CREATE, go_on, lambda data, *_: data.cancel_open() and None))
     assert error_of(core, OPEN, lookup(core, b"file"), flags=os.O_RDONLY) == errno.EIO
     assert core.open_files == 0
 
 
-def test_a6_15_taken_back_and_opened_again(core: Volume, place: Path) -> None:
+def test_a6_20_taken_back_and_opened_again(core: Volume, place: Path) -> None:
     """As a scanner does it: look at the file, clean it, open it anew."""
 
     def post(data: Any, objects: object, context: Any, flags: int) -> None:

@@ -369,6 +369,47 @@ def test_b4_1_a_lower_callback_that_raises_is_its_own_trouble(core: Volume, plac
     assert [line[0] for line in lower.told] == ["raised"] and upper.told == []
 
 
+def test_b4_3_what_a_lower_filter_holds_is_waited_for(core: Volume, place: Path) -> None:
+    """Opens, reads and what is reissued: each goes on when somebody else completes what is held, down and up."""
+    held: list[Any] = []
+    there = threading.Event()
+
+    def hold(data: Any, objects: object) -> int:
+        held.append(lambda: data.complete_pended_pre(int(api.FLT_PREOP_SUCCESS_WITH_CALLBACK)))
+        there.set()
+        return int(api.FLT_PREOP_PENDING)
+
+    def hold_up(data: Any, objects: object, context: Any, flags: int) -> int:
+        held.append(data.complete_pended_post)
+        there.set()
+        return int(api.FLT_POSTOP_MORE_PROCESSING_REQUIRED)
+
+    def release() -> None:
+        while there.wait(20):
+            there.clear()
+            while held:
+                held.pop(0)()
+            if done.is_set():
+                return
+
+    upper = attach(core, name="u", at="2")
+    attach(core, (IRP_MJ_CREATE, hold, hold_up), (IRP_MJ_READ, hold, hold_up), name="l", at="1")
+    done = threading.Event()
+    helper = threading.Thread(target=release)
+    helper.start()
+    try:
+        with upper.open("file") as file:
+            assert file.read(2, 3) == b"234"
+            waiter = Waiter()
+            file.start_read(0, 2, waiter)
+            assert waiter.wait() == (0, b"01")
+    finally:
+        done.set()
+        there.set()
+        helper.join(20)
+    assert not helper.is_alive() and held == []
+
+
 def test_b4_9_a_lower_filter_with_other_names(core: Volume, place: Path) -> None:
     """Names are parameters of each layer: what is opened, renamed and deleted goes by this layer's name."""
 

@@ -278,7 +278,7 @@ def registration(operations: str, methods: str = "    def pre(self, data, object
         ),
         (
             registration(
-                "(api.Operation(api.IRP_MJ_READ, pre='pre'),)", "    async def pre(self, data, objects): pass\n"
+                "(api.Operation(api.IRP_MJ_QUERY_OPEN, pre='pre'),)", "    async def pre(self, data, objects): pass\n"
             ),
             "Sample.operations[0].pre",
             "async",

@@ -1,4 +1,4 @@
-"""STATUS_REPARSE (docs/semantics.md A6.16): operations that go on under another name, without a mount and on one."""
+"""STATUS_REPARSE (docs/semantics.md A6.21): operations that go on under another name, without a mount and on one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def redirect(core: Volume, table: dict[str, str], at: str = "1", majors: tuple[i
     return entry
 
 
-def test_a6_16_lookups_and_opens_go_elsewhere(core: Volume, place: Path) -> None:
+def test_a6_21_lookups_and_opens_go_elsewhere(core: Volume, place: Path) -> None:
     (place / "folder/real").write_bytes(b"real")
     redirect(core, {"/alias": "/folder/real", "/x": "/folder"})
     node = lookup(core, b"alias")
@@ -49,7 +49,7 @@ def test_a6_16_lookups_and_opens_go_elsewhere(core: Volume, place: Path) -> None
     assert (place / "alias2").exists(), "another name is left alone"
 
 
-def test_a6_16_what_is_made_or_deleted_is_elsewhere(core: Volume, place: Path) -> None:
+def test_a6_21_what_is_made_or_deleted_is_elsewhere(core: Volume, place: Path) -> None:
     redirect(core, {"/new": "/folder/made", "/old": "/folder/gone"})
     (place / "folder/gone").touch()
     core.request(CREATE, name=b"new", flags=os.O_RDWR | os.O_EXCL, mode=0o600).do()
@@ -59,7 +59,7 @@ def test_a6_16_what_is_made_or_deleted_is_elsewhere(core: Volume, place: Path) -
     assert not (place / "folder/gone").exists()
 
 
-def test_a6_16_one_after_the_other_and_a_loop(core: Volume, place: Path) -> None:
+def test_a6_21_one_after_the_other_and_a_loop(core: Volume, place: Path) -> None:
     (place / "folder/end").write_bytes(b"end")
     steps = {f"/n{number}": f"/n{number + 1}" for number in range(20)}
     redirect(core, steps | {"/n20": "/folder/end", "/round": "/round"})
@@ -75,7 +75,7 @@ def test_a6_16_one_after_the_other_and_a_loop(core: Volume, place: Path) -> None
     ("/file/below", errno.ENOTDIR), ("/" + "x" * 256, errno.ENAMETOOLONG), ("/" + "x" * 5000, errno.ENAMETOOLONG),
     ("/way/outside", errno.ENOTDIR),
 ])  # fmt: skip
-def test_a6_16_it_never_leads_outside(core: Volume, place: Path, path: str, error: int) -> None:
+def test_a6_21_it_never_leads_outside(core: Volume, place: Path, path: str, error: int) -> None:
     (place.parent / "outside").write_bytes(b"secret")
     (place / "way").symlink_to(place.parent)
     redirect(core, {"/alias": path})
@@ -84,7 +84,7 @@ def test_a6_16_it_never_leads_outside(core: Volume, place: Path, path: str, erro
     assert core.known_inodes == known
 
 
-def test_a6_16_filters_above_see_it_and_then_the_new_name(core: Volume, place: Path) -> None:
+def test_a6_21_filters_above_see_it_and_then_the_new_name(core: Volume, place: Path) -> None:
     seen: list[Any] = []
 
     def post(data: Any, objects: object, context: Any, flags: int) -> None:
@@ -97,7 +97,7 @@ def test_a6_16_filters_above_see_it_and_then_the_new_name(core: Volume, place: P
     assert seen == [("/alias", api.STATUS_REPARSE), ("/folder", 0), ("/folder/real", 0)]
 
 
-def test_a6_16_the_slow_path_will_do(core: Volume, place: Path) -> None:
+def test_a6_21_the_slow_path_will_do(core: Volume, place: Path) -> None:
     """A filter that refuses QUERY_OPEN and sends the CREATE elsewhere, as simrep does."""
     (place / "folder/real").write_bytes(b"real")
     redirect(core, {"/alias": "/folder/real"}, majors=(IRP_MJ_CREATE,))
@@ -106,7 +106,7 @@ def test_a6_16_the_slow_path_will_do(core: Volume, place: Path) -> None:
     assert read(core, opened(core, lookup(core, b"alias"))) == b"real"
 
 
-def test_a6_16_under_the_ddis_names_and_where_it_is_not_legal(core: Volume, place: Path) -> None:
+def test_a6_21_under_the_ddis_names_and_where_it_is_not_legal(core: Volume, place: Path) -> None:
     answers: list[int] = []
 
     def pre(data: Any, objects: object) -> Any:
@@ -122,7 +122,7 @@ def test_a6_16_under_the_ddis_names_and_where_it_is_not_legal(core: Volume, plac
     assert answers == [0, 0, 0, api.STATUS_INVALID_PARAMETER]
 
 
-def test_a6_16_without_a_name_it_is_an_error(core: Volume, place: Path) -> None:
+def test_a6_21_without_a_name_it_is_an_error(core: Volume, place: Path) -> None:
     core.stack.insert(entry_of((IRP_MJ_CREATE, lambda data, *_: data.complete(api.STATUS_REPARSE), None)))
     assert error_of(core, OPEN, lookup(core, b"file"), flags=os.O_RDONLY) == errno.EINVAL
 
@@ -144,7 +144,7 @@ class Elsewhere(Filter):
 
 
 @needs_root
-def test_a6_16_on_each_lane(drive: Callable[..., Drive], lanes: str, tmp_path: Path) -> None:
+def test_a6_21_on_each_lane(drive: Callable[..., Drive], lanes: str, tmp_path: Path) -> None:
     (tmp_path / "elsewhere.py").write_text(ELSEWHERE)
     made = drive(f"filterdir={tmp_path},filter=elsewhere")
     (made.mnt / "2026").mkdir()

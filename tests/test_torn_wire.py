@@ -168,7 +168,7 @@ class Lane(threading.Thread):
         fields = wire.decode(data, setxattr_ext=False)
         name, name2, operation = fields.get("name"), fields.get("name2"), fields["operation"]
         if operation in ("FLUSH", "POLL"):
-            request.flush()
+            request.run()
             return request.error
         if operation == "READDIRPLUS":
             request.list_directory(lambda name, entry, following: True, type("Entry", (), {}))
