@@ -14,6 +14,7 @@ a time. Stack and InstanceEntry are used under the GIL, by the thread that manag
 """
 
 cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.stdint cimport uint8_t, uint32_t, uintptr_t
@@ -90,6 +91,7 @@ cdef uint32_t error_limit = ERROR_LIMIT
 cdef enum:
     RAISED = HOLD_RAISED
     ILLEGAL_TARGET = -0x5AFD             # what is reported of a pre callback that has set a TargetInstance it may not (A4.8)
+    PATH_ROOM = 4608
 
 
 # --- altitudes ----------------------------------------------------------------------------------------------------
@@ -338,57 +340,6 @@ cdef operation_state_t completed_pre(operation_t *op) noexcept nogil:
     return end_here(op, callback, status, &before)
 
 
-cdef operation_state_t walk_down(operation_t *op) noexcept nogil:
-    """Calls pre callbacks. What comes next: the base, the way up from the layer `bottom` that completed it, or nothing."""
-    cdef const callback_t *callback
-    cdef FLT_INSTANCE *instance
-    cdef layer_t *layer
-    cdef FLT_RELATED_OBJECTS related
-    cdef IO_STATUS_BLOCK before
-    cdef int count = <int>op.list.count
-    cdef int status
-    cdef operation_state_t state
-    while op.index < count:
-        callback = &op.list.callbacks[op.index]
-        instance = callback.instance
-        layer = &op.layers[op.index]
-        layer.context = NULL
-        layer.parameters = NULL
-        layer.post_owed = 0
-        op.index += 1
-        if skipped(op, callback):
-            continue
-        if stackfs_flag(&instance.Failed):
-            if instance.PassOnError or always_goes_on(op):
-                continue
-            fail(op)
-            op.bottom = op.index - 1
-            return OPERATION_GOING_UP
-        if callback.pre is NULL:
-            layer.post_owed = 1
-            continue
-        related = instance.Related
-        related.FileObject = op.current.TargetFileObject
-        op.shown = op.current
-        op.shown.TargetInstance = instance
-        op.data.Flags &= ~<uint32_t>FLTFL_CALLBACK_DATA_DIRTY
-        if not callback.flags & <uint32_t>CALLBACK_AS_ANYBODY:
-            revert_to_self()
-        before = op.data.IoStatus
-        status = callback.pre(&op.data, &related, &layer.context)
-        if status == FLT_PREOP_SUCCESS_WITH_CALLBACK or status == FLT_PREOP_SUCCESS_NO_CALLBACK or \
-                status == FLT_PREOP_SYNCHRONIZE:
-            state = let_pass(op, callback, layer, status)
-            if state != OPERATION_GOING_DOWN:
-                return state
-            continue
-        state = end_here(op, callback, status, &before)
-        if state != OPERATION_GOING_DOWN:
-            return state
-    op.bottom = op.index
-    return OPERATION_AT_BASE
-
-
 cdef inline void end_post(operation_t *op, const callback_t *callback, const IO_STATUS_BLOCK *before) noexcept nogil:
     """Whatever a post callback did: what it must not do is undone."""
     if always_goes_on(op):
@@ -466,8 +417,53 @@ cdef bint walk_up(operation_t *op) noexcept nogil:
 
 
 cdef int operation_run(operation_t *op) noexcept nogil:
+    """The way down is here, and not in a function of its own: the compiler would not put it in."""
+    cdef const callback_t *callback
+    cdef FLT_INSTANCE *instance
+    cdef layer_t *layer
+    cdef FLT_RELATED_OBJECTS related
+    cdef IO_STATUS_BLOCK before
+    cdef int status
     if op.state == OPERATION_GOING_DOWN:
-        op.state = OPERATION_AT_BASE if op.list is NULL else walk_down(op)
+        while op.list is not NULL and op.index < <int>op.list.count:
+            callback = &op.list.callbacks[op.index]
+            instance = callback.instance
+            layer = &op.layers[op.index]
+            layer.context = NULL
+            layer.parameters = NULL
+            layer.post_owed = 0
+            op.index += 1
+            if skipped(op, callback):
+                continue
+            if stackfs_flag(&instance.Failed):
+                if instance.PassOnError or always_goes_on(op):
+                    continue
+                fail(op)
+                op.bottom = op.index - 1
+                op.state = OPERATION_GOING_UP
+                break
+            if callback.pre is NULL:
+                layer.post_owed = 1
+                continue
+            related = instance.Related
+            related.FileObject = op.current.TargetFileObject
+            op.shown = op.current
+            op.shown.TargetInstance = instance
+            op.data.Flags &= ~<uint32_t>FLTFL_CALLBACK_DATA_DIRTY
+            if not callback.flags & <uint32_t>CALLBACK_AS_ANYBODY:
+                revert_to_self()
+            before = op.data.IoStatus
+            status = callback.pre(&op.data, &related, &layer.context)
+            if status == FLT_PREOP_SUCCESS_WITH_CALLBACK or status == FLT_PREOP_SUCCESS_NO_CALLBACK or \
+                    status == FLT_PREOP_SYNCHRONIZE:
+                op.state = let_pass(op, callback, layer, status)
+            else:
+                op.state = end_here(op, callback, status, &before)
+            if op.state != OPERATION_GOING_DOWN:
+                break
+        else:
+            op.bottom = op.index
+            op.state = OPERATION_AT_BASE
     if op.state == OPERATION_AT_BASE:
         if op.retargeted is NULL:
             op.volume.base(op)
@@ -538,14 +534,15 @@ cdef void operation_only_below(operation_t *op, const FLT_INSTANCE *above) noexc
 
 cdef str path_of(operation_t *op, const FLT_INSTANCE *instance):
     """As the layer received it: what its callback put into the parameters need not live any more."""
-    cdef char buffer[4608]
+    cdef bytes buffer
     cdef FLT_RELATED_OBJECTS related = instance.Related
     cdef int length
     if op.volume.nodes is NULL:
         return ""
     op.shown = op.current
     related.FileObject = op.current.TargetFileObject
-    length = operation_path(&op.data, &related, buffer, sizeof(buffer))
+    buffer = PyBytes_FromStringAndSize(NULL, PATH_ROOM)
+    length = operation_path(&op.data, &related, PyBytes_AS_STRING(buffer), PATH_ROOM)
     return fsdecode(buffer[:length]) if length > 0 else ""
 
 
