@@ -35,10 +35,13 @@ cdef struct FLT_INSTANCE:
     const char *Name
     const char *Altitude                 # canonical: no needless zeros, at most one '.'
     PyObject *Object                     # the Python Instance (borrowed: it lives until its lists are unreferenced)
+    PyObject *Entry                      # the InstanceEntry that owns this (borrowed)
     void *Context                        # a native filter's own, set in its instance set-up
     bint PassOnError                     # on_error = pass
     int Failed                           # atomic: INSTANCE_* bits
     uint32_t Errors                      # atomic
+    int IoPending                        # atomic: I/O that its filter has started and that is under way (filter_io.pyx)
+    int IoEnded                          # atomic: its filter starts no more
     PyObject *PythonPre[256]             # bound methods (borrowed from Object), or NULL
     PyObject *PythonPost[256]
 
@@ -110,6 +113,11 @@ cdef struct operation_t:
     int owner_busy                       # atomic: whoever runs it is changing what a drain reads (drain.pxd has the protocol)
     int drained_by                       # atomic: the drain that reads it, and that its owner waits for; 0: none
     PyObject *keep                       # a list that keeps alive what Python callbacks put into the parameters, or NULL
+    FLT_IO_PARAMETER_BLOCK *passed_down  # on the way up: what the last layer that had changed something passed down (buffers.pyx),
+    int passed_down_by                   # and which one that is
+    void *mdls                           # those FltLockUserBuffer made
+    void *system_buffer                  # the manager's own, once a filter has swapped it
+    FLT_INSTANCE *retargeted             # a filter has sent it to another volume: the base's part is done there (retarget.pyx)
     layer_t *layers
     # Not zeroed by operation_begin():
     FLT_IO_PARAMETER_BLOCK shown         # the copy a callback sees and may change (data.Iopb): of `current`, before each
@@ -121,12 +129,15 @@ cdef struct operation_t:
 
 ctypedef void (*base_function)(operation_t *op) noexcept nogil
 ctypedef void (*call_post_function)(operation_t *op, int layer) noexcept nogil                 # drain.pxd
+ctypedef bint (*target_function)(const operation_t *op, const FLT_INSTANCE *instance) noexcept nogil
 
 cdef struct FLT_VOLUME:
     int lock                             # spin: guards the pointers in lists and taking a reference on what they point to
     callback_list_t *lists[256]          # NULL: nobody registered
     uint64_t next_request                # atomic
     base_function base
+    base_function other_base             # of an operation that a filter has sent to another volume (retarget.pyx), and whether it may
+    target_function target_is_legal
     void *nodes                          # inode_table_t* (inode_table.pxd)
     void *backing                        # backing_t* (backing.pxd)
     holds_t *holds

@@ -54,6 +54,8 @@ class Stack:
     @property
     def entries(self) -> list[InstanceEntry]:
         """Highest altitude first."""
+    def introduce(self, entry: InstanceEntry) -> None:
+        """The instance is to be of this volume: what its set-up does itself (B4) goes there. It sees nothing yet."""
     def insert(self, entry: InstanceEntry) -> None:
         """Publish an instance: operations that begin from now on see it. ValueError: name or altitude is taken."""
     def remove(self, entry: InstanceEntry) -> None:

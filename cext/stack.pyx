@@ -15,15 +15,18 @@ InstanceEntry are used under the GIL, by the thread that manages the volume, Sta
 """
 
 cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.stdint cimport uint8_t, uint32_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
+from stackfs.cext.buffers cimport mdls_free, passed_down_release, system_buffer_swapped, take_back
 from stackfs.cext.callback_data cimport (
     CallbackData, FLTFL_CALLBACK_DATA_DIRTY, FLTFL_CALLBACK_DATA_DRAINING_IO, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION,
     FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION, FLTFL_CALLBACK_DATA_IRP_OPERATION, FLTFL_CALLBACK_DATA_POST_OPERATION,
+    FLTFL_CALLBACK_DATA_SYSTEM_BUFFER,
     FLTFL_OPERATION_REGISTRATION_SKIP_CACHED_IO, FLTFL_OPERATION_REGISTRATION_SKIP_NON_CACHED_NON_PAGING_IO,
     FLTFL_OPERATION_REGISTRATION_SKIP_NON_DASD_IO, FLTFL_OPERATION_REGISTRATION_SKIP_PAGING_IO,
     FLTFL_POST_OPERATION_DRAINING,
@@ -39,7 +42,7 @@ from stackfs.cext.impersonation cimport revert_to_self
 from stackfs.cext.inode_table cimport operation_path
 from stackfs.cext.ntstatus cimport (
     NT_SUCCESS, STATUS_FLT_DISALLOW_FAST_IO, STATUS_FLT_INTERNAL_ERROR, STATUS_FLT_INVALID_ASYNCHRONOUS_REQUEST,
-    STATUS_FLT_POST_OPERATION_CLEANUP, STATUS_IO_DEVICE_ERROR, STATUS_PENDING, STATUS_SUCCESS)
+    STATUS_FLT_POST_OPERATION_CLEANUP, STATUS_IO_DEVICE_ERROR, STATUS_PENDING, STATUS_REPARSE, STATUS_SUCCESS)
 from stackfs.cext.pending cimport (
     HOLD_RAISED, PASSIVE_LEVEL, hold_forget, hold_taken_over, holds_free, holds_new, holds_on_list, irql_set,
     operation_hold, operation_irql)
@@ -82,6 +85,8 @@ cdef uint32_t error_limit = ERROR_LIMIT
 # What the Python callbacks return for one that raised, and was reported; from them it is nothing else.
 cdef enum:
     RAISED = HOLD_RAISED
+    ILLEGAL_TARGET = -0x5AFD             # what is reported of a pre callback that has set a TargetInstance it may not (A4.8)
+    PATH_ROOM = 4608
 
 
 # --- altitudes ----------------------------------------------------------------------------------------------------
@@ -144,6 +149,10 @@ cdef void operation_begin(operation_t *op, FLT_VOLUME *volume, uint8_t major) no
                 op.state = OPERATION_DONE
 
 
+cdef void list_hold(callback_list_t *callbacks) noexcept nogil:
+    stackfs_add(&callbacks.references, 1)
+
+
 cdef void list_release(callback_list_t *callbacks) noexcept nogil:
     stackfs_add(&callbacks.references, -1)
 
@@ -160,6 +169,10 @@ cdef callback_list_t *operation_take_list(operation_t *op) noexcept nogil:
 
 
 cdef void operation_end(operation_t *op) noexcept nogil:
+    if op.passed_down is not NULL:
+        passed_down_release(op)
+    if op.mdls is not NULL:
+        mdls_free(op)
     if op.list is not NULL:
         list_release(operation_take_list(op))
     if op.layers is not op.inline_layers:
@@ -219,7 +232,7 @@ cdef inline void fail(operation_t *op) noexcept nogil:
 
 cdef inline void refuse_made_up(operation_t *op) noexcept nogil:
     """Nobody but the base can open a file or make an inode known: a success without it is an I/O error (A6.5)."""
-    if NT_SUCCESS(op.data.IoStatus.Status) and not op.base_done and (
+    if NT_SUCCESS(op.data.IoStatus.Status) and not op.base_done and op.data.IoStatus.Status != STATUS_REPARSE and (
             op.current.MajorFunction == IRP_MJ_CREATE or op.current.MajorFunction == IRP_MJ_QUERY_OPEN):
         fail(op)
 
@@ -251,21 +264,45 @@ cdef inline operation_state_t without_memory(operation_t *op) noexcept nogil:
     return OPERATION_AT_BASE if always_goes_on(op) else OPERATION_GOING_UP
 
 
-cdef inline bint let_pass(operation_t *op, const callback_t *callback, layer_t *layer, int status) noexcept nogil:
-    """A pre callback lets it go on: what it is owed, and what it has changed. False: no memory."""
+cdef inline operation_state_t let_pass(operation_t *op, const callback_t *callback, layer_t *layer, int status) noexcept nogil:
+    """A pre callback lets it go on: what it is owed, and what it has changed. What comes next, as of end_here()."""
     layer.post_owed = 0
     if status != FLT_PREOP_SUCCESS_NO_CALLBACK and callback.post is not NULL:
         layer.post_owed = <uint8_t>(1 + (status == FLT_PREOP_SYNCHRONIZE))
     if op.data.Flags & <uint32_t>FLTFL_CALLBACK_DATA_DIRTY:
-        op.shown.MajorFunction = op.current.MajorFunction
-        op.shown.TargetFileObject = op.current.TargetFileObject
-        owner_enter(op)
-        if not save_parameters(layer, &op.current):
-            owner_leave(op)
-            return False
-        op.current = op.shown
+        return take_over(op, callback, layer)
+    return OPERATION_GOING_DOWN
+
+
+cdef operation_state_t take_over(operation_t *op, const callback_t *callback, layer_t *layer) noexcept nogil:
+    """What a pre callback has changed counts from here on."""
+    cdef bint retargets = op.shown.TargetInstance is not callback.instance
+    if retargets and (op.volume.target_is_legal is NULL or not op.volume.target_is_legal(op, callback.instance)):
+        revert_to_self()
+        with gil:
+            report_misuse(callback, op, "pre", ILLEGAL_TARGET)
+        if callback.instance.PassOnError or always_goes_on(op):
+            return OPERATION_GOING_DOWN
+        fail(op)
+        op.bottom = op.index                    # its own post still has its context to free
+        return OPERATION_GOING_UP
+    owner_enter(op)
+    if not save_parameters(layer, &op.current):
         owner_leave(op)
-    return True
+        return without_memory(op)
+    op.shown.MajorFunction = op.current.MajorFunction
+    if retargets:
+        op.retargeted = op.shown.TargetInstance
+    else:
+        op.shown.TargetFileObject = op.current.TargetFileObject
+    op.current = op.shown
+    owner_leave(op)
+    if op.data.Flags & FLTFL_CALLBACK_DATA_SYSTEM_BUFFER:
+        system_buffer_swapped(op, layer.parameters)
+    if retargets:
+        op.bottom = op.index
+        return OPERATION_AT_BASE
+    return OPERATION_GOING_DOWN
 
 
 cdef operation_state_t end_here(operation_t *op, const callback_t *callback, int status,
@@ -310,60 +347,10 @@ cdef operation_state_t completed_pre(operation_t *op) noexcept nogil:
     cdef IO_STATUS_BLOCK before
     cdef int status = hold_taken_over(op, &layer.context)
     if status == FLT_PREOP_SUCCESS_WITH_CALLBACK or status == FLT_PREOP_SUCCESS_NO_CALLBACK:
-        return OPERATION_GOING_DOWN if let_pass(op, callback, layer, status) else without_memory(op)
+        return let_pass(op, callback, layer, status)
     before.Status = STATUS_SUCCESS
     before.Information = 0
     return end_here(op, callback, status, &before)
-
-
-cdef operation_state_t walk_down(operation_t *op) noexcept nogil:
-    """Calls pre callbacks. What comes next: the base, the way up from the layer `bottom` that completed it, or nothing."""
-    cdef const callback_t *callback
-    cdef FLT_INSTANCE *instance
-    cdef layer_t *layer
-    cdef FLT_RELATED_OBJECTS related
-    cdef IO_STATUS_BLOCK before
-    cdef int count = <int>op.list.count
-    cdef int status
-    cdef operation_state_t state
-    while op.index < count:
-        callback = &op.list.callbacks[op.index]
-        instance = callback.instance
-        layer = &op.layers[op.index]
-        layer.context = NULL
-        layer.parameters = NULL
-        layer.post_owed = 0
-        come_to(&op.index, op.index + 1)
-        if skipped(op, callback):
-            continue
-        if stackfs_flag(&instance.Failed):
-            if stackfs_flag(&instance.Failed) & INSTANCE_LEAVING or instance.PassOnError or always_goes_on(op):
-                continue
-            fail(op)
-            op.bottom = op.index - 1
-            return OPERATION_GOING_UP
-        if callback.pre is NULL:
-            layer.post_owed = 1
-            continue
-        related = instance.Related
-        related.FileObject = op.current.TargetFileObject
-        op.shown = op.current
-        op.shown.TargetInstance = instance
-        op.data.Flags &= ~<uint32_t>FLTFL_CALLBACK_DATA_DIRTY
-        if not callback.flags & <uint32_t>CALLBACK_AS_ANYBODY:
-            revert_to_self()
-        before = op.data.IoStatus
-        status = callback.pre(&op.data, &related, &layer.context)
-        if status == FLT_PREOP_SUCCESS_WITH_CALLBACK or status == FLT_PREOP_SUCCESS_NO_CALLBACK or \
-                status == FLT_PREOP_SYNCHRONIZE:
-            if not let_pass(op, callback, layer, status):
-                return without_memory(op)
-            continue
-        state = end_here(op, callback, status, &before)
-        if state != OPERATION_GOING_DOWN:
-            return state
-    op.bottom = op.index
-    return OPERATION_AT_BASE
 
 
 cdef inline void end_post(operation_t *op, const callback_t *callback, const IO_STATUS_BLOCK *before) noexcept nogil:
@@ -424,9 +411,7 @@ cdef bint walk_up(operation_t *op) noexcept nogil:
         callback = &op.list.callbacks[op.bottom]
         layer = &op.layers[op.bottom]
         if layer.parameters is not NULL:
-            op.current = layer.parameters[0]
-            free(layer.parameters)
-            layer.parameters = NULL
+            take_back(op, layer)
         if not layer.post_owed:
             continue
         related = callback.instance.Related
@@ -499,10 +484,60 @@ cdef operation_state_t go_up(operation_t *op) noexcept nogil:
 
 
 cdef int operation_run(operation_t *op) noexcept nogil:
+    """The way down is here, and not in a function of its own: the compiler would not put it in."""
+    cdef const callback_t *callback
+    cdef FLT_INSTANCE *instance
+    cdef layer_t *layer
+    cdef FLT_RELATED_OBJECTS related
+    cdef IO_STATUS_BLOCK before
+    cdef int status
+    cdef operation_state_t state = OPERATION_GOING_DOWN
     if op.state == OPERATION_GOING_DOWN:
-        set_state(op, OPERATION_AT_BASE if op.list is NULL else walk_down(op))
+        while op.list is not NULL and op.index < <int>op.list.count:
+            callback = &op.list.callbacks[op.index]
+            instance = callback.instance
+            layer = &op.layers[op.index]
+            layer.context = NULL
+            layer.parameters = NULL
+            layer.post_owed = 0
+            come_to(&op.index, op.index + 1)
+            if skipped(op, callback):
+                continue
+            if stackfs_flag(&instance.Failed):
+                if stackfs_flag(&instance.Failed) & INSTANCE_LEAVING or instance.PassOnError or always_goes_on(op):
+                    continue
+                fail(op)
+                op.bottom = op.index - 1
+                state = OPERATION_GOING_UP
+                break
+            if callback.pre is NULL:
+                layer.post_owed = 1
+                continue
+            related = instance.Related
+            related.FileObject = op.current.TargetFileObject
+            op.shown = op.current
+            op.shown.TargetInstance = instance
+            op.data.Flags &= ~<uint32_t>FLTFL_CALLBACK_DATA_DIRTY
+            if not callback.flags & <uint32_t>CALLBACK_AS_ANYBODY:
+                revert_to_self()
+            before = op.data.IoStatus
+            status = callback.pre(&op.data, &related, &layer.context)
+            if status == FLT_PREOP_SUCCESS_WITH_CALLBACK or status == FLT_PREOP_SUCCESS_NO_CALLBACK or \
+                    status == FLT_PREOP_SYNCHRONIZE:
+                state = let_pass(op, callback, layer, status)
+            else:
+                state = end_here(op, callback, status, &before)
+            if state != OPERATION_GOING_DOWN:
+                break
+        else:
+            op.bottom = op.index
+            state = OPERATION_AT_BASE
+        set_state(op, state)
     if op.state == OPERATION_AT_BASE:
-        op.volume.base(op)
+        if op.retargeted is NULL:
+            op.volume.base(op)
+        else:
+            op.volume.other_base(op)
         if op.would_block == 2:
             return 0
         set_state(op, OPERATION_GOING_UP)
@@ -568,14 +603,15 @@ cdef void operation_only_below(operation_t *op, const FLT_INSTANCE *above) noexc
 
 cdef str path_of(operation_t *op, const FLT_INSTANCE *instance):
     """As the layer received it: what its callback put into the parameters need not live any more."""
-    cdef char buffer[4608]
+    cdef bytes buffer
     cdef FLT_RELATED_OBJECTS related = instance.Related
     cdef int length
     if op.volume.nodes is NULL:
         return ""
     op.shown = op.current
     related.FileObject = op.current.TargetFileObject
-    length = operation_path(&op.data, &related, buffer, sizeof(buffer))
+    buffer = PyBytes_FromStringAndSize(NULL, PATH_ROOM)
+    length = operation_path(&op.data, &related, PyBytes_AS_STRING(buffer), PATH_ROOM)
     return fsdecode(buffer[:length]) if length > 0 else ""
 
 
@@ -815,6 +851,7 @@ cdef class InstanceEntry:
         self.instance.Name = self.name
         self.instance.Altitude = self.altitude
         self.instance.Object = <PyObject *>self.object
+        self.instance.Entry = <PyObject *>self
         self.instance.PassOnError = pass_on_error
         self.instance.Related.Filter = &self.filter
         self.instance.Related.Instance = &self.instance
@@ -922,6 +959,10 @@ cdef class Stack:
         for major in range(MAJOR_FUNCTIONS):
             free(self.volume.lists[major])
         holds_free(self.volume.holds)
+
+    def introduce(self, InstanceEntry entry not None):
+        """The instance is to be of this volume: what its set-up does below itself (B4) goes there. It sees nothing yet."""
+        entry.instance.Related.Volume = &self.volume
 
     def insert(self, InstanceEntry entry not None):
         """Publish an instance: operations that begin from now on see it. Name and altitude must be free."""

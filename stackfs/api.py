@@ -40,6 +40,10 @@ stackfs.work_items are for filters with threads of their own (docs/writing-filte
 What a callback changes in the parameters (a name, a buffer, an offset) counts only if it also calls
 `data.set_dirty()`, and only the layers below see it; its own post callback sees what it saw itself.
 
+A filter does I/O of its own below itself, by the backing directory and never by the mount: on the file in hand,
+`data.file.read(offset, size)`, on one beside it, `objects.open(".side", os.O_RDWR, directory=data.directory)`, or by
+path, `objects.rename("/a", "/b")` (B4; stackfs/filter_io.py and FileObject in cext/filter_file.pyi have it all).
+
 Plain callbacks run in the device's threads, several at once: guard what they share. Do not sleep, do not wait, and
 never touch the mount you filter (that is refused with EDEADLK). An exception out of a callback fails the operation
 with EIO, or lets it pass, as the manifest's on_error says; it never ends the mount.
@@ -53,6 +57,8 @@ from typing import TYPE_CHECKING, Any
 from stackfs.cext import callback_data as _constants
 from stackfs.cext.callback_data import CallbackData, DirectoryEntry, major_name
 from stackfs.cext.cancel_safe_queue import CancelSafeQueue, QueueContext
+from stackfs.cext.filter_file import FileInformation, FileObject, FilterFile, GeneratedData
+from stackfs.cext.filter_io import IoFlags
 from stackfs.cext.ntstatus import NtStatus, from_errno, is_success, status_name, to_errno
 
 if TYPE_CHECKING:
@@ -61,6 +67,13 @@ if TYPE_CHECKING:
 
 FILTER_ABI = 1
 """Version of this interface; a manifest's "abi" may ask for it. 1 (2026-11): first release."""
+
+
+def status_of(error: OSError) -> int:
+    """The NTSTATUS of what I/O of a filter's own raised, for `data.complete(status_of(error))`; of another OSError, its
+    errno's by the table of A10.4."""
+    status = getattr(error, "status", None)
+    return status if isinstance(status, int) else from_errno(error.errno or 0)
 
 
 @dataclass(frozen=True)
@@ -176,6 +189,7 @@ for _enum in (
     _constants.FsControlCode,
     _constants.LockMinorFunction,
     _constants.SecurityInformation,
+    IoFlags,
     NtStatus,
 ):
     _named.update({name: int(member) for name, member in _enum.__members__.items()})
@@ -193,7 +207,11 @@ __all__ = [
     "CallbackData",
     "CancelSafeQueue",
     "DirectoryEntry",
+    "FileInformation",
+    "FileObject",
     "Filter",
+    "FilterFile",
+    "GeneratedData",
     "LegacyFilter",
     "Operation",
     "QueueContext",
@@ -201,6 +219,7 @@ __all__ = [
     "is_success",
     "major_name",
     "status_name",
+    "status_of",
     "to_errno",
     *(name for name in globals() if name.startswith("FLTFL_")),
     *(name for name in _named if not name.startswith("FLTFL_")),

@@ -1,8 +1,16 @@
-"""The Filter Manager's routines under their DDI names, for filters that come from Windows (docs/writing-filters.md)."""
+"""The Filter Manager's routines under their DDI names: parameters in DDI order, out-parameters as Out, NTSTATUS back.
 
+stackfs/api.py offers the same to a Python author in fewer lines; both call one implementation.
+"""
+
+from stackfs.api import *
+from stackfs.ddi.buffers import *
+from stackfs.ddi.callback_data import *
 from stackfs.ddi.cancel_safe_queues import *
+from stackfs.ddi.filter_io import *
 from stackfs.ddi.filters import *
 from stackfs.ddi.instances import *
+from stackfs.ddi.object_attributes import *
 from stackfs.ddi.out import Out as Out
 from stackfs.ddi.pending import *
 from stackfs.ddi.work_items import *
