@@ -59,6 +59,7 @@ class Instance:
         self.options = options
         self.context: Any = None
         """The filter's own."""
+        operations, native = filter.object.operations_for(options)
         self.entry = InstanceEntry(
             self,
             name,
@@ -71,9 +72,9 @@ class Instance:
                     getattr(filter.object, operation.pre) if operation.pre else None,
                     getattr(filter.object, operation.post) if operation.post else None,
                 )
-                for operation in filter.object.operations
+                for operation in operations
             ],
-            filter.object.native,
+            native,
             filter.manifest.on_error == "pass",
         )
 
@@ -385,7 +386,9 @@ class FilterManager:
             instance = Instance(
                 loaded, volume, name, altitude, dict(loaded.object.options) if options is None else options
             )
-        except Exception as error:  # a registration that was changed after it was checked
+        except StackfsError:  # options that the filter cannot register by
+            raise
+        except BaseException as error:  # out of operations_for(), or a registration that was changed after the check
             what = f"filter {loaded.name!r} cannot be attached: {type(error).__name__}: {error}"
             raise FltError(api.STATUS_INVALID_PARAMETER, what) from error
         status = self._ask(f"{loaded.name}: instance_setup", loaded.object.instance_setup, instance, flags)
