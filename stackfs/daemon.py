@@ -300,7 +300,7 @@ class Mounted:
                 stack_locks=self.locks == "stack",
                 writeback=options.writeback,
             )
-            self.operations = irp_lane.start(self.device, self.core)
+            self.operations = irp_lane.start(self.device, self.core, keep_cache=options.exclusive)
             self.lane_started = True
             self.device.start()
             self.volume.invalidate = self._invalidate

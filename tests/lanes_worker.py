@@ -77,6 +77,13 @@ class Worker:
             raise NoSlotError
         return self.files[slot]
 
+    def file(self, slot: int) -> int:
+        """Where one stands in a directory is its filesystem's business."""
+        fd = self.fd(slot)
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise NoSlotError
+        return fd
+
     def map(self, slot: int) -> mmap.mmap:
         if slot not in self.maps:
             raise NoSlotError
@@ -91,7 +98,11 @@ class Worker:
         return "open"
 
     def do_open(self, slot: int, name: str, flags: int, mode: int) -> Any:
-        return self.keep(slot, os.open(self.path(name), flags, mode))
+        fd = os.open(self.path(name), flags | os.O_NONBLOCK, mode)
+        if stat.S_ISFIFO(os.fstat(fd).st_mode):
+            os.close(fd)            # what goes through a FIFO, and its times, are the kernel's alone
+            return "fifo"
+        return self.keep(slot, fd)
 
     def do_tmpfile(self, slot: int, name: str, flags: int, mode: int) -> Any:
         return self.keep(slot, os.open(self.path(name), flags | os.O_TMPFILE, mode))
@@ -126,11 +137,11 @@ class Worker:
         return os.pwrite(self.fd(slot), data_of(seed, length), offset)
 
     def do_lseek(self, slot: int, offset: int, whence: int) -> Any:
-        return os.lseek(self.fd(slot), offset, whence)
+        return os.lseek(self.file(slot), offset, whence)
 
     def do_holes(self, slot: int, offset: int, whence: int) -> Any:
         """SEEK_DATA or SEEK_HOLE: as the backing file has it at this moment; where the file stands stays as it is."""
-        fd = self.fd(slot)
+        fd = self.file(slot)
         before = os.lseek(fd, 0, os.SEEK_CUR)
         try:
             ours = attempt(os.lseek, fd, offset, whence)

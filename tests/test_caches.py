@@ -32,6 +32,18 @@ def test_a_change_beside_the_mount_shows_after_a_second(drive: Callable[..., Dri
     assert not path.exists()
 
 
+def test_an_open_sees_what_was_changed_beside_the_mount(drive: Callable[..., Drive], lanes: str) -> None:
+    """At once, though size and attributes have not changed for all the kernel knows; with `exclusive` it need not."""
+    for options, expected in ((("bypass=off",), "after."), (("bypass=off", "exclusive"), "before")):
+        made = drive(*options)
+        path, below = made.mnt / "f", made.src / "f"
+        path.write_text("before")
+        assert path.read_text() == "before"
+        with open(below, "r+b") as file:
+            file.write(b"after.")
+        assert path.read_text() == expected, options
+
+
 def test_exclusive_trusts_what_it_knows(drive: Callable[..., Drive], lanes: str) -> None:
     made = drive("exclusive", "bypass=off")
     path, below = made.mnt / "f", made.src / "f"

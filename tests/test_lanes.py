@@ -74,7 +74,7 @@ MORE = {
 # ---- streams --------------------------------------------------------------------------------------------------------
 
 NAMES = ["a", "b", "c", "d", "x", "y", "x/a", "x/b", "x/y", "y/a", "y/b", "y/x", "x/y/a"]
-FILES = ["a", "b", "c", "x/a", "x/b", "y/a"]
+FILES = ["a", "b", "c", "x/a", "y/a"]
 FOLDERS = ["", "x", "y", "x/y"]
 OFFSETS = [0, 0, 1, 100, 4095, 4096, 4097, 8192, 10_000, 65_536, 70_000, 131_071, 200_000]
 LENGTHS = [0, 1, 10, 100, 512, 4096, 5000, 8192, 20_000, 70_000, 140_000]
@@ -82,9 +82,10 @@ TIMES = [0, 1, 999_999_999, 1_234_567_891, 10**15 + 7, 987_654_321_987_654_321]
 MODES = [0o644, 0o600, 0o444, 0o755, 0o6755, 0o2744, 0o1777, 0]
 ATTRIBUTES = ["user.a", "user.b", "user.long" + "g" * 200, "trusted.a", "other.a"]
 TARGETS = ["a", "x", "nowhere", "../a", "x/../b", "t" * 300]
-ACCESS = [os.O_RDONLY, os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_RDWR, os.O_RDWR]
-EXTRA = [os.O_CREAT, os.O_CREAT, os.O_CREAT, os.O_EXCL, os.O_TRUNC, os.O_APPEND, os.O_NOFOLLOW, os.O_DIRECTORY,
-         os.O_SYNC, os.O_NOATIME]  # fmt: skip
+ACCESS = [os.O_RDONLY, os.O_WRONLY, *[os.O_RDWR] * 6]
+EXTRA = {os.O_CREAT: 0.7, os.O_EXCL: 0.08, os.O_TRUNC: 0.15, os.O_APPEND: 0.2, os.O_NOFOLLOW: 0.1, os.O_DIRECTORY: 0.1,
+         os.O_SYNC: 0.1, os.O_NOATIME: 0.1}  # fmt: skip
+"""Flags of open(2), and how often."""
 ALLOCATIONS = [0, 1, 3, 3, 0x10, 0x11, 2, 0x13]        # plain, keep-size, punch, zero; and what the kernel refuses
 LOCKS = [0, 1, 2]                                      # F_RDLCK, F_WRLCK, F_UNLCK
 FLOCKS = [1, 2, 8]                                     # LOCK_SH, LOCK_EX, LOCK_UN
@@ -94,18 +95,21 @@ class Stream(random.Random):
     """Makes steps. It does not look at what they give: names and open files are few enough that most find something."""
 
     def slot(self) -> int:
-        return self.randrange(4)
+        return self.randrange(3)
 
     def name(self) -> str:
-        return self.choice(FILES if self.random() < 0.6 else NAMES)
+        return self.choice(FILES if self.random() < 0.75 else NAMES)
+
+    def map(self) -> int:
+        return self.randrange(2)
 
     def seed_of_data(self) -> int:
         return self.randrange(1000)
 
     def flags(self) -> int:
         flags: int = self.choice(ACCESS)
-        for _ in range(self.randrange(4)):
-            flags |= self.choice(EXTRA)
+        for flag, chance in EXTRA.items():
+            flags |= flag if self.random() < chance else 0
         if flags & os.O_CREAT:
             flags &= ~os.O_DIRECTORY                    # together they are refused by some kernels, taken by others
         return flags
@@ -152,10 +156,10 @@ MAKE: dict[str, Callable[[Stream], list[Any]]] = {
     "flock": lambda s: [s.slot(), s.choice(FLOCKS)],
     "lock": lambda s: [s.slot(), *s.at(LOCKS, OFFSETS, LENGTHS)],
     "who_locks": lambda s: [s.slot(), *s.at([0, 1], OFFSETS, LENGTHS)],
-    "map": lambda s: [s.slot(), s.slot(), s.random() < 0.15, s.random() < 0.7],
-    "map_read": lambda s: [s.slot(), *s.at(OFFSETS, LENGTHS)],
-    "map_write": lambda s: [s.slot(), s.seed_of_data(), *s.at(LENGTHS, OFFSETS)],
-    "unmap": lambda s: [s.slot()],
+    "map": lambda s: [s.map(), s.slot(), s.random() < 0.15, s.random() < 0.7],
+    "map_read": lambda s: [s.map(), *s.at(OFFSETS, LENGTHS)],
+    "map_write": lambda s: [s.map(), s.seed_of_data(), *s.at(LENGTHS, OFFSETS)],
+    "unmap": lambda s: [s.map()],
     "rename": lambda s: [s.name(), s.name(), s.choice([0, 0, 0, 1, 2, 3])],
     "link": lambda s: [s.name(), s.name()],
     "symlink": lambda s: [s.choice(TARGETS), s.name()],
@@ -176,9 +180,9 @@ MAKE: dict[str, Callable[[Stream], list[Any]]] = {
     "listxattr": lambda s: [s.name()],
     "removexattr": lambda s: [s.name(), s.choice(ATTRIBUTES)],
 }
-WEIGHTS = {**dict.fromkeys(MAKE, 2), "open": 12, "pwrite": 8, "pread": 8, "write": 6, "read": 6, "map": 4,
+WEIGHTS = {**dict.fromkeys(MAKE, 2), "open": 12, "pwrite": 8, "pread": 8, "write": 6, "read": 6, "map": 6,
            "map_read": 6, "map_write": 6, "rename": 6, "fallocate": 4, "copy": 4, "holes": 4, "truncate": 3,
-           "ftruncate": 3, "unlink": 3, "rmdir": 1, "mkfifo": 1, "dup": 1}  # fmt: skip
+           "ftruncate": 3, "unlink": 3, "rmdir": 1, "mkfifo": 1, "dup": 1, "unmap": 1, "close": 1}  # fmt: skip
 
 
 # ---- places ---------------------------------------------------------------------------------------------------------
