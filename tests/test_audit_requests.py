@@ -14,7 +14,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
 from stack_driver import entry_of
 
 from stackfs.api import (
