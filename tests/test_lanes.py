@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import random
+import re
 import select
 import subprocess
 import sys
@@ -500,7 +501,10 @@ def test_filters_see_the_same_on_every_lane(drive: Callable[..., Drive], tmp_pat
         assert len(seen[lane]) > 300
 
     def of_requests(lane: str, *, kept_apart: bool) -> list[Any]:
-        lines = [json.loads(line) for line in seen[lane]]
+        lines = [json.loads(re.sub(r"#\d+ ", "# ", line)) for line in seen[lane]]      # a file without a name
+        for line in lines:
+            if line[2][1] in ("getxattr", "listxattr"):         # the test below
+                line[:] = [field for field in line if not (isinstance(field, list) and field[0] == "length")]
         return [line for line in lines if (line[2][1] in ELSEWHERE) == kept_apart]
 
     one, other = (of_requests(lane, kept_apart=False) for lane in ("auto", "irp"))
@@ -510,6 +514,19 @@ def test_filters_see_the_same_on_every_lane(drive: Callable[..., Drive], tmp_pat
     ends = [sorted(json.dumps(line) for line in of_requests(lane, kept_apart=True) if line[2][1].startswith("release"))
             for lane in ("auto", "irp")]  # fmt: skip
     assert ends[0] == ends[1]
+
+
+@pytest.mark.xfail(strict=True, reason="pyfuse3 does not tell how much is asked for, and the header is not asked")
+def test_an_attribute_is_asked_for_as_long_on_the_irp_lane(drive: Callable[..., Drive], tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    (tmp_path / "sees.py").write_text(SEES.format(log=log))
+    made = drive(f"filterdir={tmp_path}", "filter=sees", "lanes=irp")
+    run("setfattr", "-n", "user.a", "-v", "value", made.src)
+    run(sys.executable, "-I", "-c", "import os, sys; os.getxattr(sys.argv[1], 'user.a')", made.mnt)
+    asked = [dict(field for field in json.loads(line) if isinstance(field, list))
+             for line in log.read_text().splitlines()]
+    lengths = {each["length"] for each in asked if each.get("ea_name") == "user.a"}
+    assert lengths and max(lengths) < 1000
 
 
 SHORT: list[list[Step]] = []
