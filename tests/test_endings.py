@@ -197,10 +197,10 @@ def record(number):
 def write(flags=0):
     fd = os.open(f"{top}/{kind}", os.O_RDWR | os.O_CREAT | flags)
     for number in itertools.count():
-        if flags & os.O_APPEND:
-            assert os.write(fd, record(number)) == 480
-        else:
-            assert os.pwrite(fd, record(number), number * 480) == 480
+        done = 0                                                # the end may come in the middle of one
+        while done < 480:
+            rest = record(number)[done:]
+            done += os.write(fd, rest) if flags & os.O_APPEND else os.pwrite(fd, rest, number * 480 + done)
         os.write(log, b"%d\\n" % number)
         if number % 10 == 0 and os.path.exists(stop):
             os.close(fd)
@@ -243,8 +243,9 @@ def read():
     os.mkdir(f"{top}/unread")
 
 def wait():
-    with open(f"{top}/locked", "r+b") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
+    fd = os.open(f"{top}/locked", os.O_RDWR)
+    os.write(log, b"0\\n")
+    fcntl.lockf(fd, fcntl.LOCK_EX)
 
 acts = {"write": write, "append": lambda: write(os.O_APPEND), "map": map, "names": names, "read": read, "wait": wait}
 print("ready", flush=True)
@@ -327,6 +328,9 @@ def test_a_daemon_killed_under_load_loses_nothing_that_it_acknowledged(
         while any(len(acknowledged(kind)) < 30 for kind in ("write", "append", "map", "names")):
             assert time.monotonic() < end
             time.sleep(0.02)
+        while locks and not (acknowledged("wait") and sleeps(running["wait"].pid)):
+            assert time.monotonic() < end
+            time.sleep(0.02)
         begun = time.monotonic()
         os.kill(made.pid, signal.SIGKILL)
         for kind in sorted(bypassed - {"read"}):
@@ -350,6 +354,10 @@ def test_a_daemon_killed_under_load_loses_nothing_that_it_acknowledged(
     for kind in ("write", "append", "map", "names"):
         assert_kept(made.src, kind, acknowledged(kind))
     made.umount()
+
+
+def sleeps(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] in "SD"
 
 
 def is_bypassed(made: Drive) -> bool:
