@@ -196,7 +196,7 @@ cdef enum:
     FO_OPENED = 8                        # the base has it open (fd, or the synthesised open has succeeded)
     FO_COUNTED = 16                      # its inode counts it among its open files (bypass.pyx, with the two below)
     FO_ON_BACKING_ID = 32                # the kernel maps the backing file for it, and reads and writes it unless DIRECT_IO
-    FO_BYPASSED = 64                     # no filter sees its reads and writes
+    FO_BYPASSED = 64                     # no filter sees its mappings, nor, unless it appends, its reads and writes
     FO_LOCKED = 128                      # a lock was taken through it: CLEANUP is preceded by an UNLOCK_ALL
     FO_UNREADABLE = 256                  # the base could not open it for reading, which writing back may need
 

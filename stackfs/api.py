@@ -83,6 +83,11 @@ class Filter:
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = options
 
+    def operations_for(self, options: dict[str, Any]) -> tuple[tuple[Operation, ...], NativeOperations | None]:
+        """What an instance with these options registers, asked once before it is set up (A2.6): the tables above,
+        unless the filter says less for it. What no instance registers costs nothing, and blocks no bypass."""
+        return self.operations, self.native
+
     def filter_unload(self, flags: int) -> int:
         """Asked before the filter is unloaded (A2). flags: FLTFL_FILTER_UNLOAD_MANDATORY when the answer is ignored.
 

@@ -71,9 +71,10 @@ class Operations:
     enable_acl = False  # INIT is answered by the device, which asks for ACLs
     supports_dot_lookup = False
 
-    def __init__(self, device: Device, volume: Volume) -> None:
+    def __init__(self, device: Device, volume: Volume, keep_cache: bool) -> None:
         self.device = device
         self.volume = volume
+        self.keep_cache = keep_cache
         self.broken: LaneError | None = None
         self.on_broken = trio.Event()
         self._workers = trio.CapacityLimiter(WORKERS)
@@ -184,11 +185,20 @@ class Operations:
     # --- open files ---------------------------------------------------------------------------------------------------
 
     def open(self, inode: int, flags: int, ctx: Any) -> Awaitable[pyfuse3.FileInfo]:
-        return self._finish(self._take(OPEN, inode), _file_info)
+        return self._finish(self._take(OPEN, inode), self._file_info)
 
     def create(self, parent_inode: int, name: bytes, mode: int, flags: int,
                ctx: Any) -> Awaitable[tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]]:  # fmt: skip
-        return self._finish(self._take(CREATE, parent_inode).named(name), lambda made: (_file_info(made), _entry(made)))
+        return self._finish(
+            self._take(CREATE, parent_inode).named(name), lambda made: (self._file_info(made), _entry(made))
+        )
+
+    def _file_info(self, request: Request) -> pyfuse3.FileInfo:
+        """Unless told otherwise pyfuse3 would have the kernel keep a file's pages from one open to the next."""
+        direct = request.direct_io
+        return pyfuse3.FileInfo(
+            fh=pyfuse3.FileHandleT(request.fh), direct_io=direct, keep_cache=self.keep_cache and not direct
+        )
 
     def read(self, fh: int, off: int, size: int) -> Awaitable[bytes]:
         return self._finish(self._take(READ).receiving(size), _result)
@@ -266,10 +276,6 @@ def _names(request: Request) -> list[bytes]:
     return request.result().split(b"\0")[:-1]
 
 
-def _file_info(request: Request) -> pyfuse3.FileInfo:
-    return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(request.fh), direct_io=request.direct_io)
-
-
 def _statistics(request: Request) -> pyfuse3.StatvfsData:
     data = pyfuse3.StatvfsData()
     (data.f_bsize, data.f_frsize, data.f_blocks, data.f_bfree, data.f_bavail,
@@ -277,9 +283,12 @@ def _statistics(request: Request) -> pyfuse3.StatvfsData:
     return data
 
 
-def start(device: Device, volume: Volume) -> Operations:
-    """Give pyfuse3 its end of the device's socket pair. Before device.start(); run() then serves."""
-    operations = Operations(device, volume)
+def start(device: Device, volume: Volume, *, keep_cache: bool) -> Operations:
+    """Give pyfuse3 its end of the device's socket pair. Before device.start(); run() then serves.
+
+    keep_cache: as the volume has it; an open leaves the page cache as it is.
+    """
+    operations = Operations(device, volume, keep_cache)
     handlers: Any = operations
     pyfuse3.init(handlers, f"/dev/fd/{device.detach_lane_fd()}", set())
     return operations

@@ -59,6 +59,7 @@ class Instance:
         self.options = options
         self.context: Any = None
         """The filter's own."""
+        operations, native = filter.object.operations_for(options)
         self.entry = InstanceEntry(
             self,
             name,
@@ -71,9 +72,9 @@ class Instance:
                     getattr(filter.object, operation.pre) if operation.pre else None,
                     getattr(filter.object, operation.post) if operation.post else None,
                 )
-                for operation in filter.object.operations
+                for operation in operations
             ],
-            filter.object.native,
+            native,
             filter.manifest.on_error == "pass",
         )
 
@@ -162,6 +163,8 @@ class Volume:
         """Highest altitude first."""
         self.invalidate: Callable[[], Awaitable[None]] | None = None
         """Makes the kernel forget what it cached; set by whoever mounted the volume."""
+        self.write_back: Callable[[], Awaitable[None]] | None = None
+        """Makes the kernel write the page cache's dirty pages; set by whoever mounted the volume."""
 
     def settle_bypass(self) -> None:
         """Opens may be bypassed while no instance stands in the way."""
@@ -385,7 +388,9 @@ class FilterManager:
             instance = Instance(
                 loaded, volume, name, altitude, dict(loaded.object.options) if options is None else options
             )
-        except Exception as error:  # a registration that was changed after it was checked
+        except StackfsError:  # options that the filter cannot register by
+            raise
+        except BaseException as error:  # out of operations_for(), or a registration that was changed after the check
             what = f"filter {loaded.name!r} cannot be attached: {type(error).__name__}: {error}"
             raise FltError(api.STATUS_INVALID_PARAMETER, what) from error
         status = self._ask(f"{loaded.name}: instance_setup", loaded.object.instance_setup, instance, flags)
@@ -404,6 +409,7 @@ class FilterManager:
                     f"filter {loaded.name!r} does not attach to volume {volume.name!r}: {bypassed} open files are "
                     "bypassed, and it would not see their reads and writes; close them, or mount with bypass=off",
                 )
+        await self._write_back(instance)
         volume.core.stack.insert(instance.entry)
         volume.instances.append(instance)
         volume.instances.sort(key=lambda each: sort_key(each.altitude), reverse=True)
@@ -440,6 +446,8 @@ class FilterManager:
         volume = instance.volume
         with trio.CancelScope(shield=True):
             filter_object = instance.filter.object
+            if reason != api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT:
+                await self._write_back(instance)
             volume.core.stack.remove(instance.entry)
             volume.instances.remove(instance)
             volume.settle_timeouts()
@@ -459,6 +467,13 @@ class FilterManager:
         volume.core.restart_waiting_locks()
         while not volume.core.stack.drained():
             await trio.sleep(DRAIN_POLL)
+
+    @staticmethod
+    async def _write_back(instance: Instance) -> None:
+        """What was written before the instance comes, or before it goes, takes the way that it was written for (D9)."""
+        if instance.volume.write_back is not None and instance.sees_data:
+            with trio.CancelScope(shield=True):
+                await instance.volume.write_back()
 
     @staticmethod
     async def _invalidate(instance: Instance) -> None:
