@@ -54,7 +54,7 @@ from stackfs.cext.ntstatus cimport (
     nt_to_errno)
 from stackfs.cext.stack cimport (
     OPERATION_AT_BASE, OPERATION_GOING_DOWN, OPERATION_GOING_UP, Stack, list_release, operation_base, operation_begin,
-    operation_end, operation_listed, operation_run, operation_run_below)
+    operation_end, operation_listed, operation_run, operation_run_below, operation_take_list)
 
 
 cdef extern from *:
@@ -749,8 +749,7 @@ cdef void settle(vfs_request_t *request, const step_t *which) noexcept nogil:
     elif principal(request, which):
         request.length = op.data.IoStatus.Information
     if request.failed_by is not NULL and request.failed_list is NULL:
-        request.failed_list = op.list
-        op.list = NULL
+        request.failed_list = operation_take_list(op)
     operation_end(op)
 
 

@@ -19,6 +19,12 @@ cdef enum:
     # rights of the caller (impersonation.pxd), which spares two changes an operation. All others run as the daemon.
     CALLBACK_AS_ANYBODY = 0x80000000
 
+# FLT_INSTANCE.Failed. A failed `fail` instance answers EIO, a failed `pass` one is passed by; so is one that is being torn
+# down, by operations that have not come to it yet.
+cdef enum:
+    INSTANCE_FAILED = 1
+    INSTANCE_LEAVING = 2
+
 cdef struct FLT_FILTER:
     const char *Name                     # UTF-8, NUL-terminated
     PyObject *Object                     # the filter's Python object (borrowed from its owner)
@@ -30,7 +36,7 @@ cdef struct FLT_INSTANCE:
     PyObject *Object                     # the Python Instance (borrowed: it lives until its lists are unreferenced)
     void *Context                        # a native filter's own, set in its instance set-up
     bint PassOnError                     # on_error = pass
-    int Failed                           # atomic; a failed `fail` instance answers EIO, a failed `pass` one is skipped
+    int Failed                           # atomic: INSTANCE_* bits
     uint32_t Errors                      # atomic
     PyObject *PythonPre[256]             # bound methods (borrowed from Object), or NULL
     PyObject *PythonPost[256]
@@ -41,8 +47,11 @@ ctypedef struct callback_t:
     FLT_INSTANCE *instance
     uint32_t flags                       # FLTFL_OPERATION_REGISTRATION_*, CALLBACK_AS_ANYBODY
 
+ctypedef struct operation_t
+
 ctypedef struct callback_list_t:
     long references                      # atomic: 1 for being published, 1 for each operation
+    operation_t *operations              # those that walk it, newest first; under FLT_VOLUME.lock
     uint32_t count
     callback_t callbacks[0]              # highest altitude first
 
@@ -56,8 +65,6 @@ ctypedef enum operation_state_t:
     OPERATION_AT_BASE
     OPERATION_GOING_UP
     OPERATION_DONE
-
-ctypedef struct operation_t
 
 ctypedef void (*wait_function)(operation_t *op, bint surely) noexcept nogil
 
@@ -77,13 +84,19 @@ ctypedef struct operation_t:
     wait_function announce_wait          # see about_to_wait(); NULL: whoever runs it may wait as long as it likes
     PyObject *buffer_owner               # the Python object behind the request's buffer (borrowed), or NULL
     int buffer_read_only
+    int owner_busy                       # atomic: whoever runs it is changing what a drain reads (drain.pxd has the protocol)
+    int drained_by                       # atomic: the drain that reads it, and that its owner waits for; 0: none
     PyObject *keep                       # a list that keeps alive what Python callbacks put into the parameters, or NULL
     layer_t *layers
     # Not zeroed by operation_begin():
     FLT_IO_PARAMETER_BLOCK shown         # the copy a callback sees and may change (data.Iopb): of `current`, before each
     layer_t inline_layers[12]
+    operation_t *next                    # of list.operations
+    operation_t **at                     # what points to this one
+    operation_t *next_drained            # of those that one drain has taken
 
 ctypedef void (*base_function)(operation_t *op) noexcept nogil
+ctypedef void (*call_post_function)(operation_t *op, int layer) noexcept nogil                 # drain.pxd
 
 cdef struct FLT_VOLUME:
     int lock                             # spin: guards the pointers in lists and taking a reference on what they point to
@@ -117,6 +130,7 @@ cdef inline void about_to_call(operation_t *op) noexcept nogil:
     if op.announce_wait is not NULL:
         op.announce_wait(op, False)
 cdef void operation_end(operation_t *op) noexcept nogil                                        # drops the list reference
+cdef callback_list_t *operation_take_list(operation_t *op) noexcept nogil                      # its reference is the caller's now; not NULL
 cdef void list_release(callback_list_t *callbacks) noexcept nogil                              # drops a reference taken over from op.list
 cdef bint operation_listed(FLT_VOLUME *volume, int major) noexcept nogil                       # did anybody register it, just now
 cdef int compare_altitudes(const char *a, const char *b) noexcept nogil                        # <0, 0, >0

@@ -55,8 +55,11 @@ class Stack:
     def insert(self, entry: InstanceEntry) -> None:
         """Publish an instance: operations that begin from now on see it. ValueError: name or altitude is taken."""
     def remove(self, entry: InstanceEntry) -> None:
-        """Take an instance out: operations that begin from now on do not see it. Those under way still may: wait until
-        drained() before it is torn down."""
+        """Take an instance out: operations that begin from now on do not see it, nor do those that have not come to it.
+        Others still use it: wait until drain() says that none does."""
+    def drain(self, leaving: InstanceEntry, early: bool = False) -> int:
+        """How many operations still use an instance that has been removed. early: what it is owed the post of, and what
+        it has not changed, is given to its post callback now, as drained (A3.10), and not counted. Any thread."""
     def drained(self) -> bool:
         """True when no operation walks a replaced list any more."""
     def registered(self, major: int) -> bool:

@@ -7,9 +7,10 @@ that a filter's pre and post always see the same parameters. The walk never wait
 keeps everything in operation_t, and is resumed by whoever did the waiting.
 
 Who may touch what: callback lists are immutable once published. FLT_VOLUME.lists is read and replaced under
-FLT_VOLUME.lock, a spin lock held for a few instructions. An operation holds one reference on its list; a replaced list
-is freed when its count has fallen to zero, and until then its instances live. An operation_t belongs to one thread at
-a time. Stack and InstanceEntry are used under the GIL, by the thread that manages the volume.
+FLT_VOLUME.lock, a spin lock held for a few instructions. An operation holds one reference on its list, and is in the
+list's own list of operations; a replaced list is freed when its count has fallen to zero, and until then its instances
+live. An operation_t belongs to one thread at a time, but for what a drain reads of it (drain.pxd). Stack and
+InstanceEntry are used under the GIL, by the thread that manages the volume, Stack.drain() by any.
 """
 
 cimport cython
@@ -20,55 +21,50 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from stackfs.cext.callback_data cimport (
-    CallbackData, FLTFL_CALLBACK_DATA_DIRTY, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION,
+    CallbackData, FLTFL_CALLBACK_DATA_DIRTY, FLTFL_CALLBACK_DATA_DRAINING_IO, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION,
     FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION, FLTFL_CALLBACK_DATA_IRP_OPERATION, FLTFL_CALLBACK_DATA_POST_OPERATION,
     FLTFL_OPERATION_REGISTRATION_SKIP_CACHED_IO, FLTFL_OPERATION_REGISTRATION_SKIP_NON_CACHED_NON_PAGING_IO,
     FLTFL_OPERATION_REGISTRATION_SKIP_NON_DASD_IO, FLTFL_OPERATION_REGISTRATION_SKIP_PAGING_IO,
+    FLTFL_POST_OPERATION_DRAINING,
     FLT_POSTOP_DISALLOW_FSFILTER_IO, FLT_POSTOP_FINISHED_PROCESSING, FLT_PREOP_COMPLETE, FLT_PREOP_DISALLOW_FASTIO,
     FLT_PREOP_DISALLOW_FSFILTER_IO, FLT_PREOP_SUCCESS_NO_CALLBACK, FLT_PREOP_SUCCESS_WITH_CALLBACK,
     FLT_PREOP_SYNCHRONIZE, FLT_RELATED_OBJECTS, FO_VOLUME_OPEN, IO_STATUS_BLOCK, IRP_MJ_CLEANUP, IRP_MJ_CLOSE,
     IRP_MJ_CREATE, IRP_MJ_DEVICE_CHANGE, IRP_MJ_POWER, IRP_MJ_QUERY_OPEN, IRP_MJ_READ, IRP_MJ_WRITE, IRP_NOCACHE,
     IRP_PAGING_IO, callback_data_new)
+from stackfs.cext.drain cimport (
+    all_threads_see, come_to, drain_list, owner_enter, owner_leave, position_of)
 from stackfs.cext.impersonation cimport revert_to_self
 from stackfs.cext.inode_table cimport operation_path
 from stackfs.cext.ntstatus cimport (
-    NT_SUCCESS, STATUS_FLT_DISALLOW_FAST_IO, STATUS_FLT_INTERNAL_ERROR, STATUS_IO_DEVICE_ERROR, STATUS_PENDING,
-    STATUS_SUCCESS)
+    NT_SUCCESS, STATUS_FLT_DISALLOW_FAST_IO, STATUS_FLT_INTERNAL_ERROR, STATUS_FLT_POST_OPERATION_CLEANUP,
+    STATUS_IO_DEVICE_ERROR, STATUS_PENDING, STATUS_SUCCESS)
+from stackfs.cext.threads cimport stackfs_spin_lock, stackfs_spin_unlock
 
 from os import fsdecode
 
 
 cdef extern from *:
     """
-    static inline void stackfs_spin_lock(int *lock) {
-        while (__atomic_exchange_n(lock, 1, __ATOMIC_ACQUIRE)) __builtin_ia32_pause();
-    }
-    static inline void stackfs_spin_unlock(int *lock) { __atomic_store_n(lock, 0, __ATOMIC_RELEASE); }
     static inline long stackfs_add(long *what, long by) { return __atomic_add_fetch(what, by, __ATOMIC_ACQ_REL); }
     static inline long stackfs_load(long *what) { return __atomic_load_n(what, __ATOMIC_ACQUIRE); }
     #define stackfs_load_list(at)        __atomic_load_n(at, __ATOMIC_RELAXED)
     #define stackfs_store_list(at, list) __atomic_store_n(at, list, __ATOMIC_RELAXED)
     static inline int stackfs_flag(int *what) { return __atomic_load_n(what, __ATOMIC_RELAXED); }
     #define stackfs_set_flag(what, value) __atomic_store_n(what, value, __ATOMIC_RELAXED)
-    static inline void stackfs_raise_flag(int *what) { __atomic_store_n(what, 1, __ATOMIC_RELEASE); }
+    static inline void stackfs_raise_flag(int *what, int bit) { __atomic_fetch_or(what, bit, __ATOMIC_RELEASE); }
     static inline unsigned stackfs_count(unsigned *what) { return __atomic_add_fetch(what, 1, __ATOMIC_RELAXED); }
-    #if !defined(__x86_64__) && !defined(__i386__)
-    #define __builtin_ia32_pause() ((void)0)
-    #endif
     #include <time.h>
     static inline double stackfs_now(void) {
         struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec * 1e9 + t.tv_nsec;
     }
     """
-    void stackfs_spin_lock(int *lock) nogil
-    void stackfs_spin_unlock(int *lock) nogil
     long stackfs_add(long *what, long by) nogil
     long stackfs_load(long *what) nogil
     callback_list_t *stackfs_load_list(callback_list_t **at) nogil
     void stackfs_store_list(callback_list_t **at, callback_list_t *callbacks) nogil
     int stackfs_flag(int *what) nogil
     void stackfs_set_flag(int *what, int value) nogil
-    void stackfs_raise_flag(int *what) nogil
+    void stackfs_raise_flag(int *what, int bit) nogil
     unsigned stackfs_count(uint32_t *what) nogil
     double stackfs_now() nogil
 
@@ -125,13 +121,17 @@ cdef void operation_begin(operation_t *op, FLT_VOLUME *volume, uint8_t major) no
     callbacks = volume.lists[major]
     if callbacks is not NULL:
         stackfs_add(&callbacks.references, 1)
+        op.next = callbacks.operations
+        op.at = &callbacks.operations
+        if op.next is not NULL:
+            op.next.at = &op.next
+        callbacks.operations = op
     stackfs_spin_unlock(&volume.lock)
     op.list = callbacks
     if callbacks is not NULL and callbacks.count > INLINE_LAYERS:
         op.layers = <layer_t *>malloc(callbacks.count * cython.sizeof(layer_t))
         if op.layers is NULL:
-            stackfs_add(&callbacks.references, -1)
-            op.list = NULL
+            list_release(operation_take_list(op))
             op.layers = op.inline_layers
             if not always_goes_on(op):
                 op.data.IoStatus.Status = STATUS_FLT_INTERNAL_ERROR
@@ -142,13 +142,23 @@ cdef void list_release(callback_list_t *callbacks) noexcept nogil:
     stackfs_add(&callbacks.references, -1)
 
 
+cdef callback_list_t *operation_take_list(operation_t *op) noexcept nogil:
+    cdef callback_list_t *callbacks = op.list
+    stackfs_spin_lock(&op.volume.lock)
+    op.at[0] = op.next
+    if op.next is not NULL:
+        op.next.at = op.at
+    stackfs_spin_unlock(&op.volume.lock)
+    op.list = NULL
+    return callbacks
+
+
 cdef void operation_end(operation_t *op) noexcept nogil:
+    if op.list is not NULL:
+        list_release(operation_take_list(op))
     if op.layers is not op.inline_layers:
         free(op.layers)
         op.layers = op.inline_layers
-    if op.list is not NULL:
-        stackfs_add(&op.list.references, -1)
-        op.list = NULL
     if op.keep is not NULL:
         revert_to_self()                 # whatever is freed may run Python
         with gil:
@@ -238,11 +248,11 @@ cdef bint walk_down(operation_t *op) noexcept nogil:
         layer.context = NULL
         layer.parameters = NULL
         layer.post_owed = 0
-        op.index += 1
+        come_to(&op.index, op.index + 1)
         if skipped(op, callback):
             continue
         if stackfs_flag(&instance.Failed):
-            if instance.PassOnError or always_goes_on(op):
+            if stackfs_flag(&instance.Failed) & INSTANCE_LEAVING or instance.PassOnError or always_goes_on(op):
                 continue
             fail(op)
             op.bottom = op.index - 1
@@ -263,13 +273,16 @@ cdef bint walk_down(operation_t *op) noexcept nogil:
                 status == FLT_PREOP_SYNCHRONIZE:
             layer.post_owed = status != FLT_PREOP_SUCCESS_NO_CALLBACK and callback.post is not NULL
             if op.data.Flags & <uint32_t>FLTFL_CALLBACK_DATA_DIRTY:
+                op.shown.MajorFunction = major
+                op.shown.TargetFileObject = op.current.TargetFileObject
+                owner_enter(op)
                 if not save_parameters(layer, &op.current):
+                    owner_leave(op)
                     op.data.IoStatus.Status = STATUS_FLT_INTERNAL_ERROR
                     op.bottom = op.index        # its own post still has its context to free
                     return always_goes_on(op)
-                op.shown.MajorFunction = major
-                op.shown.TargetFileObject = op.current.TargetFileObject
                 op.current = op.shown
+                owner_leave(op)
             continue
         if status == FLT_PREOP_COMPLETE:
             if always_goes_on(op):              # hidden from the layers below; the base does its part (F2)
@@ -344,21 +357,66 @@ cdef void walk_up(operation_t *op) noexcept nogil:
             refuse_made_up(op)
 
 
+cdef void drain_post(operation_t *op, int layer) noexcept nogil:
+    """Calls a layer's post callback early, on a copy: the operation goes on without it (A3.10)."""
+    cdef const callback_t *callback = &op.list.callbacks[layer]
+    cdef FLT_RELATED_OBJECTS related = callback.instance.Related
+    cdef int index = op.index
+    cdef int i, status
+    cdef operation_t copy
+    op.layers[layer].post_owed = 0
+    memset(&copy, 0, <char *>copy.inline_layers - <char *>&copy)
+    copy.data = op.data
+    copy.volume = op.volume
+    copy.list = op.list
+    copy.request = op.request
+    copy.buffer_owner = op.buffer_owner
+    copy.buffer_read_only = op.buffer_read_only
+    copy.keep = op.keep
+    copy.layers = copy.inline_layers
+    copy.state = OPERATION_GOING_UP
+    copy.current = op.current
+    for i in range(layer + 1, index):                    # as the layer received them: the first below that kept its own
+        if op.layers[i].parameters is not NULL:
+            copy.current = op.layers[i].parameters[0]
+            break
+    copy.shown = copy.current
+    copy.shown.TargetInstance = callback.instance
+    copy.data.Iopb = &copy.shown
+    copy.data.Flags &= ~<uint32_t>FLTFL_CALLBACK_DATA_DIRTY
+    copy.data.Flags |= <uint32_t>FLTFL_CALLBACK_DATA_DRAINING_IO | <uint32_t>FLTFL_CALLBACK_DATA_POST_OPERATION
+    copy.data.IoStatus.Status = STATUS_FLT_POST_OPERATION_CLEANUP
+    copy.data.IoStatus.Information = 0
+    related.FileObject = copy.current.TargetFileObject
+    revert_to_self()
+    status = callback.post(&copy.data, &related, op.layers[layer].context, FLTFL_POST_OPERATION_DRAINING)
+    if status != FLT_POSTOP_FINISHED_PROCESSING and (status != RAISED or callback.post is not python_post):
+        with gil:
+            report_misuse(callback, &copy, "post", status)
+
+
+cdef inline void set_state(operation_t *op, operation_state_t state) noexcept nogil:
+    """What was done to the layers before is seen by whoever sees the new state."""
+    come_to(<int *>&op.state, <int>state)
+
+
 cdef int operation_run(operation_t *op) noexcept nogil:
     if op.state == OPERATION_GOING_DOWN:
         if op.list is NULL or walk_down(op):
-            op.state = OPERATION_AT_BASE
+            set_state(op, OPERATION_AT_BASE)
         else:
-            op.state = OPERATION_GOING_UP
+            set_state(op, OPERATION_GOING_UP)
     if op.state == OPERATION_AT_BASE:
         op.volume.base(op)
         if op.would_block == 2:
             return 0
-        op.state = OPERATION_GOING_UP
+        set_state(op, OPERATION_GOING_UP)
     if op.state == OPERATION_GOING_UP:
         if op.list is not NULL:
+            owner_enter(op)
             walk_up(op)
-        op.state = OPERATION_DONE
+            owner_leave(op)
+        set_state(op, OPERATION_DONE)
     return 1
 
 
@@ -393,7 +451,7 @@ cdef void operation_base(operation_t *op) noexcept nogil:
     """The base's part alone, waiting as long as it takes; then operation_run() goes on with the post callbacks."""
     op.would_block = 0
     op.volume.base(op)
-    op.state = OPERATION_GOING_UP
+    set_state(op, OPERATION_GOING_UP)
 
 
 cdef void operation_run_below(operation_t *op, const FLT_INSTANCE *above) noexcept nogil:
@@ -432,7 +490,7 @@ cdef void report_misuse(const callback_t *callback, operation_t *op, str routine
 
 cdef void count_error(FLT_INSTANCE *instance):
     if stackfs_count(&instance.Errors) == error_limit:
-        stackfs_raise_flag(&instance.Failed)
+        stackfs_raise_flag(&instance.Failed, INSTANCE_FAILED)
         try:
             (<object>instance.Object).error_limit_reached()
         except BaseException:
@@ -614,7 +672,7 @@ cdef class InstanceEntry:
     @property
     def failed(self):
         """True once its callbacks have raised too often: the operations it registers answer EIO (or pass it by)."""
-        return stackfs_flag(&self.instance.Failed) != 0
+        return stackfs_flag(&self.instance.Failed) & INSTANCE_FAILED != 0
 
     @property
     def errors(self):
@@ -623,7 +681,7 @@ cdef class InstanceEntry:
 
     def mark_failed(self):
         """Treat the instance as failed from now on."""
-        stackfs_raise_flag(&self.instance.Failed)
+        stackfs_raise_flag(&self.instance.Failed, INSTANCE_FAILED)
 
 
 cdef FLT_INSTANCE *instance_pointer(object entry) except NULL:
@@ -634,6 +692,9 @@ cdef class _Retired:
     """A replaced list, and the instances it points to, until nobody walks it any more."""
     cdef callback_list_t *callbacks
     cdef list entries
+
+    cdef bint has(self, const FLT_INSTANCE *instance):
+        return self.callbacks is not NULL and position_of(self.callbacks, instance) >= 0
 
     cdef bint settled(self):
         if self.callbacks is NULL:
@@ -676,6 +737,7 @@ cdef class Stack:
             if compare_altitudes(other.instance.Altitude, entry.instance.Altitude) > 0:
                 position += 1
         entry.instance.Related.Volume = &self.volume
+        stackfs_set_flag(&entry.instance.Failed, entry.instance.Failed & INSTANCE_FAILED)
         self.entries.insert(position, entry)
         try:
             self.publish_for(entry)
@@ -684,8 +746,8 @@ cdef class Stack:
             raise
 
     def remove(self, InstanceEntry entry not None):
-        """Take an instance out: operations that begin from now on do not see it. Those under way still may: wait until
-        drained() before it is torn down."""
+        """Take an instance out: operations that begin from now on do not see it, nor do those that have not come to it.
+        Others still use it: wait until drain() says that none does."""
         cdef int position = self.entries.index(entry)
         self.entries.remove(entry)
         try:
@@ -693,6 +755,31 @@ cdef class Stack:
         except BaseException:
             self.entries.insert(position, entry)
             raise
+        stackfs_raise_flag(&entry.instance.Failed, INSTANCE_LEAVING)
+        with nogil:
+            all_threads_see()
+
+    def drain(self, InstanceEntry leaving not None, bint early=False) -> int:
+        """How many operations still use an instance that has been removed. early: what it is owed the post of, and what
+        it has not changed, is given to its post callback now, as drained (A3.10), and not counted. Any thread."""
+        cdef list retired = []
+        cdef _Retired one
+        cdef long users = 0
+        cdef call_post_function call_post = NULL
+        if early:
+            call_post = drain_post
+        for one in self.retired:
+            if one.has(&leaving.instance):
+                stackfs_add(&one.callbacks.references, 1)    # another thread may look whether it is settled
+                retired.append(one)
+        try:
+            for one in retired:
+                with nogil:
+                    users += drain_list(&self.volume, one.callbacks, &leaving.instance, call_post)
+        finally:
+            for one in retired:
+                stackfs_add(&one.callbacks.references, -1)
+        return users
 
     cdef publish_for(self, InstanceEntry entry):
         """All of its operations' lists, or, where memory runs out, none."""
@@ -715,6 +802,7 @@ cdef class Stack:
                     free(new[i])
                 raise MemoryError()
             new[major].references = 1
+            new[major].operations = NULL
             new[major].count = 0
             for other in self.entries:
                 if other.operations[major].instance is not NULL:

@@ -18,6 +18,15 @@ cdef extern from *:
     #define store_count(at, value)  __atomic_store_n(at, value, __ATOMIC_RELAXED)
     #define count_one(at)           ((void)__atomic_fetch_add(at, 1, __ATOMIC_RELAXED))
 
+    /* For a few instructions, never across a call. */
+    #if !defined(__x86_64__) && !defined(__i386__)
+    #define __builtin_ia32_pause() ((void)0)
+    #endif
+    static inline void stackfs_spin_lock(int *lock) {
+        while (__atomic_exchange_n(lock, 1, __ATOMIC_ACQUIRE)) __builtin_ia32_pause();
+    }
+    static inline void stackfs_spin_unlock(int *lock) { __atomic_store_n(lock, 0, __ATOMIC_RELEASE); }
+
     /* `with gil` in a thread that Python did not start makes a new thread state every time: threading.local and
      * contextvars of a callback would not live from one request to the next. So a thread of the core takes one before it
      * first runs the stack, and keeps it, without the GIL, until it ends. */
@@ -54,6 +63,8 @@ cdef extern from *:
     uint64_t load_count(uint64_t *at) nogil
     void store_count(uint64_t *at, uint64_t value) nogil
     void count_one(uint64_t *at) nogil
+    void stackfs_spin_lock(int *lock) nogil
+    void stackfs_spin_unlock(int *lock) nogil
     void python_attach() nogil
     void python_detach() nogil
 

@@ -72,11 +72,15 @@ class Operation:
 class Filter:
     """A filter: one object for all its instances, made when it is loaded.
 
+    The methods below are called in threads of their own, never in the one that serves requests: they may wait.
+
     `options` holds the values of the manifest's options for the instance that caused the load; each Instance has its
     own in `instance.options`.
     """
 
     operations: tuple[Operation, ...] = ()
+    flags: int = 0
+    """FLTFL_REGISTRATION_* bits: DO_NOT_SUPPORT_SERVICE_STOP makes `stackfs stop` refuse (A2.9)."""
     native: NativeOperations | None = None
     """Native filters: callbacks in C, called without the GIL."""
 
@@ -98,6 +102,8 @@ class Filter:
     def instance_setup(self, instance: Instance, flags: int) -> int:
         """Asked before the filter is attached to a volume (A3). flags: FLTFL_INSTANCE_SETUP_* bits.
 
+        From here on `instance.at_end(routine)` gives what is to be called when the instance is gone.
+
         Anything but success, STATUS_FLT_DO_NOT_ATTACH for one, refuses.
         """
         return STATUS_SUCCESS
@@ -113,10 +119,37 @@ class Filter:
         """No callback of the instance runs, or ever will. Free what it holds."""
 
 
+class LegacyFilter(Filter):
+    """A filter as they were before the Filter Manager, to try the company of one (A1.11).
+
+    It is loaded and never unloaded, lies on top of what is there when it comes, sees every operation, and passes each
+    on: what its methods return is not looked at.
+    """
+
+    def dispatch(self, data: CallbackData, instance: Instance) -> None:
+        """An operation on its way down."""
+
+    def completed(self, data: CallbackData, instance: Instance) -> None:
+        """The same on its way up."""
+
+    def dispatch_and_pass_on(self, data: CallbackData, instance: Instance) -> int:
+        self.dispatch(data, instance)
+        return _constants.PreopStatus.FLT_PREOP_SUCCESS_WITH_CALLBACK
+
+    def complete_and_pass_on(self, data: CallbackData, instance: Instance, context: object, flags: int) -> int:
+        self.completed(data, instance)
+        return _constants.PostopStatus.FLT_POSTOP_FINISHED_PROCESSING
+
+
+FLTFL_REGISTRATION_DO_NOT_SUPPORT_SERVICE_STOP = 0x1
+FLTFL_REGISTRATION_SUPPORT_NPFS_MSFS = 0x2
+FLTFL_REGISTRATION_SUPPORT_DAX_VOLUME = 0x4
+FLTFL_REGISTRATION_SUPPORT_WCOS = 0x8
 FLTFL_FILTER_UNLOAD_MANDATORY = 0x1
 FLTFL_INSTANCE_SETUP_AUTOMATIC_ATTACHMENT = 0x1
 FLTFL_INSTANCE_SETUP_MANUAL_ATTACHMENT = 0x2
 FLTFL_INSTANCE_SETUP_NEWLY_MOUNTED_VOLUME = 0x4
+FLTFL_INSTANCE_SETUP_DETACHED_VOLUME = 0x8
 FLTFL_INSTANCE_TEARDOWN_MANUAL = 0x1
 FLTFL_INSTANCE_TEARDOWN_FILTER_UNLOAD = 0x2
 FLTFL_INSTANCE_TEARDOWN_MANDATORY_FILTER_UNLOAD = 0x4
@@ -147,11 +180,18 @@ for _enum in (
 globals().update(_named)
 STATUS_SUCCESS = 0
 
+LegacyFilter.operations = tuple(
+    Operation(value, "dispatch_and_pass_on", "complete_and_pass_on" if name != "IRP_MJ_SHUTDOWN" else None)
+    for name, value in _named.items()
+    if name.startswith("IRP_MJ_") and name not in ("IRP_MJ_POWER", "IRP_MJ_DEVICE_CHANGE")
+)
+
 __all__ = [
     "FILTER_ABI",
     "CallbackData",
     "DirectoryEntry",
     "Filter",
+    "LegacyFilter",
     "Operation",
     "from_errno",
     "is_success",

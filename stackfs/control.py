@@ -110,6 +110,10 @@ class FilterRow(msgspec.Struct):
     start: Name = ""
     on_error: Name = ""
     failed: bool | Count = False
+    state: Name = ""
+    """"Registered" (not started), "Filtering" or "Unloading"."""
+    held_by: list[Line] = []
+    """What an unload under way waits for."""
 
 
 class InstanceRow(msgspec.Struct):

@@ -257,22 +257,21 @@ class Mounted:
             with trio.CancelScope(shield=True):
                 if self.device is not None:
                     await trio.to_thread.run_sync(self._let_go)
-                await self.manager.remove_volume(self.volume)
+                for volume in reversed(self.manager.volumes[:]):
+                    await self.manager.remove_volume(volume)
             log.info("ended", volume=self.config.volume_name, mountpoint=self.config.mountpoint)
 
     # --- start ------------------------------------------------------------------------------------------------------
 
     async def _attach(self) -> None:
-        """The configured instances; then one open of the root through the stack, so that they have seen the volume."""
+        """The further volumes, the configured instances; then one open of the root: they have seen the volume."""
         flags = api.FLTFL_INSTANCE_SETUP_AUTOMATIC_ATTACHMENT | api.FLTFL_INSTANCE_SETUP_NEWLY_MOUNTED_VOLUME
-        await self.manager.attach_configured(self.volume, self.config.instances, flags)
-        try:
-            opened = self.core.request(27, 1).do()
-            self.core.request(29, 1, fh=opened.fh).do()
-        except OSError as error:
-            raise StackfsError(
-                f"the filters do not let the root of {self.config.source} be opened: {error.strerror}", ExitCode.REFUSED
-            ) from error
+        specs = self.config.instances
+        await self.manager.load_configured(specs)
+        for name, source in self.config.further_volumes:
+            await self.manager.open_volume(name, source, [each for each in specs if each.volume == name])
+        await self.manager.attach_configured(self.volume, [each for each in specs if each.volume is None], flags)
+        await self.manager.open_root(self.volume)
 
     async def _mount(self, nursery: trio.Nursery) -> None:
         from stackfs import irp_lane
@@ -305,6 +304,7 @@ class Mounted:
             self.device.start()
             self.volume.invalidate = self._invalidate
             self.volume.write_back = self._write_back
+            self.volume.is_mounted = self._is_mounted
             nursery.start_soon(self._serve_lane)
             nursery.start_soon(self._watch_end)
             nursery.start_soon(self._watch_deadlocks)
@@ -398,11 +398,14 @@ class Mounted:
         if mounting.mount_at(self.config.mountpoint) is not None and mounting.is_stale(self.config.mountpoint):
             self._unmount_for_good()
 
+    def _is_mounted(self) -> bool:
+        mount = mounting.mount_at(self.config.mountpoint)
+        ours = self.config.options.fsname or self.config.source
+        return mount is not None and mount.is_stackfs and mount.source == ours
+
     def _unmount_for_good(self) -> None:
         try:
-            mount = mounting.mount_at(self.config.mountpoint)
-            ours = self.config.options.fsname or self.config.source
-            if mount is not None and mount.is_stackfs and mount.source == ours:
+            if self._is_mounted():
                 mounting.unmount(self.config.mountpoint, lazy=True)
         except StackfsError as error:
             log.warning("the mount is left behind", mountpoint=self.config.mountpoint, reason=error.message)
@@ -550,8 +553,10 @@ class Mounted:
             "known_inodes": self.core.known_inodes,
             "cached_descriptors": self.core.cached_descriptors,
             "max_write": device.max_write,
+            "further_volumes": [volume.name for volume in self.manager.volumes if volume is not self.volume],
             "instances": len(self.volume.instances),
             "failed_instances": [instance.name for instance in self.volume.instances if instance.failed],
+            "unloading": {row["name"]: row["held_by"] for row in self.manager.filters() if row["state"] == "Unloading"},
         }
 
 

@@ -1,7 +1,7 @@
 """Where filters come from: drop-ins are found here, and none is imported to be found.
 
-A drop-in is one file, ``NAME.py``, or a package, ``NAME/__init__.py``, with a MANIFEST in it (stackfs/manifest.py). It
-is looked for, in this order, in
+A drop-in is one file, ``NAME.py``, or a package, ``NAME/__init__.py``, with a MANIFEST in it (stackfs/manifest.py), or
+without one and with a Windows INF, ``NAME.inf``, beside it (stackfs/inf.py). It is looked for, in this order, in
 
 1. the directories given by ``-o filterdir=`` (and a volume TOML's ``filterdir``), in the order given,
 2. the entry points of the group ``stackfs.filters``: each names a module of an installed distribution, which is located
@@ -9,7 +9,7 @@ is looked for, in this order, in
 3. the installation's own ``filters/`` directory: what is shipped is found exactly as a stranger's is.
 
 A filter goes by its manifest's name; the file's name does not matter. The first of a name wins, a later one is
-reported. A Python file without a MANIFEST is not a drop-in. Names that begin with ``_`` or ``.`` are passed over.
+reported. A Python file with neither is not a drop-in. Names that begin with ``_`` or ``.`` are passed over.
 
 Every file is opened through stackfs/trust.py, and its source is kept in what is found: the code that is later run is
 the text that was checked and whose manifest was read. Nothing is cached: a file dropped in is found by the next look.
@@ -27,6 +27,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from stackfs import inf
 from stackfs.errors import ExitCode, FilterImageError, FilterNotFoundError, StackfsError
 from stackfs.manifest import Manifest, parse_manifest
 from stackfs.trust import open_resolved, read_trusted
@@ -40,7 +41,7 @@ class Found:
 
     manifest: Manifest
     path: str
-    """The file that holds the manifest."""
+    """The drop-in's file. The manifest is in it, or in an INF beside it (manifest.file says which)."""
     source: bytes = dataclasses.field(repr=False)
     """That file's bytes, read from the descriptor that was checked."""
     module: str
@@ -148,7 +149,7 @@ def _search(filter_dirs: Sequence[str]) -> Iterator[Found | Problem]:
             continue
         try:
             source = read_trusted(each.path)
-            manifest = parse_manifest(source, each.path)
+            manifest = parse_manifest(source, each.path) or _manifest_of_inf(f"{each.base}.inf")
         except StackfsError as error:
             if not (each.package and error.exit_code is ExitCode.NOT_FOUND):  # a directory that is no package
                 yield Problem(each.path, each.stem, error)
@@ -157,6 +158,17 @@ def _search(filter_dirs: Sequence[str]) -> Iterator[Found | Problem]:
             yield _found(each, manifest, source)
         elif each.origin == "entry point":
             yield Problem(each.path, each.stem, FilterImageError(f"{each.path}: an entry point without a MANIFEST"))
+
+
+def _manifest_of_inf(path: str) -> Manifest | None:
+    """The manifest that an INF beside a drop-in gives; None: there is none."""
+    try:
+        data = read_trusted(path)
+    except StackfsError as error:
+        if error.exit_code is ExitCode.NOT_FOUND:
+            return None
+        raise
+    return inf.manifest(data, path)
 
 
 def _found(candidate: _Candidate, manifest: Manifest, source: bytes) -> Found:

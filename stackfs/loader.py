@@ -29,7 +29,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from types import CodeType, ModuleType
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from stackfs.discovery import Found, installation_directory
 from stackfs.errors import ExitCode, FilterEntryError, FilterImageError, FltError, StackfsError
@@ -37,6 +37,7 @@ from stackfs.trust import open_trusted, read_trusted
 
 if TYPE_CHECKING:
     from stackfs.api import Filter
+    from stackfs.driver_object import DriverEntryRoutine
 
 _loading = threading.RLock()
 _roots: dict[str, str] = {}
@@ -182,8 +183,8 @@ def install() -> None:
             _roots.setdefault("stackfs.filters", directory)
 
 
-def load(found: Found) -> type[Filter]:
-    """The filter's class, its module imported and its registration checked.
+def load(found: Found) -> type[Filter] | DriverEntryRoutine:
+    """The filter's class, or its DriverEntry; its module is imported, a class's registration checked.
 
     FltError (FilterImageError, FilterEntryError): one line: file, field or line, reason; nothing is left behind.
     """
@@ -198,7 +199,7 @@ def load(found: Found) -> type[Filter]:
         _sources[found.module] = (found.path, found.source)
         try:
             module = _import(found, found.module)
-            return check_registration(found, module)
+            return _entry(found, module)
         except BaseException:
             unload(found)
             raise
@@ -270,28 +271,61 @@ def _where(found: Found, error: BaseException) -> str:
     return place
 
 
-def check_registration(found: Found, module: ModuleType) -> type[Filter]:
-    """The class that the manifest names, its registration held against the rules. FilterImageError: what is wrong."""
+def _own_filters(found: Found, module: ModuleType) -> list[str]:
+    """Names of the subclasses of Filter that a drop-in's module defines, or takes from its own package."""
+    from stackfs import api
+
+    names: dict[type, str] = {}
+    for name, each in vars(module).items():
+        if isinstance(each, type) and issubclass(each, api.Filter) and found.module in _enclosing(each.__module__):
+            names.setdefault(each, name)
+    return list(names.values())
+
+
+def _entry(found: Found, module: ModuleType) -> type[Filter] | DriverEntryRoutine:
+    """The class that the manifest names, or the only one there is, or else DriverEntry (A2.13)."""
     from stackfs import api
 
     wanted = found.manifest.filter
-
-    def refuse(field: str, reason: str) -> NoReturn:
-        raise FilterImageError(f"{found.path}: {field}: {reason}")
-
+    if not wanted:
+        names = _own_filters(found, module)
+        entry = vars(module).get("DriverEntry")
+        if not names and callable(entry):
+            if inspect.iscoroutinefunction(entry):
+                refuse(found, "DriverEntry", "is async; it must be a plain function")
+            return cast("DriverEntryRoutine", entry)
+        if len(names) > 1:
+            refuse(found, "filter", f"name one of {', '.join(names)} in the manifest")
+        if not names:
+            refuse(found, "filter", "the module has no subclass of Filter, and no DriverEntry")
+        wanted = names[0]
     cls = vars(module).get(wanted)
     if cls is None:
-        refuse("filter", f"the module has no class {wanted!r}")
+        refuse(found, "filter", f"the module has no class {wanted!r}")
     if not (isinstance(cls, type) and issubclass(cls, api.Filter)):
-        refuse("filter", f"{wanted!r} is not a subclass of stackfs.api.Filter")
+        refuse(found, "filter", f"{wanted!r} is not a subclass of stackfs.api.Filter")
+    check_registration(found, wanted, cls)
+    return cls
+
+
+def refuse(found: Found, field: str, reason: str) -> NoReturn:
+    raise FilterImageError(f"{found.path}: {field}: {reason}")
+
+
+def check_registration(found: Found, wanted: str, cls: type[Filter] | Filter) -> None:
+    """Holds a filter's registration against the rules. wanted: what to call it. FilterImageError: what is wrong."""
+    from stackfs import api
+
+    if isinstance(cls.flags, bool) or not isinstance(cls.flags, int) or not 0 <= cls.flags <= 0xF:
+        refuse(found, f"{wanted}.flags", f"{cls.flags!r} has bits that are no FLTFL_REGISTRATION_ flag")
     for name in _NOTIFICATIONS:
         callback = getattr(cls, name, None)
         if not (callback is None or callable(callback)):
-            refuse(f"{wanted}.{name}", "must be a method, or None")
+            refuse(found, f"{wanted}.{name}", "must be a method, or None")
         if inspect.iscoroutinefunction(callback):
-            refuse(f"{wanted}.{name}", "is async; it must be a plain method")
+            refuse(found, f"{wanted}.{name}", "is async; it must be a plain method")
     if not isinstance(cls.operations, (tuple, list)):
-        refuse(f"{wanted}.operations", "must be a tuple of Operation")
+        refuse(found, f"{wanted}.operations", "must be a tuple of Operation")
     majors = {int(value): name for name, value in vars(api).items() if name.startswith("IRP_MJ_")}
     flags = 0
     for name, value in vars(api).items():
@@ -301,27 +335,27 @@ def check_registration(found: Found, module: ModuleType) -> type[Filter]:
     for index, each in enumerate(cls.operations):
         field = f"{wanted}.operations[{index}]"
         if not isinstance(each, api.Operation):
-            refuse(field, f"{each!r} is not an Operation")
+            refuse(found, field, f"{each!r} is not an Operation")
         if isinstance(each.major, bool) or not isinstance(each.major, int) or each.major not in majors:
-            refuse(f"{field}.major", f"{each.major!r} is not an IRP_MJ_ operation")
+            refuse(found, f"{field}.major", f"{each.major!r} is not an IRP_MJ_ operation")
         operation = majors[int(each.major)]
         if operation in _UNREGISTRABLE:
-            refuse(f"{field}.major", f"{operation} cannot be registered")
+            refuse(found, f"{field}.major", f"{operation} cannot be registered")
         if each.major in seen:
-            refuse(f"{field}.major", f"{operation} is registered twice")
+            refuse(found, f"{field}.major", f"{operation} is registered twice")
         seen.add(int(each.major))
         if isinstance(each.flags, bool) or not isinstance(each.flags, int) or each.flags & ~flags:
-            refuse(f"{field}.flags", f"{each.flags!r} has bits that are no registration flag (they are {flags:#x})")
+            reason = f"{each.flags!r} has bits that are no registration flag (they are {flags:#x})"
+            refuse(found, f"{field}.flags", reason)
         if operation == "IRP_MJ_SHUTDOWN" and each.post is not None:
-            refuse(f"{field}.post", "IRP_MJ_SHUTDOWN has no post-operation callback")
+            refuse(found, f"{field}.post", "IRP_MJ_SHUTDOWN has no post-operation callback")
         for kind, method in (("pre", each.pre), ("post", each.post)):
             if method is None:
                 continue
             if not isinstance(method, str):
-                refuse(f"{field}.{kind}", f"must be a method's name or None, not {method!r}")
+                refuse(found, f"{field}.{kind}", f"must be a method's name or None, not {method!r}")
             callback = getattr(cls, method, None)
             if not callable(callback):
-                refuse(f"{field}.{kind}", f"{wanted} has no method {method!r}")
+                refuse(found, f"{field}.{kind}", f"{wanted} has no method {method!r}")
             if inspect.iscoroutinefunction(callback):
-                refuse(f"{field}.{kind}", f"{method!r} is async; this release calls plain methods only")
-    return cls
+                refuse(found, f"{field}.{kind}", f"{method!r} is async; this release calls plain methods only")

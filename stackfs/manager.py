@@ -1,19 +1,24 @@
-"""The Filter Manager: filters, volumes and instances, and what may happen to them (docs/semantics.md, A1 to A3).
+"""The Filter Manager: what happens to filters, volumes and instances, in which order (docs/semantics.md, A1 to A3).
 
 A filter is loaded once per process; an instance is its attachment to one volume at one altitude. Everything here runs
-on the trio thread. Loading, attaching, detaching and unloading are done one at a time, under one lock; they wait,
-without holding up the drive, until operations that still walk a replaced callback list have let go.
+on the trio thread, but for the filters' own routines: DriverEntry, the unload callback and the instances' notifications
+run in threads, since they may wait, and the loop waits for nobody. No lock is held meanwhile. What is decided between
+two awaits is decided at once, and what takes longer is a state of the object (stackfs/filter_objects.py): a name that
+is being loaded, an instance that is being set up or torn down, a filter that is being unloaded, each of which others
+meet with the status that FltMgr would give.
 
 An instance leaves in this order: query-teardown (manual detach only), out of the callback lists, teardown-start, wait
-until no operation uses it, teardown-complete, forgotten. Nothing of that is left to the garbage collector.
+until no operation uses it, teardown-complete, its contexts, gone. A filter leaves when its instances have, and when
+nothing holds a reference on it or them. Nothing of that is left to the garbage collector.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import structlog
 import trio
@@ -21,9 +26,13 @@ import trio
 from stackfs import api, discovery, loader
 from stackfs.altitude import AltitudeError, sort_key
 from stackfs.cext.requests import Volume as CoreVolume
-from stackfs.cext.stack import InstanceEntry
+from stackfs.driver_object import DriverObject
 from stackfs.errors import ExitCode, FltError, StackfsError
-from stackfs.manifest import Manifest
+from stackfs.filter_objects import FilterState, FltObject, Instance, InstanceState, LoadedFilter, Volume
+from stackfs.frames import BetweenLegacyFilters, DeviceStack
+from stackfs.manifest import START_TYPES
+
+__all__ = ["FilterManager", "Instance", "LoadedFilter", "Volume", "current", "running"]
 
 log = structlog.get_logger("stackfs.manager")
 
@@ -42,145 +51,52 @@ TOUCHES_CACHES = frozenset(
 SUPPORTED_FS_FEATURES_BYPASS_IO = 0x8
 """In the column SprtFtrs of `fltmc instances`."""
 
-DRAIN_POLL = 0.0005
-"""Seconds between two looks at whether a replaced callback list is still in use."""
+DRAIN_POLL, DRAIN_POLL_AT_MOST = 0.0005, 0.02
+"""Seconds between two looks at whether operations still use what has been taken out; from the first to the last."""
 
-STATUS_FAILED_DRIVER_ENTRY = 0xC0000365
+DRAIN_AFTER = 0.2
+"""Seconds that operations have to finish by themselves before an instance that leaves gives its posts up (A3.10)."""
 
+PATIENCE = 2.0
+"""Seconds after which an unload that waits for references says so in the log."""
 
-class Instance:
-    """One attachment of a filter to a volume. Callbacks get it as `objects`."""
+OPENDIR, RELEASEDIR = 27, 29
+"""Requests, as FUSE numbers them."""
 
-    def __init__(self, filter: LoadedFilter, volume: Volume, name: str, altitude: str, options: dict[str, Any]) -> None:
-        self.filter = filter
-        self.volume = volume
-        self.name = name
-        self.altitude = altitude
-        self.options = options
-        self.context: Any = None
-        """The filter's own."""
-        operations, native = filter.object.operations_for(options)
-        self.entry = InstanceEntry(
-            self,
-            name,
-            altitude,
-            filter.name,
-            [
-                (
-                    operation.major,
-                    operation.flags,
-                    getattr(filter.object, operation.pre) if operation.pre else None,
-                    getattr(filter.object, operation.post) if operation.post else None,
-                )
-                for operation in operations
-            ],
-            native,
-            filter.manifest.on_error == "pass",
-        )
+T = TypeVar("T")
 
-    @property
-    def failed(self) -> bool:
-        return self.entry.failed
+_AGREES = frozenset(
+    {
+        api.Filter.filter_unload,
+        api.Filter.instance_setup,
+        api.Filter.instance_query_teardown,
+        api.Filter.instance_teardown_start,
+        api.Filter.instance_teardown_complete,
+    }
+)
+"""What a filter inherits: it need not be asked."""
 
-    @property
-    def sees_data(self) -> bool:
-        return not {api.IRP_MJ_READ, api.IRP_MJ_WRITE}.isdisjoint(self.entry.registered)
-
-    @property
-    def sees_locks(self) -> bool:
-        return api.IRP_MJ_LOCK_CONTROL in self.entry.registered
-
-    @property
-    def blocks_bypass(self) -> bool:
-        """It wants to see reads or writes, and does not say that it can do without those of bypassed opens."""
-        return self.sees_data and self.filter.manifest.bypass != "supported"
-
-    # Asked by the stack, on whatever thread the callback ran.
-
-    def callback_raised(self, routine: str, major: int, path: str, error: BaseException) -> None:
-        log.error(
-            "a callback raised",
-            filter=self.filter.name,
-            instance=self.name,
-            operation=api.major_name(major),
-            routine=routine,
-            path=path,
-            error=f"{type(error).__name__}: {error}",
-            outcome="passed by" if self.filter.manifest.on_error == "pass" else "EIO",
-        )
-
-    def callback_misused(self, routine: str, major: int, path: str, status: int) -> None:
-        log.error(
-            "a callback broke the rules",
-            filter=self.filter.name,
-            instance=self.name,
-            operation=api.major_name(major),
-            routine=routine,
-            path=path,
-            error=f"it returned {status}, which is not legal here; pending is not in this release",
-            outcome="passed by" if self.filter.manifest.on_error == "pass" else "EIO",
-        )
-
-    def error_limit_reached(self) -> None:
-        passes = self.filter.manifest.on_error == "pass"
-        log.error(
-            "an instance failed too often",
-            filter=self.filter.name,
-            instance=self.name,
-            outcome="detached" if passes else "the operations it registers answer EIO; detach it, or load it again",
-        )
-        if passes:
-            self.volume.manager.detach_soon(self)
+_threads = trio.CapacityLimiter(1000)
+_current: FilterManager | None = None
 
 
-class LoadedFilter:
-    """A filter that is loaded: its class's one object, and its instances."""
-
-    def __init__(self, found: discovery.Found, filter_object: api.Filter) -> None:
-        self.found = found
-        self.object = filter_object
-        self.instances: list[Instance] = []
-
-    @property
-    def name(self) -> str:
-        return self.found.manifest.name
-
-    @property
-    def manifest(self) -> Manifest:
-        return self.found.manifest
+def current() -> FilterManager:
+    """The manager that runs in this process. FltError: STATUS_FLT_NOT_INITIALIZED, there is none. Any thread."""
+    if _current is None:
+        raise FltError(api.STATUS_FLT_NOT_INITIALIZED, "no filter manager runs in this process")
+    return _current
 
 
-class Volume:
-    """A backing directory with a stack over it; mounted, or held without a mount (mountpoint "")."""
-
-    def __init__(self, manager: FilterManager, name: str, mountpoint: str, source: str, core: CoreVolume) -> None:
-        self.manager = manager
-        self.name = name
-        self.mountpoint = mountpoint
-        self.source = source
-        self.core = core
-        self.instances: list[Instance] = []
-        """Highest altitude first."""
-        self.invalidate: Callable[[], Awaitable[None]] | None = None
-        """Makes the kernel forget what it cached; set by whoever mounted the volume."""
-        self.write_back: Callable[[], Awaitable[None]] | None = None
-        """Makes the kernel write the page cache's dirty pages; set by whoever mounted the volume."""
-
-    def settle_bypass(self) -> None:
-        """Opens may be bypassed while no instance stands in the way."""
-        self.core.allow_bypass(not any(instance.blocks_bypass for instance in self.instances))
-
-    def settle_timeouts(self) -> None:
-        """Zero while an instance sees lookups and its answers may change by themselves (DESIGN: Caches)."""
-        self.core.stack.names_or_data_filtered = any(
-            instance.filter.manifest.answers != "cacheable"
-            and {api.IRP_MJ_QUERY_OPEN, api.IRP_MJ_NETWORK_QUERY_OPEN} & set(instance.entry.registered)
-            for instance in self.instances
-        )
+async def _in_thread(routine: Callable[..., T], *arguments: Any) -> T:
+    """Runs a filter's own routine, which may wait; one that waits for ever does not keep the process from ending."""
+    return await trio.to_thread.run_sync(routine, *arguments, limiter=_threads, abandon_on_cancel=True)
 
 
 class FilterManager:
-    """All filters and volumes of this process. Its methods raise FltError with the status that FltMgr would give."""
+    """All filters and volumes of this process. Its methods raise FltError with the status that FltMgr would give.
+
+    They are called on trio's thread, but for call(), call_sync(), filter() and volume(): any thread.
+    """
 
     def __init__(
         self,
@@ -193,9 +109,45 @@ class FilterManager:
         self.manual_instances = list(manual_instances)
         self.loaded: dict[str, LoadedFilter] = {}
         self.volumes: list[Volume] = []
-        self._lock = trio.Lock()
-        self._detach_send, self._detach_receive = trio.open_memory_channel[Instance](math.inf)
+        self.frames = DeviceStack()
+        self._loading: set[str] = set()
+        self._jobs_send, self._jobs_receive = trio.open_memory_channel[Callable[[], Awaitable[object]]](math.inf)
         self._token: trio.lowlevel.TrioToken | None = None
+
+    # --- from other threads --------------------------------------------------------------------------------------
+
+    def call(self, routine: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+        """Have one of the manager's coroutines run, and wait for it: for the routines of the DDI.
+
+        FltError: what it raises; STATUS_FLT_NOT_INITIALIZED: the manager does not run (any more);
+        STATUS_POSSIBLE_DEADLOCK: this is the manager's own thread.
+        """
+        token = self._running_token()
+        if self._is_here(token):
+            raise FltError(api.STATUS_POSSIBLE_DEADLOCK, "the manager's own thread cannot wait for itself")
+        try:
+            return trio.from_thread.run(routine, *arguments, trio_token=token)
+        except trio.RunFinishedError:
+            raise FltError(api.STATUS_FLT_NOT_INITIALIZED, "the filter manager has ended") from None
+
+    def call_sync(self, routine: Callable[..., T], *arguments: Any) -> T:
+        """The same for what does not wait; on the manager's own thread too."""
+        token = self._running_token()
+        if self._is_here(token):
+            return routine(*arguments)
+        try:
+            return trio.from_thread.run_sync(routine, *arguments, trio_token=token)
+        except trio.RunFinishedError:
+            raise FltError(api.STATUS_FLT_NOT_INITIALIZED, "the filter manager has ended") from None
+
+    def _running_token(self) -> trio.lowlevel.TrioToken:
+        if self._token is None:
+            raise FltError(api.STATUS_FLT_NOT_INITIALIZED, "the filter manager does not run yet")
+        return self._token
+
+    @staticmethod
+    def _is_here(token: trio.lowlevel.TrioToken) -> bool:
+        return trio.lowlevel.in_trio_run() and trio.lowlevel.current_trio_token() is token
 
     # --- volumes ------------------------------------------------------------------------------------------------
 
@@ -206,164 +158,399 @@ class FilterManager:
         self.volumes.append(volume)
         return volume
 
+    async def open_volume(self, name: str, source: str, specs: Sequence[Any] | None = None) -> Volume:
+        """Hold a further volume, without a mount: a stack over a backing directory (A3.15).
+
+        Its instances are those of the specs (options.InstanceSpec), or else the automatic ones of every filter that is
+        loaded; then its root is opened once. StackfsError: it cannot be used, or a filter refuses; nothing is left.
+        """
+        try:
+            root = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise StackfsError(f"volume {name!r}: {source}: {error.strerror}", ExitCode.UNUSABLE) from None
+        volume = self.add_volume(name, "", source, CoreVolume(root))
+        try:
+            if specs is None:
+                for loaded in sorted(self.loaded.values(), key=lambda each: each.order, reverse=True):
+                    if loaded.state is FilterState.FILTERING:
+                        await self._attach_automatic(loaded, newly_mounted=volume)
+            else:
+                flags = api.FLTFL_INSTANCE_SETUP_AUTOMATIC_ATTACHMENT | api.FLTFL_INSTANCE_SETUP_NEWLY_MOUNTED_VOLUME
+                await self.attach_configured(volume, specs, flags)
+            await self.open_root(volume)
+        except BaseException:
+            await self.remove_volume(volume)
+            raise
+        return volume
+
+    @staticmethod
+    async def open_root(volume: Volume) -> None:
+        """The first operation on a volume: one CREATE of its root, through the stack (A3.3). StackfsError: a filter
+        refuses it."""
+
+        def opened() -> None:
+            handle = volume.core.request(OPENDIR, 1).do().fh
+            volume.core.request(RELEASEDIR, 1, fh=handle).do()
+
+        try:
+            await _in_thread(opened)
+        except OSError as error:
+            raise StackfsError(
+                f"the filters do not let the root of {volume.source} be opened: {error.strerror}", ExitCode.REFUSED
+            ) from error
+
     async def remove_volume(self, volume: Volume) -> None:
         """Dismount: every instance is torn down, the filters stay loaded, the core is closed."""
-        async with self._lock:
-            for instance in list(volume.instances):
-                await self._tear_down(instance, api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT)
-            self.volumes.remove(volume)
-            volume.core.close()
+        volume.rundown.run_down()
+        with trio.CancelScope(shield=True):
+            while volume.instances or volume.legacies or volume.unsettled:
+                for instance in self._in_order([*volume.instances, *volume.legacies, *volume.unsettled]):
+                    await self._tear_down(instance, api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT)
+            await self._end(volume)
+        self.volumes.remove(volume)
+        volume.core.close()
 
     def volume(self, name: str) -> Volume:
         """By name or mountpoint."""
-        for volume in self.volumes:
+        for volume in list(self.volumes):
             if name in (volume.name, volume.mountpoint):
                 return volume
         raise FltError(api.STATUS_FLT_VOLUME_NOT_FOUND, f"no volume {name!r} here", ExitCode.NOT_FOUND)
 
+    @staticmethod
+    def _in_order(instances: Iterable[Instance]) -> list[Instance]:
+        """As instances are set up and torn down: by their filters' default instances, then by their own altitudes."""
+        return sorted(instances, key=lambda each: (each.filter.order, sort_key(each.altitude)), reverse=True)
+
     # --- filters ------------------------------------------------------------------------------------------------
 
     def filter(self, name: str) -> LoadedFilter:
-        try:
-            return self.loaded[name]
-        except KeyError:
-            raise FltError(
-                api.STATUS_FLT_FILTER_NOT_FOUND, f"filter {name!r} is not loaded", ExitCode.NOT_FOUND
-            ) from None
+        found = self.loaded.get(name)
+        if found is not None and found.legacy is None:
+            return found
+        words = f"filter {name!r} is not loaded"
+        if found is not None:
+            words = f"{name!r} is a legacy filter, and none of the Filter Manager's: it stays where it is"
+        raise FltError(api.STATUS_FLT_FILTER_NOT_FOUND, words, ExitCode.NOT_FOUND)
 
     async def load(self, name: str, declined: list[str] | None = None) -> list[Instance]:
-        """FltLoadFilter: import it, make its object, attach its automatic instances to every volume. Returns those.
+        """FltLoadFilter: import it, start it, attach its automatic instances to every volume. Returns those.
 
         Errors: STATUS_IMAGE_ALREADY_LOADED, STATUS_OBJECT_NAME_NOT_FOUND, STATUS_INVALID_IMAGE_FORMAT,
-        STATUS_FAILED_DRIVER_ENTRY. An instance that does not attach is no error; why it did not is added to
-        `declined`.
+        STATUS_FAILED_DRIVER_ENTRY, STATUS_DRIVER_FAILED_PRIOR_UNLOAD (A2.3, A2.5). An instance that does not attach is
+        no error; why it did not is added to `declined`.
         """
-        async with self._lock:
-            if name in self.loaded:
-                raise FltError(api.STATUS_IMAGE_ALREADY_LOADED, f"filter {name!r} is loaded already")
-            loaded = self._load(name)
-            attached = []
-            for volume in list(self.volumes):
-                for definition in loaded.manifest.all_instances:
-                    if definition.attach != "automatic":
-                        continue
-                    try:
-                        attached.append(
-                            await self._attach(
-                                loaded, volume, definition.name, definition.altitude,
-                                api.FLTFL_INSTANCE_SETUP_AUTOMATIC_ATTACHMENT,
-                            )
-                        )  # fmt: skip
-                    except StackfsError as error:
-                        log.info("not attached", filter=name, volume=volume.name, reason=error.message)
-                        if declined is not None:
-                            declined.append(error.message)
-            return attached
+        loaded = await self._load(name)
+        if loaded.state is not FilterState.FILTERING:
+            return []
+        return await self._attach_automatic(loaded, declined)
 
-    def _load(self, name: str) -> LoadedFilter:
-        found = discovery.find(name, self.filter_dirs)
-        cls = loader.load(found)
-        options = self.filter_options.get(found.manifest.name)
+    async def _load(self, name: str) -> LoadedFilter:
+        self._check_not_loaded(name)
+        self._loading.add(name)
         try:
-            if options is None:
-                options = found.manifest.validate_options({})
-            loaded = LoadedFilter(found, cls(dict(options)))
-        except StackfsError:
-            loader.unload(found)
-            raise
-        except BaseException as error:
-            loader.unload(found)
+            found = discovery.find(name, self.filter_dirs)
+            entry = await _in_thread(loader.load, found)
+            try:
+                options = self.filter_options.get(name)
+                if options is None:
+                    options = found.manifest.validate_options({})
+                if isinstance(entry, type):
+                    loaded = self.register(found, await self._new_object(found, entry, dict(options)))
+                    loaded.become(FilterState.FILTERING)
+                else:
+                    loaded = await self._run_driver_entry(found, entry, dict(options))
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await _in_thread(loader.unload, found)
+                raise
+        finally:
+            self._loading.discard(name)
+        return loaded
+
+    def _check_not_loaded(self, name: str) -> None:
+        if name in self.loaded and self.loaded[name].state is FilterState.UNLOADING:
+            held = self.loaded[name].held_by()
             raise FltError(
-                STATUS_FAILED_DRIVER_ENTRY, f"{found.path}: {type(error).__name__}: {error}"
-            ) from error
+                api.STATUS_DRIVER_FAILED_PRIOR_UNLOAD,
+                f"filter {name!r} is still being unloaded" + (f": it waits for {', '.join(held)}" if held else ""),
+            )
+        if name in self.loaded or name in self._loading:
+            raise FltError(api.STATUS_IMAGE_ALREADY_LOADED, f"filter {name!r} is loaded already")
+
+    @staticmethod
+    async def _new_object(found: discovery.Found, cls: type[api.Filter], options: dict[str, Any]) -> api.Filter:
+        def make() -> api.Filter:
+            try:
+                return cls(options)
+            except StackfsError:
+                raise
+            except BaseException as error:
+                raise FltError(
+                    api.STATUS_FAILED_DRIVER_ENTRY, f"{found.path}: {type(error).__name__}: {error}"
+                ) from error
+
+        return await _in_thread(make)
+
+    async def _run_driver_entry(
+        self, found: discovery.Found, entry: Callable[[DriverObject, str], int | None], options: dict[str, Any]
+    ) -> LoadedFilter:
+        """DriverEntry; where it fails, what it has done is undone, and the unload callback is not called (A2.13)."""
+        driver = DriverObject(self, found, options)
+
+        def start() -> str:
+            try:
+                status = int(entry(driver, driver.registry_path) or 0) & 0xFFFFFFFF
+            except BaseException as error:
+                return f"{type(error).__name__}: {error}"
+            return "" if api.is_success(status) else f"it returned {api.status_name(status)}"
+
+        reason = await _in_thread(start)
+        loaded = driver.filter
+        if reason and driver.refused:
+            reason += f" ({driver.refused})"
+        if not reason and (loaded is None or loaded.state in (FilterState.UNLOADING, FilterState.GONE)):
+            reason = "it returned without having registered a filter (FltRegisterFilter)"
+        if reason:
+            if loaded is not None:
+                if loaded.state is not FilterState.GONE:
+                    log.warning("DriverEntry failed, and left its filter registered", filter=found.name)
+                await self.unregister(loaded)
+            raise FltError(api.STATUS_FAILED_DRIVER_ENTRY, f"{found.path}: DriverEntry: {reason}")
+        assert loaded is not None
+        return loaded
+
+    def register(self, found: discovery.Found, filter_object: api.Filter) -> LoadedFilter:
+        """FltRegisterFilter. FltError: STATUS_FLT_INSTANCE_ALTITUDE_COLLISION, it is registered already."""
+        if found.name in self.loaded:
+            raise FltError(api.STATUS_FLT_INSTANCE_ALTITUDE_COLLISION, f"filter {found.name!r} is registered already")
+        loaded = LoadedFilter(self, found, filter_object)
+        altitude = found.manifest.altitude
+        if isinstance(filter_object, api.LegacyFilter):
+            loaded.legacy = self.frames.add_legacy(found.name, altitude, self._highest())
+        else:
+            loaded.frame = self._frame_of(altitude)
         self.loaded[loaded.name] = loaded
         return loaded
 
+    def _highest(self) -> str | None:
+        """The highest altitude that a minifilter has, or will have by default."""
+        minifilters = [each for each in self.loaded.values() if each.legacy is None]
+        own = [each.altitude for loaded in minifilters for each in loaded.instances]
+        return max([*own, *(each.manifest.altitude for each in minifilters)], key=sort_key, default=None)
+
+    def _frame_of(self, altitude: str) -> int:
+        """The number of a minifilter's frame. FltError: STATUS_INVALID_PARAMETER, nothing can attach there (A1.11)."""
+        try:
+            return self.frames.frame_of(altitude).number
+        except BetweenLegacyFilters as error:
+            raise FltError(api.STATUS_INVALID_PARAMETER, str(error)) from None
+
+    def start_filtering(self, loaded: LoadedFilter) -> None:
+        """FltStartFiltering: instances may come from now on; the automatic ones when DriverEntry has returned.
+
+        FltError: STATUS_INVALID_PARAMETER, it was called before (A2.14).
+        """
+        if loaded.state is not FilterState.REGISTERED:
+            raise FltError(api.STATUS_INVALID_PARAMETER, f"{loaded} has started filtering already")
+        loaded.become(FilterState.FILTERING)
+        if loaded.name not in self._loading:
+            self.soon(lambda: self._attach_automatic(loaded))
+
     async def unload(self, name: str, mandatory: bool = False) -> None:
-        """FltUnloadFilter, or with `mandatory` what stopping the service does: the filter is asked, not obeyed (A2)."""
-        async with self._lock:
-            loaded = self.filter(name)
-            flags = api.FLTFL_FILTER_UNLOAD_MANDATORY if mandatory else 0
-            callback: Callable[[int], int] | None = getattr(loaded.object, "filter_unload", None)
-            if callback is None:
-                raise FltError(api.STATUS_FLT_DO_NOT_DETACH, f"filter {name!r} has no unload callback: it stays loaded")
-            if mandatory:
-                self._tell(f"{name}: filter_unload", callback, flags)
-                status = api.STATUS_SUCCESS
-            else:
-                status = self._ask(f"{name}: filter_unload", callback, flags)
-            if not api.is_success(status):
-                raise FltError(status, f"filter {name!r} refuses to be unloaded ({api.status_name(status)})")
-            reason = (
-                api.FLTFL_INSTANCE_TEARDOWN_MANDATORY_FILTER_UNLOAD
-                if mandatory
-                else api.FLTFL_INSTANCE_TEARDOWN_FILTER_UNLOAD
+        """FltUnloadFilter, or with `mandatory` what stopping the service does: the filter is told, not asked (A2.8).
+
+        Errors: STATUS_FLT_FILTER_NOT_FOUND, STATUS_FLT_DELETING_OBJECT (it is being unloaded, by itself perhaps),
+        STATUS_FLT_FILTER_NOT_READY (its DriverEntry has not returned), STATUS_FLT_DO_NOT_DETACH, STATUS_NOT_SUPPORTED
+        (it does not support being stopped), or what its callback answers.
+        """
+        loaded = self.filter(name)
+        if name in self._loading:
+            raise FltError(api.STATUS_FLT_FILTER_NOT_READY, f"filter {name!r} is still being loaded")
+        if loaded.state is FilterState.UNLOADING or loaded.unload_flags is not None:
+            held = loaded.held_by()
+            raise FltError(
+                api.STATUS_FLT_DELETING_OBJECT,
+                f"filter {name!r} is being unloaded already" + (f": it waits for {', '.join(held)}" if held else ""),
             )
-            for instance in list(loaded.instances):
-                await self._tear_down(instance, reason)
-            del self.loaded[name]
-            loader.unload(loaded.found)
+        callback: Callable[[int], int] | None = getattr(loaded.object, "filter_unload", None)
+        if callback is None:
+            raise FltError(api.STATUS_FLT_DO_NOT_DETACH, f"filter {name!r} has no unload callback: it stays loaded")
+        if mandatory and loaded.object.flags & api.FLTFL_REGISTRATION_DO_NOT_SUPPORT_SERVICE_STOP:
+            words = f"filter {name!r} does not support being stopped: fltmc unload asks it"
+            raise FltError(api.STATUS_NOT_SUPPORTED, words)
+        loaded.unload_flags = api.FLTFL_FILTER_UNLOAD_MANDATORY if mandatory else 0
+        try:
+            if mandatory:
+                await self._tell(f"{name}: filter_unload", callback, loaded.unload_flags)
+            else:
+                status = await self._ask(f"{name}: filter_unload", callback, loaded.unload_flags)
+                if not api.is_success(status) and loaded.state not in (FilterState.UNLOADING, FilterState.GONE):
+                    raise FltError(status, f"filter {name!r} refuses to be unloaded ({api.status_name(status)})")
+            await self.unregister(loaded)
+        finally:
+            loaded.unload_flags = None
+
+    async def unregister(self, loaded: LoadedFilter) -> None:
+        """FltUnregisterFilter: its instances are torn down, references are waited for, then it is gone (A2.15)."""
+        if loaded.state in (FilterState.UNLOADING, FilterState.GONE):
+            await loaded.gone.wait()
+            return
+        loaded.become(FilterState.UNLOADING)
+        loaded.rundown.run_down()
+        reason = (
+            api.FLTFL_INSTANCE_TEARDOWN_MANDATORY_FILTER_UNLOAD
+            if loaded.unload_flags == api.FLTFL_FILTER_UNLOAD_MANDATORY
+            else api.FLTFL_INSTANCE_TEARDOWN_FILTER_UNLOAD
+        )
+        with trio.CancelScope(shield=True):
+            while loaded.instances:
+                for instance in self._in_order(loaded.instances):
+                    await self._tear_down(instance, reason)
+        with trio.move_on_after(PATIENCE) as patience:
+            await self._unreferenced(loaded)
+        if patience.cancelled_caught:
+            log.warning("an unload waits for what holds the filter", filter=loaded.name, held_by=loaded.held_by())
+            await self._unreferenced(loaded)
+        with trio.CancelScope(shield=True):
+            await self._end(loaded)
+            await _in_thread(loader.unload, loaded.found)
+        del self.loaded[loaded.name]
+        loaded.become(FilterState.GONE)
+        loaded.gone.set()
 
     @staticmethod
-    def _ask(what: str, callback: Callable[..., int | None] | None, *arguments: object) -> int:
+    async def _unreferenced(loaded: LoadedFilter) -> None:
+        await loaded.rundown.wait()
+        for instance in loaded.former:
+            await instance.rundown.wait()
+
+    @staticmethod
+    async def _ask(what: str, callback: Callable[..., int | None] | None, *arguments: object) -> int:
         """A notification's answer as an unsigned NTSTATUS; an exception is STATUS_UNSUCCESSFUL, and logged.
 
         A StackfsError is a refusal in the filter's own words, and goes to whoever asked.
         """
-        if callback is None:  # set to None by a filter that has nothing to do there
+        if callback is None or getattr(callback, "__func__", None) in _AGREES:
             return 0
-        try:
-            answer = callback(*arguments)
-            return 0 if answer is None else int(answer) & 0xFFFFFFFF
-        except StackfsError:
-            raise
-        except BaseException as error:
-            log.error("a notification raised", routine=what, error=f"{type(error).__name__}: {error}")
-            return int(api.STATUS_UNSUCCESSFUL)
+        asked = callback
+
+        def answer() -> int:
+            try:
+                given = asked(*arguments)
+                return 0 if given is None else int(given) & 0xFFFFFFFF
+            except StackfsError:
+                raise
+            except BaseException as error:
+                log.error("a notification raised", routine=what, error=f"{type(error).__name__}: {error}")
+                return int(api.STATUS_UNSUCCESSFUL)
+
+        return await _in_thread(answer)
 
     @classmethod
-    def _tell(cls, what: str, callback: Callable[..., int | None] | None, *arguments: object) -> None:
+    async def _tell(cls, what: str, callback: Callable[..., int | None] | None, *arguments: object) -> None:
         """A notification that cannot be refused: whatever it does, what it was told of goes on."""
         try:
-            cls._ask(what, callback, *arguments)
+            await cls._ask(what, callback, *arguments)
         except StackfsError as error:
             log.error("a notification raised", routine=what, error=error.message)
+
+    @staticmethod
+    async def _end(ending: FltObject) -> None:
+        """What is to be done when an object is gone: contexts, for one."""
+        if ending.has_endings:
+            await _in_thread(ending.end)
 
     # --- instances ----------------------------------------------------------------------------------------------
 
     async def attach_configured(self, volume: Volume, specs: Sequence[Any], flags: int) -> None:
-        """At mount: load the filters that the specs (options.InstanceSpec) name, and attach just these instances."""
-        async with self._lock:
-            for spec in specs:
-                self.filter_options.setdefault(spec.filter, dict(spec.options))
-                loaded = self.loaded.get(spec.filter) or self._load(spec.filter)
-                altitude = spec.altitude or loaded.manifest.altitude
-                await self._attach(loaded, volume, spec.name, altitude, flags, dict(spec.options))
+        """At mount: load the filters that the specs (options.InstanceSpec) name, and attach just these instances.
+
+        They are set up in the order of their filters' default instances (A1.6).
+        """
+        await self.load_configured(specs)
+        ordered = sorted(
+            specs,
+            key=lambda each: (self.loaded[each.filter].order, sort_key(each.altitude or "0")),
+            reverse=True,
+        )
+        for spec in ordered:
+            loaded = self.loaded[spec.filter]
+            altitude = spec.altitude or loaded.manifest.altitude
+            await self._attach(loaded, volume, spec.name, altitude, flags, dict(spec.options))
+
+    async def load_configured(self, specs: Sequence[Any]) -> None:
+        """Load the filters that the specs name and that are not loaded yet, by start type (A2.2)."""
+        for spec in specs:
+            self.filter_options.setdefault(spec.filter, dict(spec.options))
+        wanted = {
+            name: discovery.find(name, self.filter_dirs).manifest
+            for name in {spec.filter: None for spec in specs}
+            if name not in self.loaded
+        }
+        for name in sorted(wanted, key=lambda each: START_TYPES.index(wanted[each].start)):
+            await self._load(name)
+
+    async def _attach_automatic(
+        self, loaded: LoadedFilter, declined: list[str] | None = None, newly_mounted: Volume | None = None
+    ) -> list[Instance]:
+        """The filter's automatic instances, on every volume, or on one that has just been mounted."""
+        flags = api.FLTFL_INSTANCE_SETUP_AUTOMATIC_ATTACHMENT
+        if newly_mounted is not None:
+            flags |= api.FLTFL_INSTANCE_SETUP_NEWLY_MOUNTED_VOLUME
+        attached = []
+        for volume in [newly_mounted] if newly_mounted is not None else list(self.volumes):
+            for definition in loaded.manifest.all_instances:
+                if not definition.is_automatic:
+                    continue
+                try:
+                    attached.append(await self._attach(loaded, volume, definition.name, definition.altitude, flags))
+                except StackfsError as error:
+                    log.info("not attached", filter=loaded.name, volume=volume.name, reason=error.message)
+                    if declined is not None:
+                        declined.append(error.message)
+        return attached
 
     async def attach(
-        self, filter_name: str, volume: Volume, instance_name: str | None = None, altitude: str | None = None
+        self,
+        filter: str | LoadedFilter,
+        volume: Volume,
+        instance_name: str | None = None,
+        altitude: str | None = None,
     ) -> Instance:
         """FltAttachVolume and FltAttachVolumeAtAltitude (A3).
 
-        Errors: STATUS_FLT_FILTER_NOT_FOUND, STATUS_FLT_INSTANCE_NAME_COLLISION, STATUS_FLT_INSTANCE_ALTITUDE_COLLISION,
-        or what instance_setup answers.
+        Errors: STATUS_FLT_FILTER_NOT_FOUND, STATUS_FLT_FILTER_NOT_READY, STATUS_FLT_DELETING_OBJECT,
+        STATUS_FLT_INSTANCE_NAME_COLLISION, STATUS_FLT_INSTANCE_ALTITUDE_COLLISION, STATUS_INVALID_PARAMETER (no such
+        altitude for this filter), STATUS_FLT_DO_NOT_ATTACH (A3.13), or what instance_setup answers.
         """
-        async with self._lock:
-            loaded = self.filter(filter_name)
-            manifest = loaded.manifest
-            if instance_name is None and altitude is not None:
-                name = f"{filter_name} - {altitude}"[:255]
-            else:
-                name = instance_name or manifest.default_instance
-            definition = manifest.instance(name)
-            manual = [spec for spec in self.manual_instances if spec.filter == filter_name and spec.name == name]
-            if altitude is None and manual:
-                altitude = manual[0].altitude
-            try:
-                chosen = manifest.check_altitude(altitude or (definition.altitude if definition else manifest.altitude))
-            except AltitudeError as error:
-                raise FltError(api.STATUS_INVALID_PARAMETER, str(error)) from error
-            return await self._attach(loaded, volume, name, chosen, api.FLTFL_INSTANCE_SETUP_MANUAL_ATTACHMENT)
+        loaded = filter if isinstance(filter, LoadedFilter) else self.filter(filter)
+        loaded.check_filtering()
+        manifest = loaded.manifest
+        if instance_name is None and altitude is not None:
+            name = f"{loaded.name} - {altitude}"[:255]
+        else:
+            name = instance_name or manifest.default_instance
+        definition = manifest.instance(name)
+        if definition is not None and not definition.is_manual:
+            raise FltError(
+                api.STATUS_FLT_DO_NOT_ATTACH,
+                f"instance {name!r} of filter {loaded.name!r} cannot be attached by a command: its manifest says "
+                f'attach = "{definition.attach}"',
+            )
+        held = None if volume.mountpoint else volume.name
+        manual = [
+            spec
+            for spec in self.manual_instances
+            if (spec.filter, spec.name) == (loaded.name, name) and spec.volume in (None, held)
+        ]
+        if altitude is None and manual:
+            altitude = manual[0].altitude
+        try:
+            chosen = manifest.check_altitude(altitude or (definition.altitude if definition else manifest.altitude))
+        except AltitudeError as error:
+            raise FltError(api.STATUS_INVALID_PARAMETER, str(error)) from error
+        return await self._attach(loaded, volume, name, chosen, api.FLTFL_INSTANCE_SETUP_MANUAL_ATTACHMENT)
 
     async def _attach(
         self,
@@ -374,15 +561,61 @@ class FilterManager:
         flags: int,
         options: dict[str, Any] | None = None,
     ) -> Instance:
-        for other in volume.instances:
+        instance = self._reserve(loaded, volume, name, altitude, options)
+        if volume.detached:
+            flags |= api.FLTFL_INSTANCE_SETUP_DETACHED_VOLUME
+        try:
+            status = await self._ask(f"{loaded.name}: instance_setup", loaded.object.instance_setup, instance, flags)
+            if not api.is_success(status):
+                raise FltError(
+                    status,
+                    f"filter {loaded.name!r} does not attach to volume {volume.name!r} ({api.status_name(status)})",
+                )
+            await self._write_back(instance)
+            try:
+                self._check_alive(loaded, volume)  # it may have begun to go meanwhile
+                self._yield_bypass(instance)
+            except FltError:
+                await self._tell(f"{loaded.name}: instance_teardown_complete", loaded.object.instance_teardown_complete,
+                                 instance, api.FLTFL_INSTANCE_TEARDOWN_INTERNAL_ERROR)  # fmt: skip
+                raise
+            volume.core.stack.insert(instance.entry)
+        except BaseException:
+            volume.unsettled.remove(instance)
+            loaded.instances.remove(instance)
+            instance.rundown.run_down()
+            instance.become(InstanceState.GONE)
+            with trio.CancelScope(shield=True):
+                await self._end(instance)
+            raise
+        volume.unsettled.remove(instance)
+        attached = volume.attached(loaded)
+        attached.append(instance)
+        attached.sort(key=lambda each: sort_key(each.altitude), reverse=True)
+        instance.become(InstanceState.ATTACHED)
+        volume.settle_timeouts()
+        await self._replaced(volume)
+        await self._invalidate(instance)
+        return instance
+
+    def _reserve(
+        self, loaded: LoadedFilter, volume: Volume, name: str, altitude: str, options: dict[str, Any] | None
+    ) -> Instance:
+        """The new instance, its name and altitude taken from now on. FltError: why there cannot be one."""
+        self._check_alive(loaded, volume)
+        if loaded.legacy is not None:
+            altitude = loaded.legacy.place
+        for other in (*volume.instances, *volume.legacies, *volume.unsettled):
+            going = ", which is still being torn down" if other.state is InstanceState.TEARING_DOWN else ""
             if other.name == name:
                 raise FltError(
-                    api.STATUS_FLT_INSTANCE_NAME_COLLISION, f"volume {volume.name!r} has an instance {name!r} already"
+                    api.STATUS_FLT_INSTANCE_NAME_COLLISION,
+                    f"volume {volume.name!r} has an instance {name!r} already{going}",
                 )
             if sort_key(other.altitude) == sort_key(altitude):
                 raise FltError(
                     api.STATUS_FLT_INSTANCE_ALTITUDE_COLLISION,
-                    f"altitude {altitude} is taken on volume {volume.name!r} by {other.name!r}",
+                    f"altitude {altitude} is taken on volume {volume.name!r} by {other.name!r}{going}",
                 )
         try:
             instance = Instance(
@@ -393,80 +626,116 @@ class FilterManager:
         except BaseException as error:  # out of operations_for(), or a registration that was changed after the check
             what = f"filter {loaded.name!r} cannot be attached: {type(error).__name__}: {error}"
             raise FltError(api.STATUS_INVALID_PARAMETER, what) from error
-        status = self._ask(f"{loaded.name}: instance_setup", loaded.object.instance_setup, instance, flags)
-        if not api.is_success(status):
-            raise FltError(
-                status, f"filter {loaded.name!r} does not attach to volume {volume.name!r} ({api.status_name(status)})"
-            )
-        if instance.blocks_bypass:  # before it is published: what is decided from here on is not bypassed
-            refuses = loaded.manifest.attach_with_bypassed == "refuse"
-            bypassed = volume.core.allow_bypass(False, unless_bypassed=refuses)
-            if bypassed and refuses:
-                self._tell(f"{loaded.name}: instance_teardown_complete", loaded.object.instance_teardown_complete,
-                           instance, api.FLTFL_INSTANCE_TEARDOWN_INTERNAL_ERROR)  # fmt: skip
-                raise FltError(
-                    api.STATUS_FLT_DO_NOT_ATTACH,
-                    f"filter {loaded.name!r} does not attach to volume {volume.name!r}: {bypassed} open files are "
-                    "bypassed, and it would not see their reads and writes; close them, or mount with bypass=off",
-                )
-        await self._write_back(instance)
-        volume.core.stack.insert(instance.entry)
-        volume.instances.append(instance)
-        volume.instances.sort(key=lambda each: sort_key(each.altitude), reverse=True)
+        if loaded.legacy is None:
+            instance.frame = self._frame_of(altitude)
+        volume.unsettled.append(instance)
         loaded.instances.append(instance)
-        volume.settle_timeouts()
-        await self._drain(volume)
-        await self._invalidate(instance)
         return instance
 
-    async def detach(self, filter_name: str, volume: Volume, instance_name: str | None = None) -> Instance:
-        """FltDetachVolume: the named instance, or the filter's highest one, if it agrees (A3)."""
-        async with self._lock:
-            loaded = self.filter(filter_name)
-            for instance in volume.instances:
-                if instance.filter is loaded and instance_name in (None, instance.name):
-                    break
-            else:
-                raise FltError(
-                    api.STATUS_FLT_INSTANCE_NOT_FOUND,
-                    f"filter {filter_name!r} has no instance{f' {instance_name!r}' if instance_name else ''} "
-                    f"on volume {volume.name!r}",
-                    ExitCode.NOT_FOUND,
-                )
+    @staticmethod
+    def _check_alive(loaded: LoadedFilter, volume: Volume) -> None:
+        loaded.check_filtering()
+        if volume.rundown.ending:
+            raise FltError(api.STATUS_FLT_DELETING_OBJECT, f"{volume} is being dismounted")
+
+    @staticmethod
+    def _yield_bypass(instance: Instance) -> None:
+        """Before an instance is published that wants to see data: what is decided from here on is not bypassed."""
+        if not instance.blocks_bypass:
+            return
+        refuses = instance.filter.manifest.attach_with_bypassed == "refuse"
+        bypassed = instance.volume.core.allow_bypass(False, unless_bypassed=refuses)
+        if bypassed and refuses:
+            raise FltError(
+                api.STATUS_FLT_DO_NOT_ATTACH,
+                f"filter {instance.filter.name!r} does not attach to volume {instance.volume.name!r}: {bypassed} open "
+                "files are bypassed, and it would not see their reads and writes; close them, or mount with bypass=off",
+            )
+
+    async def detach(
+        self, filter: str | LoadedFilter, volume: Volume, instance_name: str | None = None
+    ) -> Instance:
+        """FltDetachVolume: the named instance, or the filter's highest one, if it agrees (A3).
+
+        Errors: STATUS_FLT_FILTER_NOT_FOUND, STATUS_FLT_INSTANCE_NOT_FOUND, STATUS_FLT_DELETING_OBJECT,
+        STATUS_FLT_DO_NOT_DETACH, or what instance_query_teardown answers.
+        """
+        loaded = filter if isinstance(filter, LoadedFilter) else self.filter(filter)
+        for instance in (*volume.instances, *volume.unsettled):
+            if instance.filter is loaded and instance_name in (None, instance.name):
+                break
+        else:
+            raise FltError(
+                api.STATUS_FLT_INSTANCE_NOT_FOUND,
+                f"filter {loaded.name!r} has no instance{f' {instance_name!r}' if instance_name else ''} "
+                f"on volume {volume.name!r}",
+                ExitCode.NOT_FOUND,
+            )
+        await instance.settled.wait()
+        status: int = api.STATUS_FLT_DO_NOT_DETACH
+        if instance.state is InstanceState.ATTACHED:
             query: Callable[..., int] | None = getattr(loaded.object, "instance_query_teardown", None)
-            status = api.STATUS_FLT_DO_NOT_DETACH
             if query is not None:
-                status = self._ask(f"{filter_name}: instance_query_teardown", query, instance, 0)
-            if not api.is_success(status):
-                raise FltError(status, f"instance {instance.name!r} refuses to be detached ({api.status_name(status)})")
-            await self._tear_down(instance, api.FLTFL_INSTANCE_TEARDOWN_MANUAL)
-            return instance
+                status = await self._ask(f"{loaded.name}: instance_query_teardown", query, instance, 0)
+        if instance.state is not InstanceState.ATTACHED:
+            raise FltError(api.STATUS_FLT_DELETING_OBJECT, f"{instance} is being torn down already")
+        if not api.is_success(status):
+            raise FltError(status, f"instance {instance.name!r} refuses to be detached ({api.status_name(status)})")
+        await self._tear_down(instance, api.FLTFL_INSTANCE_TEARDOWN_MANUAL)
+        return instance
 
     async def _tear_down(self, instance: Instance, reason: int) -> None:
-        volume = instance.volume
+        """Takes an instance out (A3.9); one that is being set up when it has been, one that is going is waited for."""
+        await instance.settled.wait()
+        if instance.state is not InstanceState.ATTACHED:
+            await instance.gone.wait()
+            return
+        instance.become(InstanceState.TEARING_DOWN)
+        instance.rundown.run_down()
+        volume, loaded = instance.volume, instance.filter
         with trio.CancelScope(shield=True):
-            filter_object = instance.filter.object
             if reason != api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT:
                 await self._write_back(instance)
             volume.core.stack.remove(instance.entry)
-            volume.instances.remove(instance)
+            volume.attached(loaded).remove(instance)
+            volume.unsettled.append(instance)
             volume.settle_timeouts()
             volume.settle_bypass()
-            self._tell(f"{instance.filter.name}: instance_teardown_start", filter_object.instance_teardown_start,
-                       instance, reason)  # fmt: skip
-            await self._drain(volume)
+            await self._tell(f"{loaded.name}: instance_teardown_start", loaded.object.instance_teardown_start,
+                             instance, reason)  # fmt: skip
+            await self._drain(instance)
             if reason != api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT:
                 await self._invalidate(instance)
-            self._tell(f"{instance.filter.name}: instance_teardown_complete", filter_object.instance_teardown_complete,
-                       instance, reason)  # fmt: skip
-            instance.filter.instances.remove(instance)
+            await self._tell(f"{loaded.name}: instance_teardown_complete", loaded.object.instance_teardown_complete,
+                             instance, reason)  # fmt: skip
+            await self._end(instance)
+            volume.unsettled.remove(instance)
+            loaded.instances.remove(instance)
+            loaded.former = [each for each in (*loaded.former, instance) if each.rundown.held]
             instance.context = None
+            instance.become(InstanceState.GONE)
 
     @staticmethod
-    async def _drain(volume: Volume) -> None:
+    async def _replaced(volume: Volume) -> None:
+        """Until no operation walks a callback list that has been replaced."""
         volume.core.restart_waiting_locks()
+        pause = DRAIN_POLL
         while not volume.core.stack.drained():
-            await trio.sleep(DRAIN_POLL)
+            await trio.sleep(pause)
+            pause = min(pause * 1.5, DRAIN_POLL_AT_MOST)
+
+    @staticmethod
+    async def _drain(instance: Instance) -> None:
+        """Until no operation uses an instance that has been taken out: by itself, or because it was drained."""
+        core, early = instance.volume.core, trio.current_time() + DRAIN_AFTER
+        core.restart_waiting_locks()
+        pause = DRAIN_POLL
+        while core.stack.drain(instance.entry):
+            await trio.sleep(pause)
+            pause = min(pause * 1.5, DRAIN_POLL_AT_MOST)
+            if trio.current_time() >= early and not await _in_thread(core.stack.drain, instance.entry, True):
+                break
+        core.stack.drained()  # frees what nobody walks any more
 
     @staticmethod
     async def _write_back(instance: Instance) -> None:
@@ -480,22 +749,38 @@ class FilterManager:
         if instance.volume.invalidate is not None and TOUCHES_CACHES & set(instance.entry.registered):
             await instance.volume.invalidate()
 
-    # --- instances that failed ----------------------------------------------------------------------------------
+    # --- the manager's own task ------------------------------------------------------------------------------------
+
+    def soon(self, job: Callable[[], Awaitable[object]]) -> None:
+        """Have a coroutine run by the manager's own task. Any thread. Nothing happens once the manager has ended."""
+        with contextlib.suppress(trio.RunFinishedError):
+            if self._token is not None:
+                self._token.run_sync_soon(self._jobs_send.send_nowait, job)
 
     def detach_soon(self, instance: Instance) -> None:
         """From any thread: take an instance out that raised too often and may be passed by."""
-        with contextlib.suppress(trio.RunFinishedError, trio.WouldBlock):
-            if self._token is not None:
-                self._token.run_sync_soon(self._detach_send.send_nowait, instance)
+        self.soon(lambda: self._tear_down(instance, api.FLTFL_INSTANCE_TEARDOWN_INTERNAL_ERROR))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """The manager's own task: tears down what detach_soon() was given, until cancelled."""
+        """Does what soon() and detach_soon() were given, until cancelled. While it runs, current() is this manager."""
+        global _current
         self._token = trio.lowlevel.current_trio_token()
-        task_status.started()
-        async for instance in self._detach_receive:
-            async with self._lock:
-                if instance in instance.volume.instances:
-                    await self._tear_down(instance, api.FLTFL_INSTANCE_TEARDOWN_INTERNAL_ERROR)
+        _current = self
+        try:
+            async with trio.open_nursery() as nursery:
+                task_status.started()
+                async for job in self._jobs_receive:
+                    nursery.start_soon(self._do, job)
+        finally:
+            if _current is self:
+                _current = None
+
+    @staticmethod
+    async def _do(job: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await job()
+        except StackfsError as error:
+            log.error("what was to be done later failed", reason=error.message)
 
     # --- listings -----------------------------------------------------------------------------------------------
 
@@ -507,10 +792,12 @@ class FilterManager:
                 "name": each.name,
                 "instances": len(each.instances),
                 "altitude": each.manifest.altitude,
-                "frame": 0,
+                "frame": each.frame if each.legacy is None else "<Legacy>",
                 "start": each.manifest.start,
                 "on_error": each.manifest.on_error,
                 "failed": any(instance.failed for instance in each.instances),
+                "state": each.state.value,
+                "held_by": each.held_by() if each.state is FilterState.UNLOADING else [],
             }
             for each in ordered
         ]
@@ -523,19 +810,35 @@ class FilterManager:
                 "volume": volume.mountpoint or volume.name,
                 "altitude": instance.altitude,
                 "name": instance.name,
-                "frame": 0,
+                "frame": instance.frame,
                 "features": SUPPORTED_FS_FEATURES_BYPASS_IO if not instance.blocks_bypass else 0,
                 "bypassed": volume.core.bypassed_opens if instance.sees_data else 0,
-                "status": "Failed" if instance.failed else "",
+                "status": self._status_of(instance),
             }
             for volume in self.volumes
-            for instance in volume.instances
+            for instance in sorted(
+                (*volume.instances, *volume.unsettled), key=lambda each: sort_key(each.altitude), reverse=True
+            )
+            if instance.filter.legacy is None
         ]
+
+    @staticmethod
+    def _status_of(instance: Instance) -> str:
+        if instance.state is not InstanceState.ATTACHED:
+            return str(instance.state.value)
+        if instance.failed:
+            return "Failed"
+        return "Detached" if instance.volume.detached else ""
 
     def volume_list(self) -> list[dict[str, Any]]:
         """Rows of `fltmc volumes`."""
         return [
-            {"dos_name": each.mountpoint, "volume_name": each.name, "filesystem": "stackfs", "status": "Attached"}
+            {
+                "dos_name": each.mountpoint,
+                "volume_name": each.name,
+                "filesystem": "stackfs",
+                "status": "Detached" if each.detached else "Attached" if each.mountpoint else "Not mounted",
+            }
             for each in self.volumes
         ]
 

@@ -9,12 +9,13 @@ start type, and the table of options.
         "name": "readonly",                       # [A-Za-z0-9_.-], 1 to 64 of them; unique. Needed
         "altitude": "265050",                     # the default instance's. Needed
         "group": "FSFilter Content Screener",     # a load order group. Needed
-        "filter": "ReadOnly",                     # the class in this module, a subclass of stackfs.api.Filter. Needed
+        "filter": "ReadOnly",                     # the class in this module; default: its only subclass of api.Filter
         "description": "Refuses every change.",
         "altitude_reason": "...",                 # needed when an altitude lies outside the group's range
         "default_instance": "ReadOnly",           # its name; default: the filter's name
         "instances": [{"name": "X Top", "altitude": "...", "attach": "automatic"}],   # further ones
         "attach": "automatic",                    # automatic: loading attaches it to the volumes; manual: a command
+                                                  # does; automatic-only: no command may; never: neither (A3.13)
         "start": "demand",                        # boot, system, auto, demand, or disabled (then a load is refused)
         "on_error": "fail",                       # what an exception in a callback does to the operation: fail or pass
         "answers": "volatile",                    # cacheable: its answers follow from the backing file alone
@@ -62,8 +63,13 @@ _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "answers": ("cacheable", "volatile"),
     "bypass": ("supported", "blocked"),
     "attach_with_bypassed": ("allow", "refuse"),
-    "attach": ("automatic", "manual"),
+    "attach": ("automatic", "manual", "automatic-only", "never"),
 }
+
+FLTFL_INSTANCE_SUPPRESS_AUTOMATIC: Final = 0x1
+FLTFL_INSTANCE_SUPPRESS_MANUAL: Final = 0x2
+ATTACH_OF_FLAGS: Final = dict(enumerate(_CHOICES["attach"]))
+"""A manifest's words for what an INF says by the Flags of an instance: the two bits above."""
 
 Number = TypeVar("Number", int, float)
 
@@ -132,11 +138,21 @@ class OptionSpec:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class InstanceDefinition:
-    """An instance that the manifest offers. attach: automatic or manual, as in the manifest."""
+    """An instance that the manifest offers. attach: as in the manifest."""
 
     name: str
     altitude: str
     attach: str = "automatic"
+
+    @property
+    def is_automatic(self) -> bool:
+        """Loading the filter, or mounting a volume, attaches it."""
+        return self.attach in ("automatic", "automatic-only")
+
+    @property
+    def is_manual(self) -> bool:
+        """A command may attach it."""
+        return self.attach in ("automatic", "manual")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -147,6 +163,7 @@ class Manifest:
     altitude: str
     group: str
     filter: str
+    """The class's name; "": the only one of its module."""
     file: str
     description: str = ""
     altitude_reason: str | None = None
@@ -384,7 +401,7 @@ class _Reader:
             name=name,
             altitude=self.altitude(data, group, reason),
             group=group,
-            filter=self.matching(data, "filter", _CLASS, "the name of a class"),
+            filter=self.matching(data, "filter", _CLASS, "the name of a class") if "filter" in data else "",
             file=self.file,
             description=self.string(data, "description", ""),
             altitude_reason=reason,

@@ -36,6 +36,8 @@ class InstanceSpec:
     options: OptionValues = dataclasses.field(default_factory=dict)
     in_toml: bool = False
     """The volume TOML names it, not the command line."""
+    volume: str | None = None
+    """A further volume's name; None: the one that is mounted."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -58,6 +60,8 @@ class MountConfig:
     """Validated options by filter: those of ``instances``, and those of TOML instances that are attached manually."""
     manual_instances: list[InstanceSpec] = dataclasses.field(default_factory=list)
     """A TOML's instances with attach = "manual": for a later load or attach."""
+    further_volumes: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    """Held without a mount: name, and real path of the backing directory."""
 
 
 def build_config(
@@ -105,6 +109,7 @@ def build_config(
         toml_path=toml.path if toml else None,
         filter_options=values,
         manual_instances=manual,
+        further_volumes=_further_volumes(toml, where),
     )
 
 
@@ -156,6 +161,22 @@ def _places(
     return backing, where
 
 
+def _further_volumes(toml: volume_toml.VolumeToml | None, mountpoint: str) -> list[tuple[str, str]]:
+    found = []
+    for each in toml.further_volumes if toml is not None else ():
+        assert toml is not None
+        where = f"{toml.path}:{each.line}: "
+        backing = os.path.realpath(each.source)
+        _check_directory(f"{where}source", each.source, backing)
+        if _inside(backing, mountpoint):
+            raise StackfsError(
+                f"{where}source {backing} lies inside the mountpoint {mountpoint}, which would hide it: take another",
+                ExitCode.UNUSABLE,
+            )
+        found.append((each.name, backing))
+    return found
+
+
 def _inside(path: str, directory: str) -> bool:
     return os.path.commonpath((path, directory)) == directory
 
@@ -197,6 +218,7 @@ class _Wanted:
     where: str
     manual: bool = False
     in_toml: bool = False
+    volume: str | None = None
 
 
 class _Assembly:
@@ -235,7 +257,8 @@ class _Assembly:
         if self.toml is not None:
             for each in self.toml.instances:
                 where = f"{self.toml.path}:{each.lines['']}: "
-                found.append(_Wanted(each.filter, each.name, each.altitude, where, each.attach == "manual", True))
+                manual = each.attach == "manual"
+                found.append(_Wanted(each.filter, each.name, each.altitude, where, manual, True, each.volume))
         found += [_Wanted(name, None, None, f"{where}: ") for name, where in self.options.filters.items()]
         return found
 
@@ -288,14 +311,17 @@ class _Assembly:
                 "or give it an altitude"
             )
         try:
-            return InstanceSpec(wanted.filter, name, manifest.check_altitude(altitude), dict(values), wanted.in_toml)
+            chosen = manifest.check_altitude(altitude)
         except AltitudeError as error:
             raise UsageError(f"{wanted.where}{error}") from None
+        return InstanceSpec(wanted.filter, name, chosen, dict(values), wanted.in_toml, wanted.volume)
 
     @staticmethod
     def check_clash(wanted: _Wanted, spec: InstanceSpec, others: Sequence[tuple[_Wanted, InstanceSpec]]) -> None:
         """Names and altitudes are unique on a volume."""
         for where, other in ((each.where.removesuffix(": "), other) for each, other in others):
+            if spec.volume != other.volume:
+                continue
             if spec.name == other.name:
                 raise UsageError(
                     f"{wanted.where}instance name {spec.name!r} is taken by {where}: give one of the two another name"

@@ -15,6 +15,11 @@ The schema (mountpoints/README.md shows it to users):
     altitude = "385100"              # a string; default: what the manifest gives the instance of that name
     attach = "automatic"             # manual: not attached at mount; its options are kept for a later load
     options = {full = "refuse"}      # the filter's own options, which all its instances share
+    volume = "second"                # default: the one that is mounted
+
+    [[further_volume]]               # held by the same process, without a mount: for filters that work on two volumes
+    name = "second"                  # Needed
+    source = "second-backing"        # its backing directory. Needed
 
 Relative paths are relative to the TOML's directory; ``~`` is expanded. Every error says file, line and what to do.
 The file is read through stackfs/trust.py. Everything else here is pure.
@@ -38,7 +43,8 @@ from stackfs.trust import read_trusted
 Path = tuple[str | int, ...]
 
 VOLUME_KEYS: Final = ("name", "source", "mountpoint", "filterdir", "options")
-INSTANCE_KEYS: Final = ("filter", "name", "altitude", "attach", "options")
+INSTANCE_KEYS: Final = ("filter", "name", "altitude", "attach", "options", "volume")
+FURTHER_VOLUME_KEYS: Final = ("name", "source")
 VOLUME_NAME_LENGTH: Final = 255
 
 
@@ -53,6 +59,17 @@ class TomlInstance:
     options: dict[str, object]
     lines: dict[str, int]
     """The line of each key, of ``options.KEY`` for an option, and of the table itself under ""."""
+    volume: str | None = None
+    """The further volume that it is attached to; None: the one that is mounted."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FurtherVolume:
+    """A ``[[further_volume]]``: held without a mount. ``source`` is absolute, ``line`` where it begins."""
+
+    name: str
+    source: str
+    line: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -67,6 +84,7 @@ class VolumeToml:
     options: tuple[tuple[str, int], ...]
     """Option strings as after ``-o`` with one option each, and the line of each."""
     instances: tuple[TomlInstance, ...]
+    further_volumes: tuple[FurtherVolume, ...] = ()
 
     @property
     def directory(self) -> str:
@@ -112,16 +130,13 @@ class _Reader:
         raise UsageError(f"{self.path}:{self.line(path)}: {reason}")
 
     def read(self) -> VolumeToml:
-        self.known(self.document, (), ("volume", "instance"))
+        self.known(self.document, (), ("volume", "instance", "further_volume"))
         volume = self.document.get("volume")
         if not isinstance(volume, dict):
             self.refuse(("volume",), "a [volume] table is needed, with name, source and mountpoint")
         self.known(volume, ("volume",), VOLUME_KEYS)
-        name = self.string(volume, ("volume",), "name")
-        if name is None:
-            self.refuse(("volume",), 'name is needed: add name = "..." to [volume]')
-        if not name or "/" in name or not name.isprintable() or len(name) > VOLUME_NAME_LENGTH or name in (".", ".."):
-            self.refuse(("volume", "name"), f"{name!r} cannot be a volume's name: printable characters other than '/'")
+        name = self.volume_name(volume, ("volume",))
+        further = self.further_volumes(name)
         instances = self.document.get("instance", [])
         if not isinstance(instances, list):
             self.refuse(("instance",), "write each instance as a table of a list: [[instance]], with two brackets")
@@ -133,9 +148,42 @@ class _Reader:
             filter_dirs=self.filter_dirs(volume),
             options=self.options(volume),
             instances=tuple(self.instance(each, index) for index, each in enumerate(instances)),
+            further_volumes=further,
         )
+        for index, instance in enumerate(result.instances):
+            if instance.volume is not None and instance.volume not in (each.name for each in further):
+                fix = "name a [[further_volume]], or leave it out for the one that is mounted"
+                self.refuse(("instance", index, "volume"), f"there is no volume {instance.volume!r} here: {fix}")
         self.check_clashes(result.instances)
         return result
+
+    def volume_name(self, table: dict[str, object], path: Path) -> str:
+        name = self.string(table, path, "name")
+        header = "[volume]" if path == ("volume",) else "this [[further_volume]]"
+        if name is None:
+            self.refuse(path, f'name is needed: add name = "..." to {header}')
+        if not name or "/" in name or not name.isprintable() or len(name) > VOLUME_NAME_LENGTH or name in (".", ".."):
+            self.refuse((*path, "name"), f"{name!r} cannot be a volume's name: printable characters other than '/'")
+        return name
+
+    def further_volumes(self, mounted: str) -> tuple[FurtherVolume, ...]:
+        given = self.document.get("further_volume", [])
+        if not isinstance(given, list):
+            self.refuse(("further_volume",), "write each as a table of a list: [[further_volume]], with two brackets")
+        found: list[FurtherVolume] = []
+        for index, table in enumerate(given):
+            path: Path = ("further_volume", index)
+            if not isinstance(table, dict):
+                self.refuse(path, "write each as a table of a list: [[further_volume]], with two brackets")
+            self.known(table, path, FURTHER_VOLUME_KEYS)
+            name = self.volume_name(table, path)
+            if name in (mounted, *(each.name for each in found)):
+                self.refuse((*path, "name"), f"a volume named {name!r} is here already: give it another name")
+            source = self.string(table, path, "source")
+            if source is None:
+                self.refuse(path, 'source is needed: add source = "..." to this [[further_volume]]')
+            found.append(FurtherVolume(name, self.absolute(source, (*path, "source")), self.line(path)))
+        return tuple(found)
 
     def known(self, table: dict[str, object], path: Path, keys: Sequence[str]) -> None:
         for key in table:
@@ -247,12 +295,14 @@ class _Reader:
             lines[key] = self.line((*path, key))
         for key in options:
             lines[f"options.{key}"] = self.line((*path, "options", key))
-        return TomlInstance(filter_name, name, altitude, attach, options, lines)
+        return TomlInstance(filter_name, name, altitude, attach, options, lines, self.string(table, path, "volume"))
 
     def check_clashes(self, instances: Sequence[TomlInstance]) -> None:
         """What clashes by the TOML alone; names and altitudes out of manifests are compared in stackfs/options.py."""
         for index, each in enumerate(instances):
             for other in instances[:index]:
+                if each.volume != other.volume:
+                    continue
                 if each.name is not None and each.name == other.name:
                     fix = "instance names are unique on a volume, give one of the two another"
                     self.refuse(

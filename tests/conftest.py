@@ -16,8 +16,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from filter_bench import Bench
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -62,12 +66,16 @@ class Drive:
     def mount(self, *options: str, **keywords: object) -> Drive:
         joined = [part for option in options for part in ("-o", option)]
         run(STACKFS, "mount", self.src, self.mnt, *joined, **keywords)
+        self.note_pid()
+        return self
+
+    def note_pid(self) -> None:
+        """The daemon's, out of its log."""
         assert is_mounted(self.mnt)
         for line in reversed(self.log.read_text().splitlines()):
             if "event=mounted" in line:
                 self.pid = int(re.search(r"pid=(\d+)", line).group(1))  # type: ignore[union-attr]
                 break
-        return self
 
     def umount(self) -> None:
         run(STACKFS, "umount", self.mnt)
@@ -177,3 +185,15 @@ def no_leftovers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     for path in left:
         subprocess.run(["umount", "-l", path], capture_output=True, check=False)
     assert not left, f"left mounted: {left}"
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    """A filter manager without a mount; what it imported is forgotten afterwards."""
+    from filter_bench import Bench
+
+    before = set(sys.modules)
+    yield Bench(tmp_path)
+    for name in set(sys.modules) - before:
+        if name.startswith("stackfs_filter_"):
+            del sys.modules[name]

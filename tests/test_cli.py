@@ -198,7 +198,8 @@ def test_a_filter_of_two_daemons_is_listed_once(daemon: Start, fltmc: Command) -
     spellings: list[tuple[str, ...]] = [("--json",), ("filters", "--json"), ("--json", "filters")]
     for words in spellings:
         listed = json.loads(fltmc(*words)[1])["filters"]
-        assert listed == [AUDIT | {"instances": 3, "failed": False}, READONLY | {"failed": False}]
+        rest = {"failed": False, "state": "", "held_by": []}
+    assert listed == [AUDIT | {"instances": 3} | rest, READONLY | rest]
 
 
 def test_instances_by_filter_and_by_volume(daemon: Start, fltmc: Command, tmp_path: Path) -> None:
@@ -351,14 +352,6 @@ def test_version_and_help(stackfs: Command) -> None:
     for verb in stackfs_main.VERBS:
         assert stackfs(verb, "--help")[0] == 0
     assert stackfs("help", "mount")[1] == stackfs("mount", "--help")[1]
-
-
-@pytest.mark.parametrize("words", [("inf",), ("inf", "x.inf")])
-def test_what_comes_later_says_so(stackfs: Command, words: tuple[str, ...]) -> None:
-    code, out, err = stackfs(*words)
-    assert (code, out) == (ExitCode.USAGE, "")
-    assert "is not in this release" in err
-    assert len(err.splitlines()) == 1
 
 
 def test_an_unknown_word_gets_a_hint(stackfs: Command) -> None:

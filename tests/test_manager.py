@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import itertools
 import os
-import sys
 import threading
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
+from filter_bench import PLAIN, TRACES, Bench, on_trio, refused
 from stack_driver import FSYNC, RELEASE, error_of, lookup, opened, read
 
-from stackfs import api
+from stackfs import api, manager
 from stackfs.api import (
     STATUS_ACCESS_DENIED,
+    STATUS_FAILED_DRIVER_ENTRY,
     STATUS_FLT_DO_NOT_ATTACH,
     STATUS_FLT_DO_NOT_DETACH,
     STATUS_FLT_FILTER_NOT_FOUND,
@@ -31,111 +28,10 @@ from stackfs.api import (
     STATUS_INVALID_PARAMETER,
     STATUS_UNSUCCESSFUL,
 )
-from stackfs.cext.requests import Volume as CoreVolume
 from stackfs.cext.stack import ERROR_LIMIT
 from stackfs.errors import FltError, StackfsError
-from stackfs.manager import STATUS_FAILED_DRIVER_ENTRY, FilterManager, Volume, running
+from stackfs.manager import Volume
 from stackfs.options import InstanceSpec
-
-MANIFEST = (
-    'MANIFEST = {"name": "%s", "altitude": "%s", "group": "FSFilter Activity Monitor", "filter": "Dropped", %s}\n'
-    "from stackfs import api\nfrom stackfs.api import *\nfrom stackfs.errors import StackfsError\n"
-)
-TRACES = '''
-class Dropped(Filter):
-    """Writes down what it is told, and sees every FLUSH_BUFFERS."""
-
-    operations = (Operation(IRP_MJ_FLUSH_BUFFERS, pre="pre", post="post"),)
-
-    def __init__(self, options):
-        super().__init__(options)
-        self.trace = []
-
-    def tell(self, *what):
-        self.trace.append(what)
-        return STATUS_SUCCESS
-
-    def filter_unload(self, flags):
-        return self.tell("unload", flags)
-
-    def instance_setup(self, instance, flags):
-        instance.context = {"mine"}
-        return self.tell("setup", instance.name, flags)
-
-    def instance_query_teardown(self, instance, flags):
-        return self.tell("query", instance.name)
-
-    def instance_teardown_start(self, instance, reason):
-        self.tell("start", instance.name, reason)
-
-    def instance_teardown_complete(self, instance, reason):
-        assert instance.context == {"mine"}
-        self.tell("complete", instance.name, reason)
-
-    def pre(self, data, objects):
-        self.tell("pre", objects.name)
-        return FLT_PREOP_SUCCESS_WITH_CALLBACK
-
-    def post(self, data, objects, context, flags):
-        self.tell("post", objects.name)
-'''
-PLAIN = "class Dropped(Filter):\n    %s\n"
-
-
-class Bench:
-    """A manager, its drop-ins, and volumes without a mount."""
-
-    def __init__(self, top: Path) -> None:
-        self.top = top
-        (top / "filters").mkdir()
-        self.manager = FilterManager([str(top / "filters")])
-
-    def drop(self, body: str, name: str = "f", altitude: str = "370500", fields: str = "") -> None:
-        (self.top / "filters" / f"{name}.py").write_text(MANIFEST % (name, altitude, fields) + body)
-
-    def volume(self, name: str = "v") -> Volume:
-        source = self.top / name
-        source.mkdir()
-        (source / "file").write_bytes(b"0123456789")
-        core = CoreVolume(os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-        return self.manager.add_volume(name, "", str(source), core)
-
-    def trace(self, name: str = "f") -> list[tuple[Any, ...]]:
-        found: list[tuple[Any, ...]] = self.manager.filter(name).object.trace  # type: ignore[attr-defined]
-        return found
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    before = set(sys.modules)
-    yield Bench(tmp_path)
-    for name in set(sys.modules) - before:
-        if name.startswith("stackfs_filter_"):
-            del sys.modules[name]
-
-
-def on_trio(test: Callable[[Bench], Awaitable[None]]) -> Callable[[Bench], None]:
-    """Runs a test with the manager's own task, and takes all volumes down in the end."""
-
-    async def main(bench: Bench) -> None:
-        with trio.fail_after(60):
-            async with running(bench.manager):
-                await test(bench)
-
-    def wrapped(bench: Bench) -> None:
-        trio.run(main, bench)
-
-    wrapped.__name__, wrapped.__doc__ = test.__name__, test.__doc__  # type: ignore[attr-defined]
-    return wrapped
-
-
-@contextlib.asynccontextmanager
-async def refused(status: int, words: str = "") -> AsyncIterator[None]:
-    with pytest.raises(FltError) as caught:
-        yield
-    assert caught.value.status == status, caught.value
-    assert words in caught.value.message and "\n" not in caught.value.message
-
 
 # ---- how an instance goes -------------------------------------------------------------------------------------------
 
@@ -161,9 +57,10 @@ async def gone(bench: Bench, volume: Volume, how: str) -> None:
     ],
 )
 def test_the_order_in_which_an_instance_goes(
-    bench: Bench, how: str, asked: tuple[object, ...] | None, reason: int
+    bench: Bench, how: str, asked: tuple[object, ...] | None, reason: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A3.9, with an operation under way: asked, out of the lists, start, the operation ends, complete, gone."""
+    monkeypatch.setattr(manager, "DRAIN_AFTER", 60)
 
     @on_trio
     async def test(bench: Bench) -> None:
@@ -259,7 +156,7 @@ def test_a_pass_filter_that_errs_too_often_is_torn_down(bench: Bench) -> None:
             assert one.instances
             core.request(FSYNC, fh=fh).do()
         with trio.fail_after(5):
-            while one.instances:
+            while one.instances or one.unsettled:
                 await trio.sleep(0.001)
         reason = api.FLTFL_INSTANCE_TEARDOWN_INTERNAL_ERROR
         assert bench.trace()[-2:] == [("start", "f", reason), ("complete", "f", reason)]

@@ -50,6 +50,7 @@ def with_option(**row: object) -> OptionSpec:
 
 def test_the_least_a_manifest_needs() -> None:
     manifest = make()
+    assert parse(f"MANIFEST = { {k: v for k, v in GOOD.items() if k != 'filter'}!r}\n").filter == ""  # type: ignore[union-attr]
     assert manifest.altitude == "265050"
     assert (manifest.start, manifest.on_error, manifest.answers, manifest.attach) == (
         "demand",
@@ -119,7 +120,7 @@ def test_the_line_is_the_lines() -> None:
     assert caught.value.line == 2
 
 
-@pytest.mark.parametrize("key", sorted(GOOD))
+@pytest.mark.parametrize("key", sorted(set(GOOD) - {"filter"}))
 def test_the_needed_fields(key: str) -> None:
     with pytest.raises(ManifestError, match="is needed") as caught:
         parse(f"MANIFEST = { {k: v for k, v in GOOD.items() if k != key}!r}\n")

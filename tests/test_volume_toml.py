@@ -298,4 +298,33 @@ def test_the_readmes_example_is_valid() -> None:
     readme = (pathlib.Path(__file__).parent.parent / "mountpoints" / "README.md").read_text()
     example = readme.split("```toml\n")[1].split("```")[0]
     toml = parsed(example)
-    assert [each.filter for each in toml.instances] == ["audit", "passthrough"]
+    assert [each.filter for each in toml.instances] == ["audit", "passthrough", "readonly"]
+
+
+def test_further_volumes() -> None:
+    toml = parsed(
+        VOLUME + '[[further_volume]]\nname = "two"\nsource = "second"\n'
+        '[[further_volume]]\nname = "three"\nsource = "/srv/third"\n'
+        '[[instance]]\nfilter = "a"\naltitude = "1"\n'
+        '[[instance]]\nfilter = "a"\naltitude = "1"\nvolume = "two"\n'
+    )
+    assert [(each.name, each.source) for each in toml.further_volumes] == [
+        ("two", "/volumes/second"), ("three", "/srv/third")]  # fmt: skip
+    assert [each.volume for each in toml.instances] == [None, "two"]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "parts"),
+    [
+        ('[further_volume]\nname = "two"\n', 3, ["two brackets"]),
+        ("[[further_volume]]\n", 3, ["name is needed", "[[further_volume]]"]),
+        ('[[further_volume]]\nname = "two"\n', 3, ["source is needed"]),
+        ('[[further_volume]]\nname = "demo"\nsource = "x"\n', 4, ["'demo' is here already"]),
+        ('[[further_volume]]\nname = "a/b"\nsource = "x"\n', 4, ["cannot be a volume's name"]),
+        ('[[further_volume]]\nname = "two"\nsource = "x"\nmountpoint = "y"\n', 6, ["unknown key 'mountpoint'"]),
+        ('[[instance]]\nfilter = "a"\nvolume = "two"\n', 5, ["no volume 'two' here"]),
+        ('[[instance]]\nfilter = "a"\nvolume = 2\n', 5, ["volume must be a string"]),
+    ],
+)
+def test_further_volumes_that_are_wrong(text: str, line: int, parts: list[str]) -> None:
+    refused(VOLUME + text, line, *parts)

@@ -111,6 +111,9 @@ def _count(rows: list[Any]) -> list[Any]:
         if key in counted:
             counted[key].instances += row.instances
             counted[key].failed = counted[key].failed or row.failed
+            counted[key].held_by += row.held_by
+            if row.held_by:
+                counted[key].state = row.state
         else:
             counted[key] = row
     by_name = sorted(counted.values(), key=lambda row: row.name)

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from stackfs.cli import bench, later, mount, service, status, umount
+from stackfs.cli import bench, inf, mount, service, status, umount
 from stackfs.cli.run import invoke, new_app, run
 from stackfs.errors import UsageError
 
@@ -41,7 +41,7 @@ def build(arguments: Sequence[str]) -> typer.Typer:
     ) -> None:
         pass
 
-    for module in (mount, umount, status, service, bench, later):
+    for module in (mount, umount, status, service, bench, inf):
         module.add(app)
     return app
 

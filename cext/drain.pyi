@@ -1,0 +1,1 @@
+"""Draining: which operations still use an instance that leaves. Nothing for Python."""
