@@ -5,7 +5,7 @@
 # One mutex guards the whole table and is never held across a system call. A node lives while lookups + references > 0.
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from stackfs.cext.callback_data cimport FLT_CALLBACK_DATA, FLT_RELATED_OBJECTS, node_t, statx_t
+from stackfs.cext.callback_data cimport FLT_CALLBACK_DATA, FLT_RELATED_OBJECTS, context_t, node_t, statx_t
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
@@ -27,6 +27,7 @@ cdef struct node_t:
     node_t *newer                        # LRU of cached descriptors
     node_t *older
     name_t *names                        # the one reached last comes first
+    context_t *contexts                  # file, stream and section contexts (contexts.pyx guards them)
     uint32_t device                      # makedev
     uint32_t references                  # what we hold: operations, handles, names of children
     int fd                               # O_PATH descriptor, or -1
@@ -112,6 +113,8 @@ cdef void name_moved(inode_table_t *table, node_t *parent, const char *name, uin
                      node_t *pinned) noexcept nogil
 cdef bint names_linked(inode_table_t *table, const node_t *parent, const char *name, uint16_t length,
                        const node_t *new_parent, const char *new_name, uint16_t new_length) noexcept nogil
+# The node that goes by (parent, name), with a reference; NULL: the kernel does not know it by that name.
+cdef node_t *name_holder(inode_table_t *table, const node_t *parent, const char *name, uint16_t length) noexcept nogil
 # Copies one name of the node: buffer[256]; returns its length and the parent with a reference, or 0 and NULL.
 cdef uint16_t name_of(inode_table_t *table, node_t *node, int index, char *buffer, node_t **parent) noexcept nogil
 # The same, its first name, when no descriptor of it is open.

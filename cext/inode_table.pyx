@@ -22,7 +22,8 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from stackfs.cext.stack cimport FLT_VOLUME  # no-cython-lint: completes the struct
 from libc.string cimport memcmp, memcpy, memmove, memset
 
-from stackfs.cext.callback_data cimport FILE_OBJECT, FLT_CALLBACK_DATA, FLT_RELATED_OBJECTS, statx_t
+from stackfs.cext.callback_data cimport FILE_OBJECT, FLT_CALLBACK_DATA, FLT_RELATED_OBJECTS, context_t, statx_t
+from stackfs.cext.contexts cimport contexts_any, contexts_gone, contexts_move
 from stackfs.cext.impersonation cimport step_aside, step_back
 
 
@@ -160,6 +161,8 @@ cdef void table_free(inode_table_t *table) noexcept nogil:
         node = &table.slabs[i // SLAB][i % SLAB]
         if not node.live:
             continue
+        if contexts_any(&node.contexts):
+            contexts_gone(&node.contexts)
         while node.names is not NULL:
             name = node.names
             node.names = name.next
@@ -223,7 +226,7 @@ cdef void unhash_node_locked(inode_table_t *table, node_t *node) noexcept nogil:
 
 cdef node_t *release_locked(inode_table_t *table, node_t *node) noexcept nogil:
     """Frees the node, and every parent that only it kept alive, when nothing holds them. Returns a chain (by `older`) of
-    freed nodes whose descriptors are still to be closed with close_chain(), after the mutex was released."""
+    freed nodes whose descriptors and contexts are still to go by close_chain(), after the mutex was released."""
     cdef node_t *closing = NULL
     cdef node_t *parent
     cdef name_t *name
@@ -243,7 +246,7 @@ cdef node_t *release_locked(inode_table_t *table, node_t *node) noexcept nogil:
             free(name)
         unlink_lru_locked(table, node)
         node.live = 0
-        if node.fd >= 0:
+        if node.fd >= 0 or contexts_any(&node.contexts):
             node.older = closing
             closing = node
         else:
@@ -264,14 +267,17 @@ cdef node_t *join_chains(node_t *first, node_t *second) noexcept nogil:
 
 
 cdef void close_chain(inode_table_t *table, node_t *closing) noexcept nogil:
-    """Closes the descriptors of freed nodes, then gives their slots back."""
+    """Closes the descriptors of freed nodes and lets their contexts go, then gives their slots back."""
     cdef node_t *node = closing
     cdef node_t *following
     if closing is NULL:
         return
     while node is not NULL:
-        close(node.fd)
-        node.fd = -1
+        if node.fd >= 0:
+            close(node.fd)
+            node.fd = -1
+        if contexts_any(&node.contexts):
+            contexts_gone(&node.contexts)
         node = node.older
     pthread_mutex_lock(&table.mutex)
     while closing is not NULL:
@@ -345,6 +351,7 @@ cdef node_t *node_found(inode_table_t *table, const identity_t *what, node_t *pa
     cdef node_t *node
     cdef node_t *former_parent = NULL
     cdef node_t *closing = NULL
+    cdef context_t *contexts = NULL      # the old inode's
     cdef uint64_t nodeid = make_id(table.device, what.device, what.inode)
     cdef int fd = -1
     error[0] = 0
@@ -363,6 +370,8 @@ cdef node_t *node_found(inode_table_t *table, const identity_t *what, node_t *pa
             node.fd = -1
             unlink_lru_locked(table, node)
             closing = strip_names_locked(table, node)
+            if contexts_any(&node.contexts):
+                contexts_move(&node.contexts, &contexts)
             node.birth = what.birth
             stackfs_set_type(&node.type, what.type)
     if error[0] == 0 and node is NULL:
@@ -376,6 +385,8 @@ cdef node_t *node_found(inode_table_t *table, const identity_t *what, node_t *pa
     if fd >= 0:
         close(fd)
     close_chain(table, closing)
+    if contexts is not NULL:
+        contexts_gone(&contexts)
     if former_parent is not NULL:
         node_put(table, former_parent)
     return node if error[0] == 0 else NULL
@@ -405,12 +416,15 @@ cdef uint32_t name_changes(inode_table_t *table, const node_t *parent, const cha
 cdef node_t *node_unnamed(inode_table_t *table, const identity_t *what, node_t *directory, int fd) noexcept nogil:
     cdef node_t *node
     cdef node_t *closing = NULL
+    cdef context_t *contexts = NULL
     cdef name_t *name
     cdef uint64_t nodeid = make_id(table.device, what.device, what.inode)
     pthread_mutex_lock(&table.mutex)
     node = by_id_locked(table, nodeid)
     if node is not NULL and node.inode == what.inode and node.device == what.device and node.fd < 0:
         closing = strip_names_locked(table, node)                # the number was reused
+        if contexts_any(&node.contexts):
+            contexts_move(&node.contexts, &contexts)
         node.birth = what.birth
         stackfs_set_type(&node.type, what.type)
     elif node is not NULL:
@@ -436,6 +450,8 @@ cdef node_t *node_unnamed(inode_table_t *table, const identity_t *what, node_t *
     if fd >= 0:
         close(fd)
     close_chain(table, closing)
+    if contexts is not NULL:
+        contexts_gone(&contexts)
     return node
 
 
@@ -881,6 +897,16 @@ cdef bint names_linked(inode_table_t *table, const node_t *parent, const char *n
     linked = node is not NULL and node is holder_locked(table, new_parent, new_name, new_length)
     pthread_mutex_unlock(&table.mutex)
     return linked
+
+
+cdef node_t *name_holder(inode_table_t *table, const node_t *parent, const char *name, uint16_t length) noexcept nogil:
+    cdef node_t *node
+    pthread_mutex_lock(&table.mutex)
+    node = holder_locked(table, parent, name, length)
+    if node is not NULL:
+        node.references += 1
+    pthread_mutex_unlock(&table.mutex)
+    return node
 
 
 cdef uint16_t name_of(inode_table_t *table, node_t *node, int index, char *buffer, node_t **parent) noexcept nogil:

@@ -23,7 +23,7 @@ cdef struct row_t:
 
 # The table. The first column is the NTSTATUS, the second what a program sees; `back` marks the row that
 # translates the errno of a system call of the base.
-cdef row_t TABLE[86]
+cdef row_t TABLE[93]
 cdef int rows = 0
 cdef NTSTATUS BACK[136]          # errno -> NTSTATUS
 
@@ -90,6 +90,8 @@ add(STATUS_FILE_DELETED, e.EIO, 0, "STATUS_FILE_DELETED")
 add(STATUS_FILE_CLOSED, e.EBADF, 0, "STATUS_FILE_CLOSED")
 add(STATUS_IO_DEVICE_ERROR, e.EIO, 1, "STATUS_IO_DEVICE_ERROR")
 add(STATUS_POSSIBLE_DEADLOCK, EDEADLK, 1, "STATUS_POSSIBLE_DEADLOCK")
+add(STATUS_INVALID_BUFFER_SIZE, e.EINVAL, 0, "STATUS_INVALID_BUFFER_SIZE")
+add(STATUS_NOT_FOUND, e.ENOENT, 0, "STATUS_NOT_FOUND")
 add(STATUS_RETRY, e.EAGAIN, 0, "STATUS_RETRY")
 add(STATUS_PATH_NOT_COVERED, EREMOTEIO, 1, "STATUS_PATH_NOT_COVERED")
 add(STATUS_TOO_MANY_LINKS, e.EMLINK, 1, "STATUS_TOO_MANY_LINKS")
@@ -109,6 +111,7 @@ add(STATUS_FLT_NOT_INITIALIZED, e.EIO, 0, "STATUS_FLT_NOT_INITIALIZED")
 add(STATUS_FLT_FILTER_NOT_READY, e.EIO, 0, "STATUS_FLT_FILTER_NOT_READY")
 add(STATUS_FLT_INTERNAL_ERROR, e.EIO, 0, "STATUS_FLT_INTERNAL_ERROR")
 add(STATUS_FLT_DELETING_OBJECT, e.EIO, 0, "STATUS_FLT_DELETING_OBJECT")
+add(STATUS_FLT_MUST_BE_NONPAGED_POOL, e.EINVAL, 0, "STATUS_FLT_MUST_BE_NONPAGED_POOL")
 add(STATUS_FLT_DUPLICATE_ENTRY, e.EEXIST, 0, "STATUS_FLT_DUPLICATE_ENTRY")
 add(STATUS_FLT_DO_NOT_ATTACH, e.EIO, 0, "STATUS_FLT_DO_NOT_ATTACH")
 add(STATUS_FLT_DO_NOT_DETACH, e.EBUSY, 0, "STATUS_FLT_DO_NOT_DETACH")
@@ -117,9 +120,13 @@ add(STATUS_FLT_INSTANCE_NAME_COLLISION, e.EEXIST, 0, "STATUS_FLT_INSTANCE_NAME_C
 add(STATUS_FLT_FILTER_NOT_FOUND, e.ENOENT, 0, "STATUS_FLT_FILTER_NOT_FOUND")
 add(STATUS_FLT_VOLUME_NOT_FOUND, e.ENOENT, 0, "STATUS_FLT_VOLUME_NOT_FOUND")
 add(STATUS_FLT_INSTANCE_NOT_FOUND, e.ENOENT, 0, "STATUS_FLT_INSTANCE_NOT_FOUND")
+add(STATUS_FLT_CONTEXT_ALLOCATION_NOT_FOUND, e.EINVAL, 0, "STATUS_FLT_CONTEXT_ALLOCATION_NOT_FOUND")
+add(STATUS_FLT_INVALID_CONTEXT_REGISTRATION, e.EINVAL, 0, "STATUS_FLT_INVALID_CONTEXT_REGISTRATION")
+add(STATUS_FLT_NAME_CACHE_MISS, e.EIO, 0, "STATUS_FLT_NAME_CACHE_MISS")
+add(STATUS_FLT_CONTEXT_ALREADY_LINKED, e.EEXIST, 0, "STATUS_FLT_CONTEXT_ALREADY_LINKED")
 add(STATUS_IMAGE_ALREADY_LOADED, e.EEXIST, 0, "STATUS_IMAGE_ALREADY_LOADED")
 add(STATUS_INVALID_IMAGE_FORMAT, e.ENOEXEC, 1, "STATUS_INVALID_IMAGE_FORMAT")
-assert rows <= 86
+assert rows <= 93
 
 
 cdef void fill_back() noexcept:
@@ -159,6 +166,17 @@ cdef NTSTATUS errno_to_nt(int error) noexcept nogil:
 
 
 NtStatus = IntEnum("NtStatus", {TABLE[i].name.decode(): <uint32_t>TABLE[i].status for i in range(rows)}, module=__name__)
+
+
+class NtStatusError(Exception):
+    """What a routine of the manager answered a Python filter: `status` is an unsigned NTSTATUS, the text says why."""
+
+    def __init__(self, status, reason):
+        super().__init__(status, reason)
+        self.status = status
+
+    def __str__(self):
+        return f"{self.args[1]} ({status_name(self.status)})"
 
 
 def to_errno(unsigned int status) -> int:

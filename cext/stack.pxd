@@ -9,7 +9,8 @@ from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from stackfs.cext.callback_data cimport (
     FILE_OBJECT, FLT_CALLBACK_DATA, FLT_FILTER, FLT_INSTANCE, FLT_IO_PARAMETER_BLOCK, FLT_RELATED_OBJECTS, FLT_VOLUME,
-    PFLT_POST_OPERATION_CALLBACK, PFLT_PRE_OPERATION_CALLBACK)
+    context_t, PFLT_POST_OPERATION_CALLBACK, PFLT_PRE_OPERATION_CALLBACK)
+from stackfs.cext.python_contexts cimport InstanceContexts, VolumeContexts
 from stackfs.cext.ntstatus cimport NTSTATUS
 
 cdef enum:
@@ -22,6 +23,7 @@ cdef enum:
 cdef struct FLT_FILTER:
     const char *Name                     # UTF-8, NUL-terminated
     PyObject *Object                     # the filter's Python object (borrowed from its owner)
+    void *Contexts                       # filter_contexts_t * (contexts.pxd): what it has registered, or NULL
 
 cdef struct FLT_INSTANCE:
     FLT_RELATED_OBJECTS Related          # handed to every callback, FileObject filled in per operation
@@ -34,6 +36,9 @@ cdef struct FLT_INSTANCE:
     uint32_t Errors                      # atomic
     PyObject *PythonPre[256]             # bound methods (borrowed from Object), or NULL
     PyObject *PythonPost[256]
+    context_t *Contexts                  # the instance context (contexts.pyx guards these three)
+    context_t *OwnedContexts[7]          # all of its contexts, by type
+    int ContextsClosed                   # it is being torn down: none can be set any more
 
 ctypedef struct callback_t:
     PFLT_PRE_OPERATION_CALLBACK pre      # NULL: none
@@ -93,6 +98,8 @@ cdef struct FLT_VOLUME:
     int keep_cache                       # exclusive: an open need not throw away what the page cache holds
     int writeback                        # writes stay in the page cache until it writes them back
     int filters_names_or_data            # some instance's answers are not cacheable: entry and attribute time-outs are 0
+    context_t *Contexts                  # volume contexts (contexts.pyx guards both)
+    int ContextsClosed                   # the volume ends
 
 # The walk. run() returns 1 when the operation is done, 0 when it stopped at the base because that would block:
 # then call operation_base() in a thread that may wait, and run() again in the first one.
@@ -107,7 +114,7 @@ cdef void list_release(callback_list_t *callbacks) noexcept nogil               
 cdef bint operation_listed(FLT_VOLUME *volume, int major) noexcept nogil                       # did anybody register it, just now
 cdef int compare_altitudes(const char *a, const char *b) noexcept nogil                        # <0, 0, >0
 
-cdef class Stack:
+cdef class Stack(VolumeContexts):
     """The stack of one volume: publishes callback lists (see stack.pyi)."""
     cdef FLT_VOLUME volume
     cdef readonly list entries           # InstanceEntry, highest altitude first
@@ -116,7 +123,7 @@ cdef class Stack:
     cdef publish_for(self, InstanceEntry entry)
     cdef callback_list_t *exchange(self, int major, callback_list_t *new) noexcept
 
-cdef class InstanceEntry:
+cdef class InstanceEntry(InstanceContexts):
     """Owns one FLT_INSTANCE and keeps alive what it points to."""
     cdef FLT_INSTANCE instance
     cdef FLT_FILTER filter

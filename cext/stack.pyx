@@ -29,11 +29,13 @@ from stackfs.cext.callback_data cimport (
     FLT_PREOP_SYNCHRONIZE, FLT_RELATED_OBJECTS, FO_VOLUME_OPEN, IO_STATUS_BLOCK, IRP_MJ_CLEANUP, IRP_MJ_CLOSE,
     IRP_MJ_CREATE, IRP_MJ_DEVICE_CHANGE, IRP_MJ_POWER, IRP_MJ_QUERY_OPEN, IRP_MJ_READ, IRP_MJ_WRITE, IRP_NOCACHE,
     IRP_PAGING_IO, callback_data_new)
+from stackfs.cext.contexts cimport volume_contexts_close
 from stackfs.cext.impersonation cimport revert_to_self
 from stackfs.cext.inode_table cimport operation_path
 from stackfs.cext.ntstatus cimport (
     NT_SUCCESS, STATUS_FLT_DISALLOW_FAST_IO, STATUS_FLT_INTERNAL_ERROR, STATUS_IO_DEVICE_ERROR, STATUS_PENDING,
     STATUS_SUCCESS)
+from stackfs.cext.python_contexts cimport FilterContexts, InstanceContexts, VolumeContexts
 
 from os import fsdecode
 
@@ -557,7 +559,7 @@ cdef class NativeOperations:
                 if self.operations[major].pre is not NULL or self.operations[major].post is not NULL]
 
 
-cdef class InstanceEntry:
+cdef class InstanceEntry(InstanceContexts):
     """One instance as the stack has it: names, error mode and callbacks.
 
     `object` is asked for callback_raised(routine, major, path, error), callback_misused(routine, major, path, status)
@@ -565,8 +567,11 @@ cdef class InstanceEntry:
     Python callables or None, and/or a NativeOperations.
     """
 
+    def __cinit__(self, *arguments, **keywords):
+        self.owner = &self.instance
+
     def __init__(self, object instance not None, str name not None, str altitude not None, str filter_name not None,
-                 callbacks=(), NativeOperations native=None, bint pass_on_error=False):
+                 callbacks=(), NativeOperations native=None, bint pass_on_error=False, FilterContexts contexts=None):
         cdef int major
         cdef callback_t *operation
         self.object = instance
@@ -582,6 +587,9 @@ cdef class InstanceEntry:
         self.instance.PassOnError = pass_on_error
         self.instance.Related.Filter = &self.filter
         self.instance.Related.Instance = &self.instance
+        if contexts is not None:
+            self.registration = contexts
+            self.filter.Contexts = contexts.filter
         if native is not None:
             for major in range(MAJOR_FUNCTIONS):
                 if native.operations[major].pre is not NULL or native.operations[major].post is not NULL:
@@ -647,20 +655,26 @@ cdef class _Retired:
             free(self.callbacks)
 
 
-cdef class Stack:
+cdef class Stack(VolumeContexts):
     """The stack of one volume. Give it a base and a table of inodes before operations run (see requests.Volume)."""
 
     def __cinit__(self):
         memset(&self.volume, 0, cython.sizeof(FLT_VOLUME))
         self.volume.Object = <PyObject *>self
+        self.owner = &self.volume
         self.entries = []
         self.retired = []
         self.held = []
 
     def __dealloc__(self):
         cdef int major
+        volume_contexts_close(&self.volume)
         for major in range(MAJOR_FUNCTIONS):
             free(self.volume.lists[major])
+
+    def introduce(self, InstanceEntry entry not None):
+        """The instance is to be this volume's: what it may want of it before operations come (its volume context, say)."""
+        entry.instance.Related.Volume = &self.volume
 
     def insert(self, InstanceEntry entry not None):
         """Publish an instance: operations that begin from now on see it. Name and altitude must be free."""

@@ -272,7 +272,7 @@ def _where(found: Found, error: BaseException) -> str:
 
 def check_registration(found: Found, module: ModuleType) -> type[Filter]:
     """The class that the manifest names, its registration held against the rules. FilterImageError: what is wrong."""
-    from stackfs import api
+    from stackfs import api, contexts
 
     wanted = found.manifest.filter
 
@@ -290,6 +290,10 @@ def check_registration(found: Found, module: ModuleType) -> type[Filter]:
             refuse(f"{wanted}.{name}", "must be a method, or None")
         if inspect.iscoroutinefunction(callback):
             refuse(f"{wanted}.{name}", "is async; it must be a plain method")
+    try:
+        contexts.check(cls)
+    except ValueError as error:
+        refuse(f"{wanted}.contexts", str(error))
     if not isinstance(cls.operations, (tuple, list)):
         refuse(f"{wanted}.operations", "must be a tuple of Operation")
     majors = {int(value): name for name, value in vars(api).items() if name.startswith("IRP_MJ_")}

@@ -18,7 +18,7 @@ from typing import Any
 import structlog
 import trio
 
-from stackfs import api, discovery, loader
+from stackfs import api, contexts, discovery, loader
 from stackfs.altitude import AltitudeError, sort_key
 from stackfs.cext.requests import Volume as CoreVolume
 from stackfs.cext.stack import InstanceEntry
@@ -48,7 +48,7 @@ DRAIN_POLL = 0.0005
 STATUS_FAILED_DRIVER_ENTRY = 0xC0000365
 
 
-class Instance:
+class Instance(contexts.InstanceFace):
     """One attachment of a filter to a volume. Callbacks get it as `objects`."""
 
     def __init__(self, filter: LoadedFilter, volume: Volume, name: str, altitude: str, options: dict[str, Any]) -> None:
@@ -75,7 +75,9 @@ class Instance:
             ],
             filter.object.native,
             filter.manifest.on_error == "pass",
+            filter.contexts,
         )
+        volume.core.stack.introduce(self.entry)
 
     @property
     def failed(self) -> bool:
@@ -139,6 +141,12 @@ class LoadedFilter:
         self.found = found
         self.object = filter_object
         self.instances: list[Instance] = []
+        try:
+            self.contexts = contexts.register(self.name, filter_object)
+        except ValueError as error:
+            raise FltError(
+                api.STATUS_FLT_INVALID_CONTEXT_REGISTRATION, f"{found.path}: {self.manifest.filter}.contexts: {error}"
+            ) from error
 
     @property
     def name(self) -> str:
@@ -298,6 +306,8 @@ class FilterManager:
             )
             for instance in list(loaded.instances):
                 await self._tear_down(instance, reason)
+            with trio.CancelScope(shield=True):
+                await contexts.unregister(name, loaded.contexts)
             del self.loaded[name]
             loader.unload(loaded.found)
 
@@ -390,6 +400,7 @@ class FilterManager:
             raise FltError(api.STATUS_INVALID_PARAMETER, what) from error
         status = self._ask(f"{loaded.name}: instance_setup", loaded.object.instance_setup, instance, flags)
         if not api.is_success(status):
+            await contexts.delete_all(instance.entry)
             raise FltError(
                 status, f"filter {loaded.name!r} does not attach to volume {volume.name!r} ({api.status_name(status)})"
             )
@@ -399,6 +410,7 @@ class FilterManager:
             if bypassed and refuses:
                 self._tell(f"{loaded.name}: instance_teardown_complete", loaded.object.instance_teardown_complete,
                            instance, api.FLTFL_INSTANCE_TEARDOWN_INTERNAL_ERROR)  # fmt: skip
+                await contexts.delete_all(instance.entry)
                 raise FltError(
                     api.STATUS_FLT_DO_NOT_ATTACH,
                     f"filter {loaded.name!r} does not attach to volume {volume.name!r}: {bypassed} open files are "
@@ -444,6 +456,7 @@ class FilterManager:
             volume.instances.remove(instance)
             volume.settle_timeouts()
             volume.settle_bypass()
+            instance.entry.close_contexts()
             self._tell(f"{instance.filter.name}: instance_teardown_start", filter_object.instance_teardown_start,
                        instance, reason)  # fmt: skip
             await self._drain(volume)
@@ -451,6 +464,7 @@ class FilterManager:
                 await self._invalidate(instance)
             self._tell(f"{instance.filter.name}: instance_teardown_complete", filter_object.instance_teardown_complete,
                        instance, reason)  # fmt: skip
+            await contexts.delete_all(instance.entry)
             instance.filter.instances.remove(instance)
             instance.context = None
 
