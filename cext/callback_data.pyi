@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from stackfs.cext.python_contexts import Context
 from stackfs.cext.file_object import FileObject
+from stackfs.cext.names import FileNameInformation
 
 _Kind = TypeVar("_Kind", bound=Context)
 
@@ -333,6 +334,15 @@ class CallbackData:
     @property
     def is_dirty(self) -> bool:
         """is_dirty"""
+    def name_information(self, options: int = 0x101) -> FileNameInformation:
+        """FltGetFileNameInformation: the file's name, with its parts, as it is called below this instance (B1).
+        options: FLT_FILE_NAME_* (the default: NORMALIZED, QUERY_DEFAULT).
+
+        NtStatusError: STATUS_FLT_INVALID_NAME_REQUEST (paging I/O, after CLOSE, a short name before CREATE),
+        STATUS_FLT_NAME_CACHE_MISS, STATUS_OBJECT_NAME_NOT_FOUND (there is no short name), what a name provider answers.
+        """
+    def destination_name_information(self, options: int = 0x101) -> FileNameInformation:
+        """FltGetDestinationFileNameInformation: what a rename or link is about to call the file (B1.7)."""
     @property
     def file_object(self) -> FileObject | None:
         """The file object that the operation is about, for routines that take one (semantics A4.3)."""

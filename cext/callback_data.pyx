@@ -21,6 +21,8 @@ from libc.string cimport memcpy
 from stackfs.cext.bypass cimport bypass_veto
 from stackfs.cext.file_object cimport FileObject, file_object_new
 from stackfs.cext.inode_table cimport operation_path
+from stackfs.cext.names cimport (
+    FLT_FILE_NAME_NORMALIZED, FLT_FILE_NAME_QUERY_DEFAULT, destination_name_information, name_information)
 from stackfs.cext.ntstatus cimport NTSTATUS, NT_SUCCESS, STATUS_NOT_SUPPORTED
 from stackfs.cext.process cimport COMM_LENGTH, requestor_comm, requestor_pid
 from stackfs.cext.python_contexts cimport Context, context_delete, context_ensure, context_get, context_set
@@ -625,6 +627,18 @@ cdef class CallbackData:
         if major != IRP_MJ_LOCK_CONTROL:
             self.refuse("lock_owner")
         return self.data.Iopb.Parameters.Lock.LockOwner
+
+    # --- names -------------------------------------------------------------------------------------------------
+
+    def name_information(self, uint32_t options=FLT_FILE_NAME_NORMALIZED | FLT_FILE_NAME_QUERY_DEFAULT):
+        """FltGetFileNameInformation: the file's name, with its parts, as it is called below this instance."""
+        return name_information(self.live(), options)
+
+    def destination_name_information(self, uint32_t options=FLT_FILE_NAME_NORMALIZED | FLT_FILE_NAME_QUERY_DEFAULT):
+        """FltGetDestinationFileNameInformation: what a rename or link is about to call the file."""
+        if not has_target(self.live()):
+            self.refuse("destination_name_information")
+        return destination_name_information(self.live(), options)
 
     # --- contexts -----------------------------------------------------------------------------------------------
 

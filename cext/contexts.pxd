@@ -75,6 +75,8 @@ ctypedef struct FLT_RELATED_CONTEXTS_EX:
     PFLT_CONTEXT TransactionContext
     PFLT_CONTEXT SectionContext
 
+cdef struct filter_contexts_t
+
 cdef struct context_t:                   # stands before the filter's own part: a multiple of 16 bytes, as malloc aligns
     long references                      # atomic
     filter_contexts_t *filter

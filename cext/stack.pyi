@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from stackfs.cext.python_contexts import FilterContexts, InstanceContexts, VolumeContexts
+from stackfs.cext.names import InstanceNames, NameProvider
+from stackfs.cext.python_contexts import FilterContexts, VolumeContexts
 
 ERROR_LIMIT: int
 """How often callbacks may raise before their instance is marked failed (on_error = fail) or detached (pass)."""
@@ -14,7 +15,7 @@ class NativeOperations:
     def registered(self) -> list[int]:
         """The IRP_MJ_* numbers registered."""
 
-class InstanceEntry(InstanceContexts):
+class InstanceEntry(InstanceNames):
     """One instance as the stack has it: names, error mode and callbacks.
 
     `object` is asked for callback_raised(routine, major, path, error), callback_misused(routine, major, path, status)
@@ -36,6 +37,7 @@ class InstanceEntry(InstanceContexts):
         native: NativeOperations | None = None,
         pass_on_error: bool = False,
         contexts: FilterContexts | None = None,
+        names: NameProvider | None = None,
     ) -> None: ...
     @property
     def registered(self) -> list[int]:
@@ -68,6 +70,8 @@ class Stack(VolumeContexts):
         """Does any instance register this operation?"""
     def list_identity(self, major: int) -> int:
         """A number that changes when the operation's callback list is replaced; 0: nobody registered."""
+    name: bytes
+    """The volume's name, as it stands in front of every path in file name information. Set it before operations run."""
     names_or_data_filtered: bool
     """True: entry and attribute time-outs are zero, because an instance's answers are not cacheable."""
 

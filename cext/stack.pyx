@@ -13,9 +13,10 @@ a time. Stack and InstanceEntry are used under the GIL, by the thread that manag
 """
 
 cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
-from libc.stdint cimport uint8_t, uint32_t, uintptr_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
@@ -31,21 +32,18 @@ from stackfs.cext.callback_data cimport (
     IRP_PAGING_IO, callback_data_new)
 from stackfs.cext.contexts cimport volume_contexts_close
 from stackfs.cext.impersonation cimport revert_to_self
-from stackfs.cext.inode_table cimport operation_path
+from stackfs.cext.inode_table cimport inode_table_t, name_cache_purge, operation_path
+from stackfs.cext.names cimport InstanceNames, NameProvider
 from stackfs.cext.ntstatus cimport (
     NT_SUCCESS, STATUS_FLT_DISALLOW_FAST_IO, STATUS_FLT_INTERNAL_ERROR, STATUS_IO_DEVICE_ERROR, STATUS_PENDING,
     STATUS_SUCCESS)
-from stackfs.cext.python_contexts cimport FilterContexts, InstanceContexts, VolumeContexts
+from stackfs.cext.python_contexts cimport FilterContexts, VolumeContexts
 
 from os import fsdecode
 
 
 cdef extern from *:
     """
-    static inline void stackfs_spin_lock(int *lock) {
-        while (__atomic_exchange_n(lock, 1, __ATOMIC_ACQUIRE)) __builtin_ia32_pause();
-    }
-    static inline void stackfs_spin_unlock(int *lock) { __atomic_store_n(lock, 0, __ATOMIC_RELEASE); }
     static inline long stackfs_add(long *what, long by) { return __atomic_add_fetch(what, by, __ATOMIC_ACQ_REL); }
     static inline long stackfs_load(long *what) { return __atomic_load_n(what, __ATOMIC_ACQUIRE); }
     #define stackfs_load_list(at)        __atomic_load_n(at, __ATOMIC_RELAXED)
@@ -54,16 +52,11 @@ cdef extern from *:
     #define stackfs_set_flag(what, value) __atomic_store_n(what, value, __ATOMIC_RELAXED)
     static inline void stackfs_raise_flag(int *what) { __atomic_store_n(what, 1, __ATOMIC_RELEASE); }
     static inline unsigned stackfs_count(unsigned *what) { return __atomic_add_fetch(what, 1, __ATOMIC_RELAXED); }
-    #if !defined(__x86_64__) && !defined(__i386__)
-    #define __builtin_ia32_pause() ((void)0)
-    #endif
     #include <time.h>
     static inline double stackfs_now(void) {
         struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec * 1e9 + t.tv_nsec;
     }
     """
-    void stackfs_spin_lock(int *lock) nogil
-    void stackfs_spin_unlock(int *lock) nogil
     long stackfs_add(long *what, long by) nogil
     long stackfs_load(long *what) nogil
     callback_list_t *stackfs_load_list(callback_list_t **at) nogil
@@ -82,32 +75,6 @@ cdef uint32_t error_limit = ERROR_LIMIT
 # What python_pre and python_post return for a callback that raised, and was reported; from them it is nothing else.
 cdef enum:
     RAISED = -0x5AFE
-
-
-# --- altitudes ----------------------------------------------------------------------------------------------------
-
-cdef int compare_altitudes(const char *a, const char *b) noexcept nogil:
-    """As numbers, digit by digit: digits with at most one '.'; zeros before and behind mean nothing (A1.3)."""
-    cdef size_t whole_a = 0, whole_b = 0
-    cdef char digit_a, digit_b
-    while a[0] == c'0':
-        a += 1
-    while b[0] == c'0':
-        b += 1
-    while a[whole_a] != 0 and a[whole_a] != c'.':
-        whole_a += 1
-    while b[whole_b] != 0 and b[whole_b] != c'.':
-        whole_b += 1
-    if whole_a != whole_b:
-        return 1 if whole_a > whole_b else -1
-    while a[0] != 0 or b[0] != 0:        # equally many whole digits; the shorter fraction goes on with zeros
-        digit_a = c'0' if a[0] == 0 or a[0] == c'.' else a[0]
-        digit_b = c'0' if b[0] == 0 or b[0] == c'.' else b[0]
-        if digit_a != digit_b:
-            return 1 if digit_a > digit_b else -1
-        a += a[0] != 0
-        b += b[0] != 0
-    return 0
 
 
 # --- the walk -----------------------------------------------------------------------------------------------------
@@ -559,7 +526,7 @@ cdef class NativeOperations:
                 if self.operations[major].pre is not NULL or self.operations[major].post is not NULL]
 
 
-cdef class InstanceEntry(InstanceContexts):
+cdef class InstanceEntry(InstanceNames):
     """One instance as the stack has it: names, error mode and callbacks.
 
     `object` is asked for callback_raised(routine, major, path, error), callback_misused(routine, major, path, status)
@@ -571,7 +538,8 @@ cdef class InstanceEntry(InstanceContexts):
         self.owner = &self.instance
 
     def __init__(self, object instance not None, str name not None, str altitude not None, str filter_name not None,
-                 callbacks=(), NativeOperations native=None, bint pass_on_error=False, FilterContexts contexts=None):
+                 callbacks=(), NativeOperations native=None, bint pass_on_error=False, FilterContexts contexts=None,
+                 NameProvider names=None):
         cdef int major
         cdef callback_t *operation
         self.object = instance
@@ -590,6 +558,10 @@ cdef class InstanceEntry(InstanceContexts):
         if contexts is not None:
             self.registration = contexts
             self.filter.Contexts = contexts.filter
+        if names is not None:
+            self.kept.append(names)
+            self.instance.NameProvider = &names.provider
+            self.operations[NAME_PROVIDERS].instance = &self.instance
         if native is not None:
             for major in range(MAJOR_FUNCTIONS):
                 if native.operations[major].pre is not NULL or native.operations[major].post is not NULL:
@@ -615,7 +587,8 @@ cdef class InstanceEntry(InstanceContexts):
     @property
     def registered(self):
         """The IRP_MJ_* numbers this instance registers, ascending."""
-        return [major for major in range(MAJOR_FUNCTIONS) if self.operations[major].instance is not NULL]
+        return [major for major in range(MAJOR_FUNCTIONS)
+                if self.operations[major].instance is not NULL and major != NAME_PROVIDERS]
 
     @property
     def failed(self):
@@ -694,6 +667,8 @@ cdef class Stack(VolumeContexts):
         except BaseException:
             self.entries.remove(entry)
             raise
+        if entry.instance.NameProvider is not NULL:
+            self.names_differ()
 
     def remove(self, InstanceEntry entry not None):
         """Take an instance out: operations that begin from now on do not see it. Those under way still may: wait until
@@ -705,6 +680,27 @@ cdef class Stack(VolumeContexts):
         except BaseException:
             self.entries.insert(position, entry)
             raise
+        if entry.instance.NameProvider is not NULL:
+            self.names_differ()
+
+    cdef int names_differ(self) except -1:
+        """What is cached of names was made by other providers."""
+        if self.volume.nodes is not NULL:
+            name_cache_purge(<inode_table_t *>self.volume.nodes, NULL)
+        return 0
+
+    @property
+    def name(self):
+        """The volume's name, as it stands in front of every path in file name information (bytes)."""
+        return b"" if self.volume.Name is NULL else <bytes>self.volume.Name[:self.volume.NameLength]
+
+    @name.setter
+    def name(self, bytes value not None):
+        if len(value) > 1024:
+            raise ValueError("a volume's name is at most 1,024 bytes")
+        self.held.append(value)
+        self.volume.NameLength = <uint16_t>len(value)
+        self.volume.Name = PyBytes_AS_STRING(value)
 
     cdef publish_for(self, InstanceEntry entry):
         """All of its operations' lists, or, where memory runs out, none."""
@@ -712,7 +708,7 @@ cdef class Stack(VolumeContexts):
         cdef InstanceEntry other
         cdef int major, i
         cdef uint32_t count
-        cdef list majors = entry.registered
+        cdef list majors = [major for major in range(MAJOR_FUNCTIONS) if entry.operations[major].instance is not NULL]
         cdef list retired = [_Retired.__new__(_Retired) for _ in majors]
         memset(new, 0, sizeof(new))
         for major in majors:

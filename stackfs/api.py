@@ -60,7 +60,9 @@ from typing import TYPE_CHECKING, Any
 
 from stackfs.cext import callback_data as _constants
 from stackfs.cext import contexts as _contexts
+from stackfs.cext import names as _names
 from stackfs.cext.callback_data import CallbackData, DirectoryEntry, major_name
+from stackfs.cext.names import FileNameInformation
 from stackfs.cext.python_contexts import (
     Context,
     FileContext,
@@ -151,6 +153,16 @@ class Filter:
     def instance_teardown_start(self, instance: Instance, reason: int) -> None:
         """New operations no longer reach the instance; those under way still do. reason: FLTFL_INSTANCE_TEARDOWN_*."""
 
+    generate_file_name: Callable[..., Any] | None = None
+    """A filter that shows other names above itself than lie below has this method: generate_file_name(information,
+    objects) gets the name below (FileNameInformation) and returns the path above, from the volume's root; None: the same;
+    (path, False): do not cache it (semantics B1.8)."""
+    normalize_name_component: Callable[..., Any] | None = None
+    """normalize_name_component(parent, component, flags, context, objects): the component's real name in that directory
+    (None: the same), or (name, context) for the next component. NtStatusError(STATUS_NO_SUCH_FILE, ...): there is none."""
+    normalize_context_cleanup: Callable[..., Any] | None = None
+    """normalize_context_cleanup(context), after a name's last component."""
+
     def instance_teardown_complete(self, instance: Instance, reason: int) -> None:
         """No callback of the instance runs, or ever will. Free what it holds."""
 
@@ -188,6 +200,9 @@ for _enum in (
     _contexts.ContextSize,
     _contexts.SetContextOperation,
     _contexts.PoolType,
+    _names.FileNameOptions,
+    _names.NamesParsed,
+    _names.NormalizeFlags,
     NtStatus,
 ):
     _named.update({name: int(member) for name, member in _enum.__members__.items()})
@@ -201,6 +216,7 @@ __all__ = [
     "ContextRegistration",
     "DirectoryEntry",
     "FileContext",
+    "FileNameInformation",
     "Filter",
     "InstanceContext",
     "NtStatusError",

@@ -272,7 +272,7 @@ def _where(found: Found, error: BaseException) -> str:
 
 def check_registration(found: Found, module: ModuleType) -> type[Filter]:
     """The class that the manifest names, its registration held against the rules. FilterImageError: what is wrong."""
-    from stackfs import api, contexts
+    from stackfs import api, contexts, names
 
     wanted = found.manifest.filter
 
@@ -294,6 +294,10 @@ def check_registration(found: Found, module: ModuleType) -> type[Filter]:
         contexts.check(cls)
     except ValueError as error:
         refuse(f"{wanted}.contexts", str(error))
+    try:
+        names.check(cls)
+    except ValueError as error:
+        refuse(wanted, str(error))
     if not isinstance(cls.operations, (tuple, list)):
         refuse(f"{wanted}.operations", "must be a tuple of Operation")
     majors = {int(value): name for name, value in vars(api).items() if name.startswith("IRP_MJ_")}

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
 import trio
 
-from stackfs import api, contexts, discovery, loader
+from stackfs import api, contexts, discovery, loader, names
 from stackfs.altitude import AltitudeError, sort_key
 from stackfs.cext.requests import Volume as CoreVolume
 from stackfs.cext.stack import InstanceEntry
@@ -76,6 +77,7 @@ class Instance(contexts.InstanceFace):
             filter.object.native,
             filter.manifest.on_error == "pass",
             filter.contexts,
+            names.provider(filter.object),
         )
         volume.core.stack.introduce(self.entry)
 
@@ -166,6 +168,7 @@ class Volume:
         self.mountpoint = mountpoint
         self.source = source
         self.core = core
+        core.stack.name = os.fsencode(name)
         self.instances: list[Instance] = []
         """Highest altitude first."""
         self.invalidate: Callable[[], Awaitable[None]] | None = None
