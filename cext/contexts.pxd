@@ -11,7 +11,7 @@
 
 from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
-from stackfs.cext.callback_data cimport FILE_OBJECT, FLT_FILTER, FLT_INSTANCE, FLT_RELATED_OBJECTS, FLT_VOLUME
+from stackfs.cext.callback_data cimport FILE_OBJECT, FLT_FILTER, FLT_INSTANCE, FLT_RELATED_OBJECTS, FLT_VOLUME, context_t
 from stackfs.cext.ntstatus cimport NTSTATUS
 
 cpdef enum ContextType:

@@ -104,12 +104,6 @@ cdef NTSTATUS FltParseFileName(const FILE_NAME *FileName, FILE_NAME *Extension, 
 cdef NTSTATUS FltPurgeFileNameInformationCache(FLT_INSTANCE *Instance, FILE_OBJECT *FileObject) noexcept nogil
 cdef NTSTATUS FltCheckAndGrowNameControl(FLT_NAME_CONTROL *NameCtrl, uint32_t NewSize) noexcept nogil
 
-cdef inline void FltReferenceFileNameInformation(FLT_FILE_NAME_INFORMATION *information) noexcept nogil:
-    name_information_hold(information)
-
-cdef inline void FltReleaseFileNameInformation(FLT_FILE_NAME_INFORMATION *information) noexcept nogil:
-    name_information_put(information)
-
 cdef extern from *:
     """
     #define stackfs_count_name(what, by) __atomic_add_fetch(what, by, __ATOMIC_ACQ_REL)
@@ -122,6 +116,12 @@ cdef inline void name_information_hold(FLT_FILE_NAME_INFORMATION *information) n
 cdef inline void name_information_put(FLT_FILE_NAME_INFORMATION *information) noexcept nogil:
     if stackfs_count_name(&information.references, -1) == 0:
         free(information)
+
+cdef inline void FltReferenceFileNameInformation(FLT_FILE_NAME_INFORMATION *information) noexcept nogil:
+    name_information_hold(information)
+
+cdef inline void FltReleaseFileNameInformation(FLT_FILE_NAME_INFORMATION *information) noexcept nogil:
+    name_information_put(information)
 
 # --- Python
 

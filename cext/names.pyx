@@ -500,10 +500,12 @@ cdef NTSTATUS FltCheckAndGrowNameControl(FLT_NAME_CONTROL *NameCtrl, uint32_t Ne
 
 cdef NTSTATUS put_name(FLT_NAME_CONTROL *control, bytes name) noexcept:
     cdef NTSTATUS status = FltCheckAndGrowNameControl(control, <uint32_t>min(len(name), 0x10000))
-    if status == STATUS_SUCCESS:
-        memcpy(control.Buffer, PyBytes_AS_STRING(name), len(name))
-        control.Length = <uint32_t>len(name)
-    return STATUS_NAME_TOO_LONG if status != STATUS_SUCCESS else status
+    if status != STATUS_SUCCESS:
+        return STATUS_NAME_TOO_LONG
+    if name:
+        memcpy(control.Buffer, PyBytes_AS_STRING(name), <size_t>len(name))
+    control.Length = <uint32_t>len(name)
+    return STATUS_SUCCESS
 
 
 cdef NTSTATUS report(FLT_INSTANCE *instance, str routine, str path, error) noexcept:

@@ -49,13 +49,14 @@ cdef void end_python(context_t *context) noexcept:
     """A Python context's last reference has gone."""
     cdef Context face = <Context>(<PyObject **>memory_of(context))[0]
     cdef tuple definition = <tuple>context.filter.python[context.definition]
-    cleanup, release = definition[2], definition[4]
-    for callback in (cleanup, release):
+    if definition[2] is not None:
         try:
-            if callback is cleanup and cleanup is not None:
-                cleanup(face, context.type)
-            elif callback is release and release is not None:
-                release(face.held, context.type)
+            definition[2](face, context.type)
+        except BaseException as error:
+            tell(context.filter, context.type, error)
+    if definition[4] is not None:
+        try:
+            definition[4](face.held, context.type)
         except BaseException as error:
             tell(context.filter, context.type, error)
     face.native = NULL
@@ -119,12 +120,14 @@ cdef class FilterContexts:
     cdef int add_python(self, registration) except -1:
         cdef FLT_CONTEXT_REGISTRATION row
         cdef tuple kept
+        cdef int i
         memset(&row, 0, sizeof(row))
         if isinstance(registration, type):
             if not issubclass(registration, Context):
                 raise ValueError(f"{registration!r} is not a class of contexts")
-            if any(registration is self.kind(i) for i in range(self.filter.count)):
-                raise ValueError(f"{registration.__name__} is registered twice")
+            for i in range(self.filter.count):
+                if self.kind(i) is registration:
+                    raise ValueError(f"{registration.__name__} is registered twice")
             context_type = getattr(registration, "context_type", None)
             flags, size, allocate, release = 0, 0, None, None
             cleanup = _call_cleanup
