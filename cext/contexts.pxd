@@ -169,8 +169,6 @@ cdef void instance_contexts_close(FLT_INSTANCE *instance) noexcept nogil
 cdef int instance_contexts_delete(FLT_INSTANCE *instance, int most) noexcept nogil
 # A volume ends: its contexts go, and none can be set any more.
 cdef void volume_contexts_close(FLT_VOLUME *volume) noexcept nogil
-# Links a section's context to its stream (FltCreateSectionForDataScan; no other routine sets one).
-cdef NTSTATUS section_context_set(FLT_INSTANCE *instance, FILE_OBJECT *file, PFLT_CONTEXT context) noexcept nogil
 
 # A filter is being unregistered: its volume contexts go, and none is made any more.
 cdef void filter_contexts_close(filter_contexts_t *filter) noexcept nogil

@@ -468,10 +468,6 @@ cdef NTSTATUS FltSetStreamHandleContext(
     return set_context(NULL, Instance, FileObject, FLT_STREAMHANDLE_CONTEXT, Operation, NewContext, OldContext)
 
 
-cdef NTSTATUS section_context_set(FLT_INSTANCE *instance, FILE_OBJECT *file, PFLT_CONTEXT context) noexcept nogil:
-    return set_context(NULL, instance, file, FLT_SECTION_CONTEXT, FLT_SET_CONTEXT_KEEP_IF_EXISTS, context, NULL)
-
-
 cdef NTSTATUS FltGetVolumeContext(FLT_FILTER *Filter, FLT_VOLUME *Volume, PFLT_CONTEXT *Context) noexcept nogil:
     return get_context(Filter, Volume, NULL, NULL, FLT_VOLUME_CONTEXT, Context)
 

@@ -340,12 +340,6 @@ class StreamHandleContext(Context):
     context_type = 0x10
 
 
-class SectionContext(Context):
-    """One for each instance and section for a data scan; goes when the section is closed."""
-
-    context_type = 0x40
-
-
 cdef raise_status(NTSTATUS status, str what):
     raise NtStatusError(<uint32_t>status, what)
 

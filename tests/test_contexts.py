@@ -81,7 +81,7 @@ from stackfs.api import (
     StreamHandleContext,
     VolumeContext,
 )
-from stackfs.cext.python_contexts import FilterContexts, SectionContext
+from stackfs.cext.python_contexts import FilterContexts
 from stackfs.cext.requests import Volume
 from stackfs.cext.stack import InstanceEntry
 from stackfs.ddi.out import Out
@@ -714,7 +714,7 @@ def test_setting_in_python(core: Volume, place: Path) -> None:
         assert data.set_context(third, replace=True) is first and data.get_context(OfStream) is third
         assert status_of(data.set_context, third) == STATUS_FLT_CONTEXT_ALREADY_LINKED
         with pytest.raises(TypeError):
-            data.ensure_context(SectionContext)  # not registered
+            data.ensure_context(FileContext)  # not registered
         with pytest.raises(TypeError):
             data.ensure_context(int)
         entry = layer.entry
