@@ -184,6 +184,7 @@ cdef NTSTATUS get_context(FLT_FILTER *filter, FLT_VOLUME *volume, FLT_INSTANCE *
                           PFLT_CONTEXT *found) noexcept nogil
 cdef NTSTATUS delete_context(FLT_FILTER *filter, FLT_VOLUME *volume, FLT_INSTANCE *instance, FILE_OBJECT *file, uint16_t type,
                              PFLT_CONTEXT *old) noexcept nogil
+cdef bint context_linked(const context_t *context) noexcept nogil
 cdef bint has_stream(const FILE_OBJECT *file) noexcept nogil         # from a CREATE that succeeded to its CLOSE
 
 cdef inline PFLT_CONTEXT memory_of(context_t *context) noexcept nogil:

@@ -182,6 +182,14 @@ cdef int instance_contexts_delete(FLT_INSTANCE *instance, int most) noexcept nog
     return found
 
 
+cdef bint context_linked(const context_t *context) noexcept nogil:
+    cdef bint linked
+    pthread_mutex_lock(&mutex)
+    linked = context.list is not NULL
+    pthread_mutex_unlock(&mutex)
+    return linked
+
+
 cdef void filter_contexts_close(filter_contexts_t *filter) noexcept nogil:
     cdef context_t *context
     while True:

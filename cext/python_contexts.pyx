@@ -17,7 +17,7 @@ from stackfs.cext.contexts cimport (
     CONTEXT_DEFINITIONS, CONTEXT_TYPES, FLTFL_CONTEXT_REGISTRATION_NO_EXACT_SIZE_MATCH, FLT_CONTEXT_REGISTRATION,
     FLT_SET_CONTEXT_KEEP_IF_EXISTS, FLT_SET_CONTEXT_REPLACE_IF_EXISTS, FLT_VARIABLE_SIZED_CONTEXTS, FLT_VOLUME_CONTEXT,
     FltDeleteContext, FltReferenceContext, FltReleaseContext, NonPagedPool, PFLT_CONTEXT, context_choose, context_make,
-    context_of, context_t, delete_context, filter_contexts_close, filter_contexts_put, filter_contexts_t, get_context,
+    context_linked, context_of, context_t, delete_context, filter_contexts_close, filter_contexts_put, filter_contexts_t, get_context,
     has_stream, index_of, instance_contexts_close, instance_contexts_delete, load_signed, memory_of, set_context,
     volume_contexts_close)
 from stackfs.cext.file_object cimport FileObject
@@ -295,7 +295,7 @@ cdef class Context:
     @property
     def is_set(self):
         """It is linked to an object."""
-        return self.native is not NULL and self.native.list is not NULL
+        return self.native is not NULL and context_linked(self.native)
 
     def reference(self):
         """FltReferenceContext: one reference more, to be given back with release()."""
