@@ -21,8 +21,6 @@ from libc.string cimport memcpy
 from stackfs.cext.bypass cimport bypass_veto
 from stackfs.cext.file_object cimport FileObject, file_object_new
 from stackfs.cext.inode_table cimport operation_path
-from stackfs.cext.names cimport (
-    FLT_FILE_NAME_NORMALIZED, FLT_FILE_NAME_QUERY_DEFAULT, destination_name_information, name_information)
 from stackfs.cext.ntstatus cimport NTSTATUS, NT_SUCCESS, STATUS_NOT_SUPPORTED
 from stackfs.cext.process cimport COMM_LENGTH, requestor_comm, requestor_pid
 from stackfs.cext.python_contexts cimport Context, context_delete, context_ensure, context_get, context_set
@@ -630,15 +628,18 @@ cdef class CallbackData:
 
     # --- names -------------------------------------------------------------------------------------------------
 
-    def name_information(self, uint32_t options=FLT_FILE_NAME_NORMALIZED | FLT_FILE_NAME_QUERY_DEFAULT):
-        """FltGetFileNameInformation: the file's name, with its parts, as it is called below this instance."""
-        return name_information(self.live(), options)
+    def name_information(self, uint32_t options=0x101):
+        """FltGetFileNameInformation: the file's name, with its parts, as it is called below this instance. By default
+        FLT_FILE_NAME_NORMALIZED, FLT_FILE_NAME_QUERY_DEFAULT."""
+        from stackfs.cext.names import _of_operation             # built upon this module
+        return _of_operation(self, options)
 
-    def destination_name_information(self, uint32_t options=FLT_FILE_NAME_NORMALIZED | FLT_FILE_NAME_QUERY_DEFAULT):
+    def destination_name_information(self, uint32_t options=0x101):
         """FltGetDestinationFileNameInformation: what a rename or link is about to call the file."""
+        from stackfs.cext.names import _of_destination           # built upon this module
         if not has_target(self.live()):
             self.refuse("destination_name_information")
-        return destination_name_information(self.live(), options)
+        return _of_destination(self, options)
 
     # --- contexts -----------------------------------------------------------------------------------------------
 

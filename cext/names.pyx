@@ -17,7 +17,7 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memchr, memcpy, memset
 
 from stackfs.cext.callback_data cimport (
-    FILE_NAME, FILE_OBJECT, FLT_CALLBACK_DATA, FLT_INSTANCE, FLTFL_CALLBACK_DATA_POST_OPERATION, FO_CLOSED, FileLinkInformation,
+    CallbackData, FILE_NAME, FILE_OBJECT, FLT_CALLBACK_DATA, FLT_INSTANCE, FLTFL_CALLBACK_DATA_POST_OPERATION, FO_CLOSED, FileLinkInformation,
     FileRenameInformation, FileRenameInformationEx, IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_QUERY_OPEN, IRP_MJ_SET_INFORMATION,
     IRP_PAGING_IO, node_t)
 from stackfs.cext.contexts cimport has_stream
@@ -776,6 +776,14 @@ cdef FileNameInformation destination_name_information(FLT_CALLBACK_DATA *data, u
     if status != STATUS_SUCCESS:
         raise NtStatusError(<uint32_t>status, "the new name cannot be had here")
     return given(found)
+
+
+def _of_operation(CallbackData data not None, uint32_t options):
+    return name_information(data.live(), options)
+
+
+def _of_destination(CallbackData data not None, uint32_t options):
+    return destination_name_information(data.live(), options)
 
 
 cdef class InstanceNames(InstanceContexts):
