@@ -3,9 +3,9 @@
 from enum import IntEnum
 from typing import Any, NamedTuple, TypeVar
 
-from stackfs.cext.python_contexts import Context
 from stackfs.cext.file_object import FileObject
-from stackfs.cext.names import FileNameInformation
+from stackfs.cext.python_contexts import Context
+from stackfs.cext.python_names import FileNameInformation
 
 _Kind = TypeVar("_Kind", bound=Context)
 
@@ -354,7 +354,7 @@ class CallbackData:
         """
     def ensure_context(self, kind: type[_Kind]) -> _Kind:
         """The same; one is made, kind(), and set if there is none. When two do so at once, both get the one that came
-        first. NtStatusError: STATUS_NOT_SUPPORTED, and STATUS_FLT_DELETING_OBJECT once the instance's teardown began."""
+        first. NtStatusError: STATUS_NOT_SUPPORTED, STATUS_FLT_DELETING_OBJECT once the instance's teardown began."""
     def set_context(self, context: _Kind, *, replace: bool = False) -> _Kind | None:
         """Set it where its class says. If there is one already it stays, or with `replace` goes; returns the one that
         was there. What was not set goes when nobody else has a reference. NtStatusError: as ensure_context(), and

@@ -631,12 +631,12 @@ cdef class CallbackData:
     def name_information(self, uint32_t options=0x101):
         """FltGetFileNameInformation: the file's name, with its parts, as it is called below this instance. By default
         FLT_FILE_NAME_NORMALIZED, FLT_FILE_NAME_QUERY_DEFAULT."""
-        from stackfs.cext.names import _of_operation             # built upon this module
+        from stackfs.cext.python_names import _of_operation             # built upon this module
         return _of_operation(self, options)
 
     def destination_name_information(self, uint32_t options=0x101):
         """FltGetDestinationFileNameInformation: what a rename or link is about to call the file."""
-        from stackfs.cext.names import _of_destination           # built upon this module
+        from stackfs.cext.python_names import _of_destination           # built upon this module
         if not has_target(self.live()):
             self.refuse("destination_name_information")
         return _of_destination(self, options)

@@ -1,4 +1,4 @@
-"""Contexts: what a filter keeps with a volume, an instance, a file, a stream, an open file or a section (semantics B2)."""
+"""Contexts: what a filter keeps with a volume, an instance, a file, a stream or an open file (semantics B2)."""
 
 from enum import IntEnum
 

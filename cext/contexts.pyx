@@ -19,8 +19,7 @@ from libc.stdint cimport uint16_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from stackfs.cext.callback_data cimport (
-    FILE_OBJECT, FLT_RELATED_OBJECTS, FO_CLOSED, FO_CREATED, node_t)
+from stackfs.cext.callback_data cimport FILE_OBJECT, FLT_RELATED_OBJECTS, FO_CLOSED, FO_CREATED
 from stackfs.cext.impersonation cimport step_aside, step_back
 from stackfs.cext.includes.pthread cimport pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock
 from stackfs.cext.inode_table cimport node_t  # no-cython-lint: completes the struct

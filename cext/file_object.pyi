@@ -1,4 +1,4 @@
-"""File objects as Python sees them (docs/semantics.md, A4): an open file, or the open that a request by path implies."""
+"""File objects as Python sees them (docs/semantics.md, A4): an open file, or the open that a path implies."""
 
 class FileObject:
     """A FILE_OBJECT, alive as long as what it was taken from (CallbackData: until the callback returns)."""

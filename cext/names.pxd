@@ -13,7 +13,6 @@ from libc.stdlib cimport free
 from stackfs.cext.callback_data cimport (
     FILE_NAME, FILE_OBJECT, FLT_CALLBACK_DATA, FLT_FILE_NAME_INFORMATION, FLT_INSTANCE, node_t)
 from stackfs.cext.ntstatus cimport NTSTATUS
-from stackfs.cext.python_contexts cimport InstanceContexts
 
 # FLT_FILE_NAME_OPTIONS: one format, one query method, flags
 cpdef enum FileNameOptions:
@@ -123,26 +122,13 @@ cdef inline void FltReferenceFileNameInformation(FLT_FILE_NAME_INFORMATION *info
 cdef inline void FltReleaseFileNameInformation(FLT_FILE_NAME_INFORMATION *information) noexcept nogil:
     name_information_put(information)
 
-# --- Python
+# --- for python_names.pyx
+# What a provider's callback begins with: the name as it is below the instance.
+cdef NTSTATUS name_below(FLT_INSTANCE *instance, FILE_OBJECT *file, uint32_t options, FLT_FILE_NAME_INFORMATION **below) noexcept nogil
 
-cdef class NameProvider:
-    """An instance's callbacks as a name provider."""
-    cdef name_provider_t provider
-    cdef object generate
-    cdef object normalize
-    cdef object cleanup
-    cdef void set_native(self, PFLT_GENERATE_FILE_NAME generate, PFLT_NORMALIZE_NAME_COMPONENT_EX normalize,
-                         PFLT_NORMALIZE_CONTEXT_CLEANUP cleanup) noexcept
+cdef inline void set_part(FILE_NAME *part, const char *start, size_t length) noexcept nogil:
+    part.Buffer = start
+    part.Length = <uint16_t>length
 
-cdef class FileNameInformation:
-    """FLT_FILE_NAME_INFORMATION for Python."""
-    cdef FLT_FILE_NAME_INFORMATION *native       # NULL: released
-    cdef long held                       # references of the Python caller
-    cdef FLT_FILE_NAME_INFORMATION *live(self) except NULL
-
-cdef class InstanceNames(InstanceContexts):
-    """Names asked for by an instance; what stack.InstanceEntry is made on."""
-
-# Raise NtStatusError.
-cdef FileNameInformation name_information(FLT_CALLBACK_DATA *data, uint32_t options)
-cdef FileNameInformation destination_name_information(FLT_CALLBACK_DATA *data, uint32_t options)
+cdef inline void path_of(const FLT_FILE_NAME_INFORMATION *information, FILE_NAME *path) noexcept nogil:
+    set_part(path, information.Name.Buffer + information.Volume.Length, information.Name.Length - information.Volume.Length)

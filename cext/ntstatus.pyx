@@ -173,7 +173,10 @@ class NtStatusError(Exception):
 
     def __init__(self, status, reason):
         super().__init__(status, reason)
-        self.status = status
+
+    @property
+    def status(self):
+        return self.args[0]
 
     def __str__(self):
         return f"{self.args[1]} ({status_name(self.status)})"

@@ -1,4 +1,4 @@
-"""Contexts for Python: registering them, the Context objects, and how callback data and instances give them (semantics B2)."""
+"""Contexts for Python: registering them, and how callback data and instances give them (semantics B2)."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias, TypeVar
@@ -17,7 +17,7 @@ class NativeContexts:
     """A native filter's registration of contexts; its Cython code fills it with add()."""
 
 class FilterContexts:
-    """What one filter has registered (B2.2). `registrations`: classes of contexts (a subclass of StreamContext, say), or
+    """What one filter has registered (B2.2). `registrations`: classes of contexts (of StreamContext, say), or
     (context type, flags, size, cleanup, allocate, free), the last three callables or None. `native`: a NativeContexts.
 
     `report(kind, error)` is called when a cleanup or free callback raised. ValueError: what is wrong with them.
@@ -32,8 +32,8 @@ class FilterContexts:
     def allocate(self, context_type: int, size: int, pool: int) -> tuple[int, Context | None]:
         """FltAllocateContext: (NTSTATUS, Context or None). The context has one reference, the caller's."""
     def close(self) -> int:
-        """The filter is being unregistered: its volume contexts go, and none is made any more (A2). How many contexts of
-        all types are still referenced by somebody."""
+        """The filter is being unregistered: its volume contexts go, and none is made any more (A2). How many of all
+        types are still referenced by somebody."""
     @property
     def outstanding(self) -> dict[str, int]:
         """Contexts that have not gone, by kind ("stream"); those with none are left out."""
@@ -42,8 +42,8 @@ class Context:
     """Something a filter keeps with an object, for as long as the object lives (B2).
 
     A class of contexts derives from VolumeContext, InstanceContext, FileContext, StreamContext or StreamHandleContext
-    and is named in the filter's `contexts`; what it has for attributes is its own affair. cleanup() is called once, when
-    the last reference has gone, on whatever thread that happens. A context made by size has `memory`.
+    and is named in the filter's `contexts`; what it has for attributes is its own affair. cleanup() is called once,
+    when the last reference has gone, on whatever thread that happens. A context made by size has `memory`.
     """
 
     def cleanup(self) -> object:
@@ -98,9 +98,9 @@ class StreamHandleContext(Context):
     def context_type(self) -> int: ...
 
 class InstanceContexts:
-    """The contexts of an instance. get_context() and the three with it are for kinds that hang on the instance itself, or
-    on its volume; callback data has the same for all kinds. What they return has no reference of the caller's: it is there
-    as long as it is set. NtStatusError: STATUS_FLT_DELETING_OBJECT and so on, as CallbackData's.
+    """The contexts of an instance. get_context() and the three with it are for kinds that hang on the instance itself,
+    or on its volume; callback data has the same for all kinds. What they return has no reference of the caller's: it is
+    there as long as it is set. NtStatusError: STATUS_FLT_DELETING_OBJECT and so on, as CallbackData's.
     """
 
     def get_context(self, kind: type[_Kind]) -> _Kind | None:
@@ -127,8 +127,8 @@ class InstanceContexts:
         """FltDeleteInstanceContext, ...: (NTSTATUS, the context that was there)."""
 
 class VolumeContexts:
-    """The contexts of a volume, as the DDI has them. Each answers an unsigned NTSTATUS, and a context with one reference,
-    the caller's, or None."""
+    """The contexts of a volume, as the DDI has them. Each answers an unsigned NTSTATUS, and a context with one
+    reference, the caller's, or None."""
 
     def flt_set_volume_context(
         self, operation: int, context: Context | None, wants_old: bool

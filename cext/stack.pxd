@@ -10,9 +10,9 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from stackfs.cext.callback_data cimport (
     FILE_OBJECT, FLT_CALLBACK_DATA, FLT_FILTER, FLT_INSTANCE, FLT_IO_PARAMETER_BLOCK, FLT_RELATED_OBJECTS, FLT_VOLUME,
     context_t, PFLT_POST_OPERATION_CALLBACK, PFLT_PRE_OPERATION_CALLBACK)
-from stackfs.cext.names cimport InstanceNames
 from stackfs.cext.ntstatus cimport NTSTATUS
 from stackfs.cext.python_contexts cimport VolumeContexts
+from stackfs.cext.python_names cimport InstanceNames
 
 cdef enum:
     MAJOR_FUNCTIONS = 256

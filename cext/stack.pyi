@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from stackfs.cext.names import InstanceNames, NameProvider
 from stackfs.cext.python_contexts import FilterContexts, VolumeContexts
+from stackfs.cext.python_names import InstanceNames, NameProvider
 
 ERROR_LIMIT: int
 """How often callbacks may raise before their instance is marked failed (on_error = fail) or detached (pass)."""

@@ -33,11 +33,11 @@ from stackfs.cext.callback_data cimport (
 from stackfs.cext.contexts cimport volume_contexts_close
 from stackfs.cext.impersonation cimport revert_to_self
 from stackfs.cext.inode_table cimport inode_table_t, name_cache_purge, operation_path
-from stackfs.cext.names cimport InstanceNames, NameProvider
 from stackfs.cext.ntstatus cimport (
     NT_SUCCESS, STATUS_FLT_DISALLOW_FAST_IO, STATUS_FLT_INTERNAL_ERROR, STATUS_IO_DEVICE_ERROR, STATUS_PENDING,
     STATUS_SUCCESS)
 from stackfs.cext.python_contexts cimport FilterContexts, VolumeContexts
+from stackfs.cext.python_names cimport InstanceNames, NameProvider
 
 from os import fsdecode
 

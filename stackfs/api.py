@@ -34,8 +34,8 @@ FLT_POSTOP_FINISHED_PROCESSING or nothing. Pending is not in this release. A pre
 What a callback changes in the parameters (a name, a buffer, an offset) counts only if it also calls
 `data.set_dirty()`, and only the layers below see it; its own post callback sees what it saw itself.
 
-What a filter keeps with an open file, a stream, a file, an instance or the volume is a context: a class of its own, named
-in `contexts`, and asked for where it is needed (semantics B2)::
+What a filter keeps with an open file, a stream, a file, an instance or the volume is a context: a class of its own,
+named in `contexts`, and asked for where it is needed (semantics B2)::
 
     class Written(StreamContext):
         total = 0
@@ -62,7 +62,7 @@ from stackfs.cext import callback_data as _constants
 from stackfs.cext import contexts as _contexts
 from stackfs.cext import names as _names
 from stackfs.cext.callback_data import CallbackData, DirectoryEntry, major_name
-from stackfs.cext.names import FileNameInformation
+from stackfs.cext.ntstatus import NtStatus, NtStatusError, from_errno, is_success, status_name, to_errno
 from stackfs.cext.python_contexts import (
     Context,
     FileContext,
@@ -71,7 +71,7 @@ from stackfs.cext.python_contexts import (
     StreamHandleContext,
     VolumeContext,
 )
-from stackfs.cext.ntstatus import NtStatus, NtStatusError, from_errno, is_success, status_name, to_errno
+from stackfs.cext.python_names import FileNameInformation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -155,11 +155,11 @@ class Filter:
 
     generate_file_name: Callable[..., Any] | None = None
     """A filter that shows other names above itself than lie below has this method: generate_file_name(information,
-    objects) gets the name below (FileNameInformation) and returns the path above, from the volume's root; None: the same;
-    (path, False): do not cache it (semantics B1.8)."""
+    objects) gets the name below (FileNameInformation) and returns the path above, from the volume's root; None: the
+    same; (path, False): do not cache it (semantics B1.8)."""
     normalize_name_component: Callable[..., Any] | None = None
     """normalize_name_component(parent, component, flags, context, objects): the component's real name in that directory
-    (None: the same), or (name, context) for the next component. NtStatusError(STATUS_NO_SUCH_FILE, ...): there is none."""
+    (None: the same), or (name, context) for the next component. NtStatusError(STATUS_NO_SUCH_FILE, ...): none there."""
     normalize_context_cleanup: Callable[..., Any] | None = None
     """normalize_context_cleanup(context), after a name's last component."""
 

@@ -1,4 +1,4 @@
-"""Contexts, the managing side: what a filter registers, and when an instance's and a filter's contexts go (semantics B2).
+"""Contexts, the managing side: what a filter registers, and when an instance's and a filter's go (semantics B2).
 
 The contexts themselves are cext/contexts.pyx. Everything here runs on the trio thread.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING
 
-from stackfs.cext.names import NameProvider
+from stackfs.cext.python_names import NameProvider
 
 if TYPE_CHECKING:
     from stackfs.api import Filter

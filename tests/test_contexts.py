@@ -1,4 +1,4 @@
-"""Contexts (docs/semantics.md B2): registered, allocated, set, got and gone, exactly once, whatever their objects do."""
+"""Contexts (docs/semantics.md B2): registered, allocated, set, got and gone, exactly once, whatever happens."""
 
 from __future__ import annotations
 
@@ -53,7 +53,6 @@ from stackfs.api import (
     IRP_MJ_CLEANUP,
     IRP_MJ_CLOSE,
     IRP_MJ_CREATE,
-    IRP_MJ_FLUSH_BUFFERS,
     IRP_MJ_NETWORK_QUERY_OPEN,
     IRP_MJ_QUERY_EA,
     IRP_MJ_QUERY_OPEN,
@@ -63,7 +62,6 @@ from stackfs.api import (
     STATUS_FLT_CONTEXT_ALREADY_DEFINED,
     STATUS_FLT_CONTEXT_ALREADY_LINKED,
     STATUS_FLT_DELETING_OBJECT,
-    STATUS_FLT_INVALID_CONTEXT_REGISTRATION,
     STATUS_FLT_MUST_BE_NONPAGED_POOL,
     STATUS_INVALID_BUFFER_SIZE,
     STATUS_INVALID_PARAMETER,
@@ -71,7 +69,6 @@ from stackfs.api import (
     STATUS_NOT_SUPPORTED,
     STATUS_SUCCESS,
     Context,
-    ContextRegistration,
     FileContext,
     InstanceContext,
     NonPagedPool,
@@ -324,7 +321,7 @@ def test_a_cleanup_that_raises_is_told_and_changes_nothing() -> None:
     assert told == [("file", KeyboardInterrupt)] and registered.outstanding == {}
 
 
-# ---- setting, getting, deleting, references (B2.4 to B2.6) -----------------------------------------------------------
+# ---- setting, getting, deleting, references (B2.4 to B2.6) ----------------------------------------------------------
 
 
 def in_read(core: Volume, look: Callable[[Any, Layer], Any], **keywords: Any) -> Layer:
@@ -375,7 +372,7 @@ def test_references(core: Volume, place: Path, kind: type[Context]) -> None:
         assert setting(FLT_SET_CONTEXT_KEEP_IF_EXISTS, second, False) == (STATUS_FLT_CONTEXT_ALREADY_DEFINED, None)
         assert (context.references, second.references) == (4, 1)
         assert setting(FLT_SET_CONTEXT_REPLACE_IF_EXISTS, second, True) == (STATUS_SUCCESS, context)
-        assert (context.references, second.references, context.is_set) == (4, 2, False)  # the link's is the caller's now
+        assert (context.references, second.references, context.is_set) == (4, 2, False)  # the link's is ours
         for left in (3, 2, 1):
             context.release()
             assert context.references == left and gone == []
@@ -454,7 +451,7 @@ def test_each_instance_has_its_own_and_a_filter_one_for_the_volume(core: Volume,
     assert shared.close() == 0 and gone[-1] is found["high"][0]
 
 
-# ---- where contexts can be had (B2.1) ---------------------------------------------------------------------------------
+# ---- where contexts can be had (B2.1) -------------------------------------------------------------------------------
 
 
 def test_before_a_create_has_succeeded_and_after_close_there_is_no_stream(core: Volume, place: Path) -> None:
@@ -473,8 +470,9 @@ def test_before_a_create_has_succeeded_and_after_close_there_is_no_stream(core: 
         seen[data.major, when] = (status, supported)
 
     layer = Layer(
-        core, see, IRP_MJ_QUERY_OPEN, IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_CREATE, IRP_MJ_READ, IRP_MJ_CLEANUP, IRP_MJ_CLOSE
-    )
+        core, see, IRP_MJ_QUERY_OPEN, IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_CREATE, IRP_MJ_READ, IRP_MJ_CLEANUP,
+        IRP_MJ_CLOSE,
+    )  # fmt: skip
     node = lookup(core, b"file")
     core.request(GETATTR, node).do()
     fh = opened(core, node)
@@ -544,7 +542,7 @@ def test_the_opens_that_requests_by_path_imply_have_contexts(
     layer.detach()
 
 
-# ---- how long they live (B2.6) ----------------------------------------------------------------------------------------
+# ---- how long they live (B2.6) --------------------------------------------------------------------------------------
 
 
 def test_each_context_goes_with_its_object(core: Volume, place: Path) -> None:
@@ -596,14 +594,14 @@ def test_a_file_with_two_names_has_one_context(core: Volume, place: Path) -> Non
 
 
 def test_a_reused_inode_number_is_another_file(place: Path) -> None:
-    """B2.6: what was kept with the old inode goes when another inode takes its number, though the kernel never forgot."""
+    """B2.6: what was kept with the old inode goes when another takes its number, though the kernel never forgot."""
     core = Volume(os.open(place, os.O_PATH | os.O_DIRECTORY), descriptor_limit=1)
     layer = Layer(core, lambda when, data: data.ensure_context(OfStream) if when == "pre" else None, IRP_MJ_READ)
     node = lookup(core, b"file")
     fh = opened(core, node)
     read(core, fh)
     released(core, fh)
-    core.request(GETATTR, lookup(core, b"folder")).do()  # the one cached descriptor is another's: nothing holds the inode
+    core.request(GETATTR, lookup(core, b"folder")).do()  # the one cached descriptor is another's
     (place / "file").unlink()
     for number in range(100):
         (place / f"new{number}").write_bytes(b"x")
@@ -684,7 +682,7 @@ def test_a_volume_that_ends_takes_all_with_it(tmp_path: Path) -> None:
     assert status_of(layer.entry.set_context, OfVolume()) == STATUS_FLT_DELETING_OBJECT
 
 
-# ---- the Pythonic face ------------------------------------------------------------------------------------------------
+# ---- the Pythonic face ----------------------------------------------------------------------------------------------
 
 
 def test_what_callback_data_gives_is_borrowed(core: Volume, place: Path) -> None:
@@ -781,7 +779,7 @@ def test_a_reference_too_few_never_reaches_freed_memory(core: Volume, place: Pat
     assert len(gone) == 2
 
 
-# ---- under threads ----------------------------------------------------------------------------------------------------
+# ---- under threads --------------------------------------------------------------------------------------------------
 
 
 def test_one_wins_when_many_make_it_at_once(core: Volume, place: Path) -> None:
@@ -891,14 +889,14 @@ def test_every_context_goes_exactly_once_under_threads(core: Volume, place: Path
     assert counts["made"] == counts["gone"] > 100 and registered.outstanding == {}
 
 
-# ---- the DDI's face ---------------------------------------------------------------------------------------------------
+# ---- the DDI's face -------------------------------------------------------------------------------------------------
 
 
 def test_the_routines_under_their_names(core: Volume, place: Path) -> None:
     """B2.4 to B2.7 through fltkernel, with a filter that knows its contexts by their sizes."""
     told: list[Any] = []
     registered = FilterContexts(
-        [row(1 << bit, 4, 0, lambda context, kind: told.append((kind, bytes(context.memory)))) for bit in (0, 1, 2, 3, 4)]
+        [row(1 << bit, 4, 0, lambda context, kind: told.append((kind, bytes(context.memory)))) for bit in range(5)]
     )
     flt = SimpleNamespace(contexts=registered)
 
@@ -911,7 +909,9 @@ def test_the_routines_under_their_names(core: Volume, place: Path) -> None:
             old: Out[Context | None] = Out()
             assert fltkernel.FltAllocateContext(flt, kind, 4, NonPagedPool, made) == STATUS_SUCCESS
             made.value.memory[:] = name[:4].encode()
-            setter, getter, deleter = (getattr(fltkernel, f"Flt{verb}{name}Context") for verb in ("Set", "Get", "Delete"))
+            setter, getter, deleter = (
+                getattr(fltkernel, f"Flt{verb}{name}Context") for verb in ("Set", "Get", "Delete")
+            )
             assert getter(*target, old) == STATUS_NOT_FOUND and old.value is None
             assert setter(*target, FLT_SET_CONTEXT_KEEP_IF_EXISTS, made.value, old) == STATUS_SUCCESS
             assert setter(*target, FLT_SET_CONTEXT_KEEP_IF_EXISTS, None, None) == STATUS_INVALID_PARAMETER
@@ -965,7 +965,7 @@ def test_the_routines_under_their_names(core: Volume, place: Path) -> None:
     assert registered.outstanding == {} and len(told) == 5
 
 
-# ---- through the manager ------------------------------------------------------------------------------------------------
+# ---- through the manager --------------------------------------------------------------------------------------------
 
 FILTER = '''
 MANIFEST = {"name": "keeper", "altitude": "370500", "group": "FSFilter Activity Monitor", "filter": "Keeper"}
@@ -1114,7 +1114,7 @@ def test_a_registration_by_size_names_methods(tmp_path: Path) -> None:
     managed(tmp_path, body, test)
 
 
-# ---- native filters -----------------------------------------------------------------------------------------------------
+# ---- native filters -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -1184,7 +1184,7 @@ def test_a_type_is_registered_for_c_or_for_python(probe: Any) -> None:
         FilterContexts([OfStream], probe.contexts())
 
 
-# ---- on a drive ----------------------------------------------------------------------------------------------------------
+# ---- on a drive -----------------------------------------------------------------------------------------------------
 
 ON_A_DRIVE = '''
 import threading

@@ -1,4 +1,4 @@
-"""File name information (docs/semantics.md B1): formats, query methods, parts, the cache, destinations, name providers."""
+"""File name information (docs/semantics.md B1): formats, query methods, parts, the cache, destinations, providers."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ from stackfs.api import (
     FileNameInformation,
     NtStatusError,
 )
-from stackfs.cext.names import NameProvider, parse_file_name
+from stackfs.cext.python_names import NameProvider, parse_file_name
 from stackfs.cext.requests import Volume
 from stackfs.cext.stack import InstanceEntry
 from stackfs.ddi.out import Out
@@ -120,7 +120,9 @@ def own_read(core: Volume, fh: int) -> None:
 class Asks(Layer):
     """Asks for names in the pre of each READ: by `options`, or whatever `look(data)` does. What it found: `found`."""
 
-    def __init__(self, core: Volume, options: int = NAMES, look: Callable[[Any], Any] | None = None, **keywords: Any) -> None:
+    def __init__(
+        self, core: Volume, options: int = NAMES, look: Callable[[Any], Any] | None = None, **keywords: Any
+    ) -> None:
         self.options = options
         self.found: list[Any] = []
         self.look = look or (lambda data: name_or_status(data, self.options))
@@ -302,7 +304,7 @@ def test_a_file_without_a_name_goes_by_its_last_one(core: Volume, tree: Path) ->
     if made.error:
         pytest.skip("this filesystem has no O_TMPFILE")
     assert layer.of(made.fh)[1].startswith("vol/folder/#")
-    core.request(LINK, 1, name=b"linked", nodeid2=made.nodeid).do()
+    core.request(LINK, 1, name=b"", name2=b"linked", nodeid2=made.nodeid).do()
     assert layer.of(made.fh)[1] == "vol/linked"
 
 
@@ -328,7 +330,8 @@ def test_where_names_cannot_be_had(core: Volume, tree: Path) -> None:
     layer.fine()
     refused = STATUS_FLT_INVALID_NAME_REQUEST
     assert seen == [
-        ("pre", refused), ("post", "file"), ("reparse", refused), ("asked", "vol/file"), (True, refused), (False, "vol/file"),
+        ("pre", refused), ("post", "file"), ("reparse", refused), ("asked", "vol/file"),
+        (True, refused), (False, "vol/file"),
     ]  # fmt: skip
 
 
@@ -354,7 +357,8 @@ def test_query_methods(core: Volume, tree: Path) -> None:
     assert ask(FRESH) == "vol/file" and ask(ONLY_CACHED) == "vol/file"  # asked past the cache, into the cache
     always = FLT_FILE_NAME_NORMALIZED | FLT_FILE_NAME_QUERY_ALWAYS_ALLOW_CACHE_LOOKUP
     paging: list[Any] = []
-    layer.look = lambda data: paging.append([name_or_status(data, each) for each in (NAMES, always, ONLY_CACHED, FRESH)])
+    methods = (NAMES, always, ONLY_CACHED, FRESH)
+    layer.look = lambda data: paging.append([name_or_status(data, each) for each in methods])
     read(core, fh)  # paging I/O: DEFAULT does nothing at all
     assert paging[-1] == [STATUS_FLT_INVALID_NAME_REQUEST, "vol/file", "vol/file", STATUS_FLT_INVALID_NAME_REQUEST]
     layer.entry.flt_purge_names(None)
@@ -442,7 +446,7 @@ def test_purging_one_file(core: Volume, tree: Path) -> None:
     layer = Asks(core)
     file, deep = opened(core, find(core, b"file")), opened(core, find(core, b"folder", b"below", b"deep.tar.gz"))
     instance = SimpleNamespace(entry=layer.entry)
-    layer.of(file), layer.of(deep)  # noqa: B018
+    layer.of(file), layer.of(deep)
     layer.look = lambda data: fltkernel.FltPurgeFileNameInformationCache(instance, data)
     assert layer.of(file) == STATUS_SUCCESS
     layer.look = lambda data: name_or_status(data, ONLY_CACHED)
@@ -500,7 +504,7 @@ def test_the_name_that_a_rename_or_link_will_give(core: Volume, tree: Path, opco
     layer = Layer(core, see, IRP_MJ_SET_INFORMATION)
     below, file = find(core, b"folder", b"below"), find(core, b"file")
     if opcode == LINK:
-        core.request(LINK, below, name2=b"new.x", name=b"new.x", nodeid2=file).do()
+        core.request(LINK, below, name=b"", name2=b"new.x", nodeid2=file).do()
     else:
         core.request(opcode, name=b"file", name2=b"new.x", nodeid2=below).do()
     layer.fine()
@@ -621,14 +625,15 @@ def test_who_is_above_a_provider_sees_its_names(core: Volume, tree: Path) -> Non
 
 def test_a_provider_may_ask_for_its_own_names(core: Volume, tree: Path) -> None:
     """B1.8: FLT_FILE_NAME_REQUEST_FROM_CURRENT_PROVIDER; who is no provider gets what he always gets."""
-    provider = Asks(core, NAMES | FLT_FILE_NAME_REQUEST_FROM_CURRENT_PROVIDER, name="p", at="2", names=shows("/folder", "/x"))
-    plain = Asks(core, NAMES | FLT_FILE_NAME_REQUEST_FROM_CURRENT_PROVIDER, name="n", at="1")
+    own = NAMES | FLT_FILE_NAME_REQUEST_FROM_CURRENT_PROVIDER
+    provider = Asks(core, own, name="p", at="2", names=shows("/folder", "/x"))
+    plain = Asks(core, own, name="n", at="1")
     own_read(core, opened(core, find(core, b"folder", b"below", b"deep.tar.gz")))
     assert provider.found == ["vol/x/below/deep.tar.gz"] and plain.found == ["vol/folder/below/deep.tar.gz"]
 
 
 def test_what_is_named_in_a_directory_goes_by_the_directory_s_name(core: Volume, tree: Path) -> None:
-    """B1.8, B1.4: of what is looked up, made or renamed the provider is asked for the directory; the rest is the operation's."""
+    """B1.8, B1.4: of what is looked up, made or renamed the provider is asked for the directory alone."""
     asked: list[str] = []
     seen: list[Any] = []
 
@@ -723,7 +728,8 @@ def test_normalizing_component_by_component(core: Volume, tree: Path) -> None:
     fh = opened(core, find(core, b"folder", b"below", b"deep.tar.gz"))
     assert top.of(fh) == "vol/FOLDER-LONG/Below/deep.tar.gz"
     assert calls == [
-        ("/", "folder", 1, None), ("/FOLDER-LONG/", "below", 1, 1), ("/FOLDER-LONG/Below/", "deep.tar.gz", 1, 2), ("cleanup", 3),
+        ("/", "folder", 1, None), ("/FOLDER-LONG/", "below", 1, 1), ("/FOLDER-LONG/Below/", "deep.tar.gz", 1, 2),
+        ("cleanup", 3),
     ]  # fmt: skip
     calls.clear()
     top.options = OPENED
@@ -732,7 +738,7 @@ def test_normalizing_component_by_component(core: Volume, tree: Path) -> None:
 
 @pytest.mark.parametrize(("missing", "expected"), [("new", "vol/folder/new"), ("folder", STATUS_NO_SUCH_FILE)])
 def test_a_component_that_is_not_there_yet(core: Volume, tree: Path, missing: str, expected: Any) -> None:
-    """B1.8: STATUS_NO_SUCH_FILE is no error for the last component, which may be about to be made."""
+    """B1.8: STATUS_NO_SUCH_FILE is no error for the name in a directory, which may be about to be made."""
 
     def normalize(parent: str, component: str, flags: int, context: Any, instance: Any) -> Any:
         if component == missing:
@@ -832,7 +838,7 @@ def test_a_filter_that_is_half_a_provider_is_not_loaded(tmp_path: Path, body: st
     managed(tmp_path, {"shower": PROVIDER[: PROVIDER.index("    def")] + f"    {body}\n"}, test)
 
 
-# ---- on a drive ------------------------------------------------------------------------------------------------------
+# ---- on a drive -----------------------------------------------------------------------------------------------------
 
 ON_A_DRIVE = '''
 import threading
@@ -860,7 +866,7 @@ class Asker(Filter):
 
 
 def test_on_a_mounted_drive(drive: Callable[..., Drive], tmp_path: Path, lanes: str) -> None:
-    """Names of open files follow renames of directories above them, hard links keep theirs, and nameless files their last."""
+    """Names of open files follow renames above them, hard links keep theirs, nameless files have their last."""
     filters = tmp_path / "filters"
     filters.mkdir()
     filters.chmod(0o755)

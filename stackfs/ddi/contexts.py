@@ -1,9 +1,9 @@
 """Contexts under their DDI names (docs/semantics.md, B2): allocating, setting, getting, releasing, deleting.
 
-A context is a stackfs.api.Context; `memory` is the filter's part of it. `Filter`, `Instance` and `Volume` are what callbacks
-know as `objects.filter`, `objects` and `objects.volume`; `FileObject` is callback data (the file object that the operation
-is about) or a file object. An `Out` may be None where the DDI allows NULL. What comes back through one has a reference,
-which the caller gives back with FltReleaseContext. NTSTATUS values are unsigned.
+A context is a stackfs.api.Context; `memory` is the filter's part of it. `Filter`, `Instance` and `Volume` are what
+callbacks know as `objects.filter`, `objects` and `objects.volume`; `FileObject` is callback data (the file object that
+the operation is about) or a file object. An `Out` may be None where the DDI allows NULL. What comes back through one
+has a reference, which the caller gives back with FltReleaseContext. NTSTATUS values are unsigned.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from stackfs.api import (
     STATUS_SUCCESS,
     Context,
 )
-from stackfs.cext.python_contexts import supports_contexts
 from stackfs.cext.file_object import FileObject as _FileObject
+from stackfs.cext.python_contexts import supports_contexts
 from stackfs.ddi.out import Out
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def FltSetStreamContext(
     """Link a context to the stream, one for each instance (B2.5). Operation: FLT_SET_CONTEXT_*.
 
     STATUS_FLT_CONTEXT_ALREADY_DEFINED (OldContext is the one that is there), STATUS_FLT_CONTEXT_ALREADY_LINKED,
-    STATUS_FLT_DELETING_OBJECT, STATUS_INVALID_PARAMETER, STATUS_NOT_SUPPORTED (before CREATE has succeeded, after CLOSE).
+    STATUS_FLT_DELETING_OBJECT, STATUS_INVALID_PARAMETER, STATUS_NOT_SUPPORTED (no CREATE has succeeded, or CLOSE).
     """
     return _set(FLT_STREAM_CONTEXT, Instance, FileObject, Operation, NewContext, OldContext)
 

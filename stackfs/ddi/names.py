@@ -1,7 +1,7 @@
 """File name information under its DDI names (docs/semantics.md, B1).
 
-`FileObject` is callback data (the file object that the operation is about) or a file object, `Instance` what callbacks know
-as `objects`. What comes back through an Out has a reference, which the caller gives back with
+`FileObject` is callback data (the file object that the operation is about) or a file object, `Instance` what callbacks
+know as `objects`. What comes back through an Out has a reference, which the caller gives back with
 FltReleaseFileNameInformation. NTSTATUS values are unsigned.
 """
 
@@ -19,7 +19,7 @@ from stackfs.api import (
     FileNameInformation,
     NtStatusError,
 )
-from stackfs.cext.names import parse_file_name
+from stackfs.cext.python_names import parse_file_name
 from stackfs.ddi.out import Out
 
 if TYPE_CHECKING:
@@ -61,8 +61,9 @@ class FLT_NAME_CONTROL:
 def FltGetFileNameInformation(CallbackData: CallbackData, NameOptions: int, FileNameInformation: Information) -> int:
     """The file's name as it is called below the instance whose callback this is (B1.2 to B1.5).
 
-    STATUS_FLT_INVALID_NAME_REQUEST, STATUS_FLT_NAME_CACHE_MISS, STATUS_INSUFFICIENT_RESOURCES, STATUS_INVALID_PARAMETER,
-    STATUS_NAME_TOO_LONG, STATUS_OBJECT_NAME_NOT_FOUND (there is no short name), or what a name provider answers.
+    STATUS_FLT_INVALID_NAME_REQUEST, STATUS_FLT_NAME_CACHE_MISS, STATUS_INSUFFICIENT_RESOURCES,
+    STATUS_INVALID_PARAMETER, STATUS_NAME_TOO_LONG, STATUS_OBJECT_NAME_NOT_FOUND (there is no short name), or what a
+    name provider answers.
     """
     FileNameInformation.value = None
     try:
@@ -75,7 +76,7 @@ def FltGetFileNameInformation(CallbackData: CallbackData, NameOptions: int, File
 def FltGetFileNameInformationUnsafe(
     FileObject: Any, Instance: AnInstance | None, NameOptions: int, FileNameInformation: Information
 ) -> int:
-    """The name of an open file (B1.6). Instance is needed here: it has the volume. Errors: as FltGetFileNameInformation."""
+    """The name of an open file (B1.6). Instance is needed: it has the volume. Errors: as FltGetFileNameInformation."""
     FileNameInformation.value = None
     file = getattr(FileObject, "file_object", FileObject)
     if Instance is None or file is None:
@@ -95,8 +96,8 @@ def FltGetDestinationFileNameInformation(
 ) -> int:
     """What a rename or link is about to call the file (B1.7), in its pre callback.
 
-    RootDirectory: the callback data, whose target directory it is; None: the directory that the file is in. FileNameLength:
-    bytes of FileName, one component. STATUS_INVALID_PARAMETER, and as FltGetFileNameInformation.
+    RootDirectory: the callback data, whose target directory it is; None: the directory that the file is in.
+    FileNameLength: bytes of FileName, one component. STATUS_INVALID_PARAMETER, and as FltGetFileNameInformation.
     """
     RetFileNameInformation.value = None
     name = os.fsencode(FileName)[:FileNameLength]
@@ -118,7 +119,7 @@ def FltGetDestinationFileNameInformation(
 def FltGetTunneledName(
     CallbackData: CallbackData, FileNameInformation: FileNameInformation, RetTunneledFileNameInformation: Information
 ) -> int:
-    """Nothing, and STATUS_SUCCESS: names are not tunneled on Linux, the one asked for before is the right one (B1.9)."""
+    """Nothing, and STATUS_SUCCESS: names are not tunneled here, the one asked for before is the right one (B1.9)."""
     RetTunneledFileNameInformation.value = None
     return STATUS_SUCCESS
 
