@@ -184,6 +184,8 @@ cdef extern from "<sys/stat.h>" nogil:
         uint32_t stx_rdev_major, stx_rdev_minor, stx_dev_major, stx_dev_minor
 
 cdef struct node_t                       # inode_table.pxd
+cdef struct context_t                    # contexts.pxd
+cdef struct FLT_FILE_NAME_INFORMATION    # names.pxd
 cdef struct FLT_VOLUME                   # stack.pxd
 cdef struct FLT_FILTER
 cdef struct FLT_INSTANCE
@@ -199,6 +201,8 @@ cdef enum:
     FO_BYPASSED = 64                     # no filter sees its mappings, nor, unless it appends, its reads and writes
     FO_LOCKED = 128                      # a lock was taken through it: CLEANUP is preceded by an UNLOCK_ALL
     FO_UNREADABLE = 256                  # the base could not open it for reading, which writing back may need
+    FO_CREATED = 512                     # its CREATE has succeeded: there is a stream, which can have contexts,
+    FO_CLOSED = 1024                     # until its CLOSE
 
 ctypedef struct FILE_OBJECT:
     node_t *Node                         # what is open; NULL before a create by name has succeeded
@@ -210,6 +214,7 @@ ctypedef struct FILE_OBJECT:
     node_t *NameDirectory                # handles: the name it was opened by, at the top of the stack
     char *Name
     uint16_t NameLength
+    context_t *Contexts                  # stream handle contexts (contexts.pyx)
 
 ctypedef struct FILE_NAME:               # one component: any bytes but '/' and NUL, 1 to 255, at this layer
     const char *Buffer                   # not NUL-terminated
@@ -379,6 +384,8 @@ cdef class CallbackData:
     cdef list copies                     # stand-ins for memory that belongs to no Python object
     cdef list kept                       # what the callback put into the parameters (new names and buffers)
     cdef bytes new_entries               # a listing that counts when the callback returns
+    cdef object opened                   # the FileObject given out, or None
+    cdef list borrowed                   # contexts, each with a reference until the callback returns
     cdef bint size_changed
     cdef uint64_t old_size
     cdef FLT_CALLBACK_DATA *live(self) except NULL
@@ -388,6 +395,7 @@ cdef class CallbackData:
     cdef object view(self, void *start, Py_ssize_t length, bint writable)
     cdef object stand_in(self, void *start, Py_ssize_t length, bint writable)
     cdef object keep(self, object thing)
+    cdef object borrow(self, object context)
     cdef int refuse(self, str what) except -1
 
 cdef CallbackData callback_data_new(

@@ -9,8 +9,10 @@ from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from stackfs.cext.callback_data cimport (
     FILE_OBJECT, FLT_CALLBACK_DATA, FLT_FILTER, FLT_INSTANCE, FLT_IO_PARAMETER_BLOCK, FLT_RELATED_OBJECTS, FLT_VOLUME,
-    PFLT_POST_OPERATION_CALLBACK, PFLT_PRE_OPERATION_CALLBACK)
+    context_t, PFLT_POST_OPERATION_CALLBACK, PFLT_PRE_OPERATION_CALLBACK)
 from stackfs.cext.ntstatus cimport NTSTATUS
+from stackfs.cext.python_contexts cimport VolumeContexts
+from stackfs.cext.python_names cimport InstanceNames
 
 cdef enum:
     MAJOR_FUNCTIONS = 256
@@ -28,6 +30,7 @@ cdef enum:
 cdef struct FLT_FILTER:
     const char *Name                     # UTF-8, NUL-terminated
     PyObject *Object                     # the filter's Python object (borrowed from its owner)
+    void *Contexts                       # filter_contexts_t * (contexts.pxd): what it has registered, or NULL
 
 cdef struct FLT_INSTANCE:
     FLT_RELATED_OBJECTS Related          # handed to every callback, FileObject filled in per operation
@@ -40,6 +43,10 @@ cdef struct FLT_INSTANCE:
     uint32_t Errors                      # atomic
     PyObject *PythonPre[256]             # bound methods (borrowed from Object), or NULL
     PyObject *PythonPost[256]
+    context_t *Contexts                  # the instance context (contexts.pyx guards these three)
+    context_t *OwnedContexts[7]          # all of its contexts, by type
+    int ContextsClosed                   # it is being torn down: none can be set any more
+    void *NameProvider                   # name_provider_t * (names.pxd), or NULL: names are the same above it as below
 
 ctypedef struct callback_t:
     PFLT_PRE_OPERATION_CALLBACK pre      # NULL: none
@@ -112,6 +119,64 @@ cdef struct FLT_VOLUME:
     int keep_cache                       # exclusive: an open need not throw away what the page cache holds
     int writeback                        # writes stay in the page cache until it writes them back
     int filters_names_or_data            # some instance's answers are not cacheable: entry and attribute time-outs are 0
+    context_t *Contexts                  # volume contexts (contexts.pyx guards both)
+    int ContextsClosed                   # the volume ends
+    const char *Name                     # what names begin with (names.pyx); NULL: nothing
+    uint16_t NameLength
+
+cdef extern from *:
+    """
+    static inline void stackfs_spin_lock(int *lock) {
+        while (__atomic_exchange_n(lock, 1, __ATOMIC_ACQUIRE)) __builtin_ia32_pause();
+    }
+    static inline void stackfs_spin_unlock(int *lock) { __atomic_store_n(lock, 0, __ATOMIC_RELEASE); }
+    #if !defined(__x86_64__) && !defined(__i386__)
+    #define __builtin_ia32_pause() ((void)0)
+    #endif
+    #define stackfs_hold_list(callbacks) ((void)__atomic_add_fetch(&(callbacks)->references, 1, __ATOMIC_ACQ_REL))
+    #define stackfs_drop_list(callbacks) ((void)__atomic_add_fetch(&(callbacks)->references, -1, __ATOMIC_ACQ_REL))
+    """
+    void stackfs_spin_lock(int *lock) nogil
+    void stackfs_spin_unlock(int *lock) nogil
+    void stackfs_hold_list(callback_list_t *callbacks) nogil
+    void stackfs_drop_list(callback_list_t *callbacks) nogil
+
+# <0, 0, >0, as numbers, digit by digit: digits with at most one '.'; zeros before and behind mean nothing (A1.3).
+cdef inline int compare_altitudes(const char *a, const char *b) noexcept nogil:
+    cdef size_t whole_a = 0, whole_b = 0
+    cdef char digit_a, digit_b
+    while a[0] == c'0':
+        a += 1
+    while b[0] == c'0':
+        b += 1
+    while a[whole_a] != 0 and a[whole_a] != c'.':
+        whole_a += 1
+    while b[whole_b] != 0 and b[whole_b] != c'.':
+        whole_b += 1
+    if whole_a != whole_b:
+        return 1 if whole_a > whole_b else -1
+    while a[0] != 0 or b[0] != 0:        # equally many whole digits; the shorter fraction goes on with zeros
+        digit_a = c'0' if a[0] == 0 or a[0] == c'.' else a[0]
+        digit_b = c'0' if b[0] == 0 or b[0] == c'.' else b[0]
+        if digit_a != digit_b:
+            return 1 if digit_a > digit_b else -1
+        a += a[0] != 0
+        b += b[0] != 0
+    return 0
+
+# The instances that provide names (names.pyx) are published as a list of their own, at the index of no operation.
+cdef enum:
+    NAME_PROVIDERS = 0x40
+
+# A list with a reference, given back with stackfs_drop_list(); NULL: nobody.
+cdef inline callback_list_t *list_hold(FLT_VOLUME *volume, int index) noexcept nogil:
+    cdef callback_list_t *callbacks
+    stackfs_spin_lock(&volume.lock)
+    callbacks = volume.lists[index]
+    if callbacks is not NULL:
+        stackfs_hold_list(callbacks)
+    stackfs_spin_unlock(&volume.lock)
+    return callbacks
 
 # The walk. run() returns 1 when the operation is done, 0 when it stopped at the base because that would block:
 # then call operation_base() in a thread that may wait, and run() again in the first one.
@@ -133,18 +198,18 @@ cdef void operation_end(operation_t *op) noexcept nogil                         
 cdef callback_list_t *operation_take_list(operation_t *op) noexcept nogil                      # its reference is the caller's now; not NULL
 cdef void list_release(callback_list_t *callbacks) noexcept nogil                              # drops a reference taken over from op.list
 cdef bint operation_listed(FLT_VOLUME *volume, int major) noexcept nogil                       # did anybody register it, just now
-cdef int compare_altitudes(const char *a, const char *b) noexcept nogil                        # <0, 0, >0
 
-cdef class Stack:
+cdef class Stack(VolumeContexts):
     """The stack of one volume: publishes callback lists (see stack.pyi)."""
     cdef FLT_VOLUME volume
     cdef readonly list entries           # InstanceEntry, highest altitude first
     cdef list retired                    # replaced lists, until unreferenced
     cdef list held                       # what FLT_VOLUME points to, kept alive
+    cdef int names_differ(self) except -1
     cdef publish_for(self, InstanceEntry entry)
     cdef callback_list_t *exchange(self, int major, callback_list_t *new) noexcept
 
-cdef class InstanceEntry:
+cdef class InstanceEntry(InstanceNames):
     """Owns one FLT_INSTANCE and keeps alive what it points to."""
     cdef FLT_INSTANCE instance
     cdef FLT_FILTER filter

@@ -14,9 +14,10 @@ InstanceEntry are used under the GIL, by the thread that manages the volume, Sta
 """
 
 cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
-from libc.stdint cimport uint8_t, uint32_t, uintptr_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
@@ -33,12 +34,15 @@ from stackfs.cext.callback_data cimport (
     IRP_PAGING_IO, callback_data_new)
 from stackfs.cext.drain cimport (
     all_threads_see, come_to, drain_list, owner_enter, owner_leave, position_of)
+from stackfs.cext.contexts cimport volume_contexts_close
 from stackfs.cext.impersonation cimport revert_to_self
-from stackfs.cext.inode_table cimport operation_path
+from stackfs.cext.inode_table cimport inode_table_t, name_cache_purge, operation_path
 from stackfs.cext.ntstatus cimport (
     NT_SUCCESS, STATUS_FLT_DISALLOW_FAST_IO, STATUS_FLT_INTERNAL_ERROR, STATUS_FLT_POST_OPERATION_CLEANUP,
     STATUS_IO_DEVICE_ERROR, STATUS_PENDING, STATUS_SUCCESS)
 from stackfs.cext.threads cimport stackfs_spin_lock, stackfs_spin_unlock
+from stackfs.cext.python_contexts cimport FilterContexts, VolumeContexts
+from stackfs.cext.python_names cimport InstanceNames, NameProvider
 
 from os import fsdecode
 
@@ -76,32 +80,6 @@ cdef uint32_t error_limit = ERROR_LIMIT
 # What python_pre and python_post return for a callback that raised, and was reported; from them it is nothing else.
 cdef enum:
     RAISED = -0x5AFE
-
-
-# --- altitudes ----------------------------------------------------------------------------------------------------
-
-cdef int compare_altitudes(const char *a, const char *b) noexcept nogil:
-    """As numbers, digit by digit: digits with at most one '.'; zeros before and behind mean nothing (A1.3)."""
-    cdef size_t whole_a = 0, whole_b = 0
-    cdef char digit_a, digit_b
-    while a[0] == c'0':
-        a += 1
-    while b[0] == c'0':
-        b += 1
-    while a[whole_a] != 0 and a[whole_a] != c'.':
-        whole_a += 1
-    while b[whole_b] != 0 and b[whole_b] != c'.':
-        whole_b += 1
-    if whole_a != whole_b:
-        return 1 if whole_a > whole_b else -1
-    while a[0] != 0 or b[0] != 0:        # equally many whole digits; the shorter fraction goes on with zeros
-        digit_a = c'0' if a[0] == 0 or a[0] == c'.' else a[0]
-        digit_b = c'0' if b[0] == 0 or b[0] == c'.' else b[0]
-        if digit_a != digit_b:
-            return 1 if digit_a > digit_b else -1
-        a += a[0] != 0
-        b += b[0] != 0
-    return 0
 
 
 # --- the walk -----------------------------------------------------------------------------------------------------
@@ -617,7 +595,7 @@ cdef class NativeOperations:
                 if self.operations[major].pre is not NULL or self.operations[major].post is not NULL]
 
 
-cdef class InstanceEntry:
+cdef class InstanceEntry(InstanceNames):
     """One instance as the stack has it: names, error mode and callbacks.
 
     `object` is asked for callback_raised(routine, major, path, error), callback_misused(routine, major, path, status)
@@ -625,8 +603,12 @@ cdef class InstanceEntry:
     Python callables or None, and/or a NativeOperations.
     """
 
+    def __cinit__(self, *arguments, **keywords):
+        self.owner = &self.instance
+
     def __init__(self, object instance not None, str name not None, str altitude not None, str filter_name not None,
-                 callbacks=(), NativeOperations native=None, bint pass_on_error=False):
+                 callbacks=(), NativeOperations native=None, bint pass_on_error=False, FilterContexts contexts=None,
+                 NameProvider names=None):
         cdef int major
         cdef callback_t *operation
         self.object = instance
@@ -642,6 +624,13 @@ cdef class InstanceEntry:
         self.instance.PassOnError = pass_on_error
         self.instance.Related.Filter = &self.filter
         self.instance.Related.Instance = &self.instance
+        if contexts is not None:
+            self.registration = contexts
+            self.filter.Contexts = contexts.filter
+        if names is not None:
+            self.kept.append(names)
+            self.instance.NameProvider = &names.provider
+            self.operations[NAME_PROVIDERS].instance = &self.instance
         if native is not None:
             for major in range(MAJOR_FUNCTIONS):
                 if native.operations[major].pre is not NULL or native.operations[major].post is not NULL:
@@ -667,7 +656,8 @@ cdef class InstanceEntry:
     @property
     def registered(self):
         """The IRP_MJ_* numbers this instance registers, ascending."""
-        return [major for major in range(MAJOR_FUNCTIONS) if self.operations[major].instance is not NULL]
+        return [major for major in range(MAJOR_FUNCTIONS)
+                if self.operations[major].instance is not NULL and major != NAME_PROVIDERS]
 
     @property
     def failed(self):
@@ -710,20 +700,26 @@ cdef class _Retired:
             free(self.callbacks)
 
 
-cdef class Stack:
+cdef class Stack(VolumeContexts):
     """The stack of one volume. Give it a base and a table of inodes before operations run (see requests.Volume)."""
 
     def __cinit__(self):
         memset(&self.volume, 0, cython.sizeof(FLT_VOLUME))
         self.volume.Object = <PyObject *>self
+        self.owner = &self.volume
         self.entries = []
         self.retired = []
         self.held = []
 
     def __dealloc__(self):
         cdef int major
+        volume_contexts_close(&self.volume)
         for major in range(MAJOR_FUNCTIONS):
             free(self.volume.lists[major])
+
+    def introduce(self, InstanceEntry entry not None):
+        """The instance is to be this volume's: what it may want of it before operations come (its volume context, say)."""
+        entry.instance.Related.Volume = &self.volume
 
     def insert(self, InstanceEntry entry not None):
         """Publish an instance: operations that begin from now on see it. Name and altitude must be free."""
@@ -744,6 +740,8 @@ cdef class Stack:
         except BaseException:
             self.entries.remove(entry)
             raise
+        if entry.instance.NameProvider is not NULL:
+            self.names_differ()
 
     def remove(self, InstanceEntry entry not None):
         """Take an instance out: operations that begin from now on do not see it, nor do those that have not come to it.
@@ -755,6 +753,8 @@ cdef class Stack:
         except BaseException:
             self.entries.insert(position, entry)
             raise
+        if entry.instance.NameProvider is not NULL:
+            self.names_differ()
         stackfs_raise_flag(&entry.instance.Failed, INSTANCE_LEAVING)
         with nogil:
             all_threads_see()
@@ -781,13 +781,32 @@ cdef class Stack:
                 stackfs_add(&one.callbacks.references, -1)
         return users
 
+    cdef int names_differ(self) except -1:
+        """What is cached of names was made by other providers."""
+        if self.volume.nodes is not NULL:
+            name_cache_purge(<inode_table_t *>self.volume.nodes, NULL)
+        return 0
+
+    @property
+    def name(self):
+        """The volume's name, as it stands in front of every path in file name information (bytes)."""
+        return b"" if self.volume.Name is NULL else <bytes>self.volume.Name[:self.volume.NameLength]
+
+    @name.setter
+    def name(self, bytes value not None):
+        if len(value) > 1024:
+            raise ValueError("a volume's name is at most 1,024 bytes")
+        self.held.append(value)
+        self.volume.NameLength = <uint16_t>len(value)
+        self.volume.Name = PyBytes_AS_STRING(value)
+
     cdef publish_for(self, InstanceEntry entry):
         """All of its operations' lists, or, where memory runs out, none."""
         cdef callback_list_t *new[MAJOR_FUNCTIONS]
         cdef InstanceEntry other
         cdef int major, i
         cdef uint32_t count
-        cdef list majors = entry.registered
+        cdef list majors = [major for major in range(MAJOR_FUNCTIONS) if entry.operations[major].instance is not NULL]
         cdef list retired = [_Retired.__new__(_Retired) for _ in majors]
         memset(new, 0, sizeof(new))
         for major in majors:

@@ -34,6 +34,20 @@ FLT_POSTOP_FINISHED_PROCESSING or nothing. Pending is not in this release. A pre
 What a callback changes in the parameters (a name, a buffer, an offset) counts only if it also calls
 `data.set_dirty()`, and only the layers below see it; its own post callback sees what it saw itself.
 
+What a filter keeps with an open file, a stream, a file, an instance or the volume is a context: a class of its own,
+named in `contexts`, and asked for where it is needed (semantics B2)::
+
+    class Written(StreamContext):
+        total = 0
+        def cleanup(self): ...                      # once, when the stream goes
+
+    class Counter(Filter):
+        contexts = (Written,)
+        operations = (Operation(IRP_MJ_WRITE, post="post_write"),)
+
+        def post_write(self, data, objects, context, flags):
+            data.ensure_context(Written).total += data.information
+
 Callbacks run in the device's threads, several at once: guard what they share. Do not sleep, do not wait, and never
 touch the mount you filter (that is refused with EDEADLK). An exception out of a callback fails the operation with EIO,
 or lets it pass, as the manifest's on_error says; it never ends the mount.
@@ -45,10 +59,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stackfs.cext import callback_data as _constants
+from stackfs.cext import contexts as _contexts
+from stackfs.cext import names as _names
 from stackfs.cext.callback_data import CallbackData, DirectoryEntry, major_name
-from stackfs.cext.ntstatus import NtStatus, from_errno, is_success, status_name, to_errno
+from stackfs.cext.ntstatus import NtStatus, NtStatusError, from_errno, is_success, status_name, to_errno
+from stackfs.cext.python_contexts import (
+    Context,
+    FileContext,
+    InstanceContext,
+    StreamContext,
+    StreamHandleContext,
+    VolumeContext,
+)
+from stackfs.cext.python_names import FileNameInformation
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stackfs.cext.python_contexts import NativeContexts
     from stackfs.cext.stack import NativeOperations
     from stackfs.manager import Instance
 
@@ -69,6 +97,23 @@ class Operation:
     flags: int = 0
 
 
+@dataclass(frozen=True)
+class ContextRegistration:
+    """One way in which FltAllocateContext makes contexts of a type, by size (semantics B2.2).
+
+    A filter in Python rarely needs it: it names its classes of contexts instead. `size`: bytes, or
+    FLT_VARIABLE_SIZED_CONTEXTS. The callbacks are names of methods, or callables: cleanup(context, context_type),
+    allocate(pool_type, size, context_type) -> memory, free(memory, context_type).
+    """
+
+    context_type: int
+    cleanup: str | Callable[..., Any] | None = None
+    size: int = 0
+    flags: int = 0
+    allocate: str | Callable[..., Any] | None = None
+    free: str | Callable[..., Any] | None = None
+
+
 class Filter:
     """A filter: one object for all its instances, made when it is loaded.
 
@@ -83,6 +128,10 @@ class Filter:
     """FLTFL_REGISTRATION_* bits: DO_NOT_SUPPORT_SERVICE_STOP makes `stackfs stop` refuse (A2.9)."""
     native: NativeOperations | None = None
     """Native filters: callbacks in C, called without the GIL."""
+    contexts: tuple[type[Context] | ContextRegistration, ...] = ()
+    """The classes of contexts it uses (semantics B2)."""
+    native_contexts: NativeContexts | None = None
+    """Native filters: contexts that are C structures."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = options
@@ -114,6 +163,16 @@ class Filter:
 
     def instance_teardown_start(self, instance: Instance, reason: int) -> None:
         """New operations no longer reach the instance; those under way still do. reason: FLTFL_INSTANCE_TEARDOWN_*."""
+
+    generate_file_name: Callable[..., Any] | None = None
+    """A filter that shows other names above itself than lie below has this method: generate_file_name(information,
+    objects) gets the name below (FileNameInformation) and returns the path above, from the volume's root; None: the
+    same; (path, False): do not cache it (semantics B1.8)."""
+    normalize_name_component: Callable[..., Any] | None = None
+    """normalize_name_component(parent, component, flags, context, objects): the component's real name in that directory
+    (None: the same), or (name, context) for the next component. NtStatusError(STATUS_NO_SUCH_FILE, ...): none there."""
+    normalize_context_cleanup: Callable[..., Any] | None = None
+    """normalize_context_cleanup(context), after a name's last component."""
 
     def instance_teardown_complete(self, instance: Instance, reason: int) -> None:
         """No callback of the instance runs, or ever will. Free what it holds."""
@@ -174,6 +233,14 @@ for _enum in (
     _constants.FsControlCode,
     _constants.LockMinorFunction,
     _constants.SecurityInformation,
+    _contexts.ContextType,
+    _contexts.ContextRegistrationFlags,
+    _contexts.ContextSize,
+    _contexts.SetContextOperation,
+    _contexts.PoolType,
+    _names.FileNameOptions,
+    _names.NamesParsed,
+    _names.NormalizeFlags,
     NtStatus,
 ):
     _named.update({name: int(member) for name, member in _enum.__members__.items()})
@@ -189,10 +256,19 @@ LegacyFilter.operations = tuple(
 __all__ = [
     "FILTER_ABI",
     "CallbackData",
+    "Context",
+    "ContextRegistration",
     "DirectoryEntry",
+    "FileContext",
+    "FileNameInformation",
     "Filter",
+    "InstanceContext",
     "LegacyFilter",
+    "NtStatusError",
     "Operation",
+    "StreamContext",
+    "StreamHandleContext",
+    "VolumeContext",
     "from_errno",
     "is_success",
     "major_name",

@@ -8,6 +8,7 @@ object ends, contexts for one, is handed over with at_end().
 from __future__ import annotations
 
 import enum
+import os
 import threading
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 import trio
 
-from stackfs import api
+from stackfs import api, contexts, names
 from stackfs.altitude import AltitudeKey, sort_key
 from stackfs.cext.requests import Volume as CoreVolume
 from stackfs.cext.stack import InstanceEntry
@@ -123,6 +124,12 @@ class LoadedFilter(FltObject):
         """The number of the frame that its default instance's altitude lies in."""
         self.legacy: Legacy | None = None
         """A legacy filter's layer: it has no frame, and the Filter Manager does not manage it."""
+        try:
+            self.contexts = contexts.register(self.name, filter_object)
+        except ValueError as error:
+            raise FltError(
+                api.STATUS_FLT_INVALID_CONTEXT_REGISTRATION, f"{found.path}: {self.manifest.filter}.contexts: {error}"
+            ) from error
 
     def __str__(self) -> str:
         return f"filter {self.name!r}"
@@ -159,7 +166,7 @@ class LoadedFilter(FltObject):
         return found
 
 
-class Instance(FltObject):
+class Instance(FltObject, contexts.InstanceFace):
     """One attachment of a filter to a volume. Callbacks get it as `objects`."""
 
     def __init__(
@@ -195,7 +202,10 @@ class Instance(FltObject):
             ],
             native,
             filter.manifest.on_error == "pass",
+            filter.contexts,
+            names.provider(filter.object),
         )
+        volume.core.stack.introduce(self.entry)
 
     def __str__(self) -> str:
         return f"instance {self.name!r} on volume {self.volume.name!r}"
@@ -288,6 +298,7 @@ class Volume(FltObject):
         self.mountpoint = mountpoint
         self.source = source
         self.core = core
+        core.stack.name = os.fsencode(name)
         self.instances: list[Instance] = []
         """Those attached, highest altitude first, but for legacy filters'."""
         self.legacies: list[Instance] = []

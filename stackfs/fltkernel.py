@@ -1,5 +1,11 @@
-"""The Filter Manager's routines under their DDI names, for filters that come from Windows (docs/writing-filters.md)."""
+"""The Filter Manager's routines under their DDI names: parameters in DDI order, out-parameters as Out, NTSTATUS back.
 
+stackfs/api.py offers the same to a Python author in fewer lines; both call one implementation.
+"""
+
+from stackfs.api import *
+from stackfs.ddi.contexts import *
 from stackfs.ddi.filters import *
 from stackfs.ddi.instances import *
+from stackfs.ddi.names import *
 from stackfs.ddi.out import Out as Out

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import structlog
 import trio
 
-from stackfs import api, discovery, loader
+from stackfs import api, contexts, discovery, loader
 from stackfs.altitude import AltitudeError, sort_key
 from stackfs.cext.requests import Volume as CoreVolume
 from stackfs.driver_object import DriverObject
@@ -413,6 +413,7 @@ class FilterManager:
             log.warning("an unload waits for what holds the filter", filter=loaded.name, held_by=loaded.held_by())
             await self._unreferenced(loaded)
         with trio.CancelScope(shield=True):
+            await contexts.unregister(loaded.name, loaded.contexts)
             await self._end(loaded)
             await _in_thread(loader.unload, loaded.found)
         del self.loaded[loaded.name]
@@ -586,6 +587,7 @@ class FilterManager:
             instance.rundown.run_down()
             instance.become(InstanceState.GONE)
             with trio.CancelScope(shield=True):
+                await contexts.delete_all(instance.entry)
                 await self._end(instance)
             raise
         volume.unsettled.remove(instance)
@@ -701,6 +703,7 @@ class FilterManager:
             volume.unsettled.append(instance)
             volume.settle_timeouts()
             volume.settle_bypass()
+            instance.entry.close_contexts()
             await self._tell(f"{loaded.name}: instance_teardown_start", loaded.object.instance_teardown_start,
                              instance, reason)  # fmt: skip
             await self._drain(instance)
@@ -708,6 +711,7 @@ class FilterManager:
                 await self._invalidate(instance)
             await self._tell(f"{loaded.name}: instance_teardown_complete", loaded.object.instance_teardown_complete,
                              instance, reason)  # fmt: skip
+            await contexts.delete_all(instance.entry)
             await self._end(instance)
             volume.unsettled.remove(instance)
             loaded.instances.remove(instance)
