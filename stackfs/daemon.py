@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 import structlog
 import trio
 
-from stackfs import __version__, api, control, mounting
+from stackfs import __version__, api, control, mounting, ports
 from stackfs.errors import ExitCode, StackfsError
 from stackfs.options import MountConfig
 
@@ -252,6 +252,7 @@ class Mounted:
             raise
         finally:
             with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self.manager.close_ports)
                 if self.device is not None:
                     await trio.to_thread.run_sync(self._let_go)
                 await self.manager.remove_volume(self.volume)
@@ -359,6 +360,7 @@ class Mounted:
         await trio.lowlevel.wait_readable(self.device.ended_fd)
         if self.device.error:
             log.error("the connection to the kernel is unusable", error=os.strerror(self.device.error))
+        await trio.to_thread.run_sync(self.manager.close_ports)  # nobody waits for the answers any more
         irp_lane.terminate()
         with trio.move_on_after(HANDLERS_GRACE):
             await self.ended.wait()
@@ -528,6 +530,7 @@ class Mounted:
             "cached_descriptors": self.core.cached_descriptors,
             "max_write": device.max_write,
             "instances": len(self.volume.instances),
+            "ports": ports.listing(loaded.ports for loaded in self.manager.loaded.values()),
             "failed_instances": [instance.name for instance in self.volume.instances if instance.failed],
         }
 

@@ -24,6 +24,7 @@ from stackfs.cext.requests import Volume as CoreVolume
 from stackfs.cext.stack import InstanceEntry
 from stackfs.errors import ExitCode, FltError, StackfsError
 from stackfs.manifest import Manifest
+from stackfs.ports import FilterPorts
 
 log = structlog.get_logger("stackfs.manager")
 
@@ -44,6 +45,9 @@ SUPPORTED_FS_FEATURES_BYPASS_IO = 0x8
 
 DRAIN_POLL = 0.0005
 """Seconds between two looks at whether a replaced callback list is still in use."""
+
+PORTS_LIMIT = 5.0
+"""Seconds that callbacks of ports have to return when their process ends."""
 
 STATUS_FAILED_DRIVER_ENTRY = 0xC0000365
 
@@ -135,10 +139,11 @@ class Instance:
 class LoadedFilter:
     """A filter that is loaded: its class's one object, and its instances."""
 
-    def __init__(self, found: discovery.Found, filter_object: api.Filter) -> None:
+    def __init__(self, found: discovery.Found, filter_object: api.Filter, ports: FilterPorts) -> None:
         self.found = found
         self.object = filter_object
         self.instances: list[Instance] = []
+        self.ports = ports
 
     @property
     def name(self) -> str:
@@ -218,6 +223,18 @@ class FilterManager:
                 return volume
         raise FltError(api.STATUS_FLT_VOLUME_NOT_FOUND, f"no volume {name!r} here", ExitCode.NOT_FOUND)
 
+    def volume_names(self) -> list[tuple[str, str]]:
+        """Name and mountpoint of each; from any thread."""
+        return [(volume.name, volume.mountpoint) for volume in list(self.volumes)]
+
+    def close_ports(self) -> None:
+        """The process ends: programs are shown out, and callbacks that wait for them go on. In a thread that may wait.
+
+        Each callback has PORTS_LIMIT seconds to return.
+        """
+        for loaded in list(self.loaded.values()):
+            loaded.ports.close(PORTS_LIMIT)
+
     # --- filters ------------------------------------------------------------------------------------------------
 
     def filter(self, name: str) -> LoadedFilter:
@@ -261,14 +278,20 @@ class FilterManager:
         found = discovery.find(name, self.filter_dirs)
         cls = loader.load(found)
         options = self.filter_options.get(found.manifest.name)
+        ports = FilterPorts(found.manifest.name, self.volume_names)
         try:
             if options is None:
                 options = found.manifest.validate_options({})
-            loaded = LoadedFilter(found, cls(dict(options)))
+            filter_object = cls.__new__(cls)
+            filter_object._ports = ports  # before __init__, which may open some
+            filter_object.__init__(dict(options))  # type: ignore[misc]
+            loaded = LoadedFilter(found, filter_object, ports)
         except StackfsError:
+            ports.close(PORTS_LIMIT)
             loader.unload(found)
             raise
         except BaseException as error:
+            ports.close(PORTS_LIMIT)
             loader.unload(found)
             raise FltError(
                 STATUS_FAILED_DRIVER_ENTRY, f"{found.path}: {type(error).__name__}: {error}"
@@ -291,6 +314,9 @@ class FilterManager:
                 status = self._ask(f"{name}: filter_unload", callback, flags)
             if not api.is_success(status):
                 raise FltError(status, f"filter {name!r} refuses to be unloaded ({api.status_name(status)})")
+            # First: what a callback waits for on a port must not hold up the instances that are torn down.
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(loaded.ports.close)
             reason = (
                 api.FLTFL_INSTANCE_TEARDOWN_MANDATORY_FILTER_UNLOAD
                 if mandatory
@@ -534,6 +560,7 @@ async def running(manager: FilterManager) -> AsyncIterator[FilterManager]:
             yield manager
         finally:
             with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(manager.close_ports)
                 for volume in list(manager.volumes):
                     await manager.remove_volume(volume)
             nursery.cancel_scope.cancel()

@@ -19,7 +19,7 @@ def status(
 ) -> None:
     from stackfs.cli import tables
     from stackfs.cli.run import print_json, report
-    from stackfs.cli.volumes import locate, running
+    from stackfs.filterlib.daemons import locate, running
     from stackfs.errors import StackfsError
 
     shown: list[dict[str, Any]] = []

@@ -37,7 +37,7 @@ def umount(
 
     A volume whose daemon was killed or does not answer is unmounted too.
     """
-    from stackfs.cli.volumes import running
+    from stackfs.filterlib.daemons import running
     from stackfs.mounting import is_stale, mount_at, resolve
 
     where = resolve(mountpoint)

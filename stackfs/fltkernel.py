@@ -1,0 +1,8 @@
+"""The Filter Manager's routines under their DDI names: parameters in DDI order, out-parameters as Out, NTSTATUS returned.
+
+stackfs/api.py offers the same to a Python author in fewer lines; both call one implementation.
+"""
+
+from stackfs.ddi.object_attributes import *
+from stackfs.ddi.out import Out as Out
+from stackfs.ddi.ports import *
