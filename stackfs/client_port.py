@@ -126,7 +126,7 @@ class ClientPort:
         signal = threading.Lock()
         signal.acquire()
         message = self._post(data, reply_size, signal.release)
-        if not message.done and not signal.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)):
+        if not signal.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)):
             self._withdraw(message)
         return message.status, message.reply
 
@@ -201,7 +201,7 @@ class ClientPort:
     def _finish(message: _Message, status: int, reply: bytes = b"") -> None:
         if not message.done:
             message.done, message.status, message.reply = True, status, reply
-            message.tell()
+            message.tell()                  # its sender looks at the others when it has been told, or under the lock
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
@@ -247,6 +247,7 @@ class ClientPort:
         if status is None or not is_success(status):
             if status is not None:
                 self._answer(pack(Kind.CONNECTED, status=status))
+            self._cut()
             self._close_socket()
             self._over.set()
             return

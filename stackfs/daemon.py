@@ -299,6 +299,7 @@ class Mounted:
                 writeback=options.writeback,
             )
             self.operations = irp_lane.start(self.device, self.core)
+            self.operations.callbacks_wait = lambda: any(each.filter.ports.used for each in self.volume.instances)
             self.lane_started = True
             self.device.start()
             self.volume.invalidate = self._invalidate

@@ -3,6 +3,6 @@
 stackfs/api.py offers the same to a Python author in fewer lines; both call one implementation.
 """
 
-from stackfs.ddi.object_attributes import *
+from stackfs.ddi.object_attributes import *  # noqa: F403
 from stackfs.ddi.out import Out as Out
-from stackfs.ddi.ports import *
+from stackfs.ddi.ports import *  # noqa: F403

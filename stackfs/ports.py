@@ -259,6 +259,8 @@ class FilterPorts:
     def __init__(self, filter_name: str, volumes: Callable[[], Iterable[tuple[str, str]]]) -> None:
         """volumes: the name and mountpoint of each volume that the filter's process holds."""
         self.filter_name = filter_name
+        self.used = False
+        """It has opened one: its callbacks may wait for a program."""
         self.closing = False
         self._volumes = volumes
         self._lock = threading.Lock()
@@ -298,6 +300,7 @@ class FilterPorts:
                     copy.deepcopy(allow) if allow is not None else SecurityDescriptor(), closes_clients,
                 )  # fmt: skip
                 _names[name] = port
+            self.used = True
             self._ports = [each for each in self._ports if not each.closed or each._all]
             self._ports.append(port)
         return port

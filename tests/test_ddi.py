@@ -58,10 +58,12 @@ def wrong_line(section: str, name: str, row: dict[str, str]) -> str:
         return "says part, and needs why" if status == "part" and not why else ""
     if status not in ("open", "none"):
         return "needs a status of done, part, open or none"
-    if found is not None:
-        return f'says {status}, and can be imported: status = "done" (or part, and why), where = "{file_of(found)}"'
-    if where is not None:
-        return f"says {status}, and has a where"
+    if found is not None and status == "open":
+        return f'says open, and can be imported: status = "done" (or part, and why), where = "{file_of(found)}"'
+    if found is not None and where != file_of(found):
+        return f'can be imported, and needs where = "{file_of(found)}"'
+    if found is None and where is not None:
+        return "has a where, and cannot be imported"
     return "says none, and needs why" if status == "none" and not why else ""
 
 

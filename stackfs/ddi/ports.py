@@ -156,5 +156,13 @@ def _seconds(timeout: int | None) -> float | None:
     return (timeout - _EPOCH_1601) / 1e7 - time.time()
 
 
-__all__ = [name for name in globals() if name.startswith(("Flt", "FLT_"))]
-__all__.remove("FltError")
+__all__ = [
+    "FLT_PORT_ALL_ACCESS",
+    "FLT_PORT_CONNECT",
+    "FltBuildDefaultSecurityDescriptor",
+    "FltCloseClientPort",
+    "FltCloseCommunicationPort",
+    "FltCreateCommunicationPort",
+    "FltFreeSecurityDescriptor",
+    "FltSendMessage",
+]

@@ -19,15 +19,16 @@ stackfs.filterlib.aio has the short form for trio. Nothing here imports trio. do
 
 from __future__ import annotations
 
+from stackfs import information
 from stackfs.ddi.out import Out
 from stackfs.errors import FltError, StackfsError
 from stackfs.filterlib import names
 from stackfs.filterlib.management import attach, detach, filters, instances, load, unload, volumes
-from stackfs.filterlib.names import *
+from stackfs.filterlib.names import *  # noqa: F403
 from stackfs.filterlib.port import Message, Port, connect
 from stackfs.hresult import FAILED, S_OK, SUCCEEDED
 from stackfs.hresult import from_error as hresult_of
-from stackfs.information import *
+from stackfs.information import *  # noqa: F403
 
 __all__ = [
     "FAILED",
@@ -47,5 +48,6 @@ __all__ = [
     "load",
     "unload",
     "volumes",
+    *information.__all__,
     *names.__all__,
 ]

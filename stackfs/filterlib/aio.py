@@ -80,16 +80,17 @@ class Port:
         self._socket.close()
         self._others.unpark_all()
 
-    async def __aiter__(self) -> AsyncIterator[Message]:
+    def __aiter__(self) -> Port:
         """Messages, until the filter or the connection has gone."""
-        while True:
-            try:
-                message = await self.get()
-            except FltError as error:
-                if error.status == NtStatus.STATUS_PORT_DISCONNECTED:
-                    return
-                raise
-            yield message
+        return self
+
+    async def __anext__(self) -> Message:
+        try:
+            return await self.get()
+        except FltError as error:
+            if error.status == NtStatus.STATUS_PORT_DISCONNECTED:
+                raise StopAsyncIteration from None
+            raise
 
     async def _ask(self, kind: Kind, *, message: int = 0, status: int = 0, size: int = 0, body: bytes) -> Frame:
         number, frame = self._conversation.ask(kind, message=message, status=status, size=size, body=body)

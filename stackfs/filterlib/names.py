@@ -423,5 +423,41 @@ def FilterReplyMessage(hPort: Port, lpReplyBuffer: bytes, dwReplyBufferSize: int
     hPort.reply(message_id, reply[FILTER_REPLY_HEADER.size :], status)
 
 
-__all__ = [name for name in globals() if name.startswith(("Filter", "FILTER_", "HFILTER", "FLT_"))]
-__all__ += ["FIND", "INSTANCE_NAME_MAX_CHARS"]
+__all__ = [
+    "FILTER_MESSAGE_HEADER",
+    "FILTER_REPLY_HEADER",
+    "FIND",
+    "FLT_PORT_FLAG_SYNC_HANDLE",
+    "HFILTER",
+    "HFILTER_INSTANCE",
+    "INSTANCE_NAME_MAX_CHARS",
+    "FilterAttach",
+    "FilterAttachAtAltitude",
+    "FilterClose",
+    "FilterConnectCommunicationPort",
+    "FilterCreate",
+    "FilterDetach",
+    "FilterFindClose",
+    "FilterFindFirst",
+    "FilterFindNext",
+    "FilterGetDosName",
+    "FilterGetInformation",
+    "FilterGetMessage",
+    "FilterGetVolumeInformationFromName",
+    "FilterInstanceClose",
+    "FilterInstanceCreate",
+    "FilterInstanceFindClose",
+    "FilterInstanceFindFirst",
+    "FilterInstanceFindNext",
+    "FilterInstanceGetInformation",
+    "FilterLoad",
+    "FilterReplyMessage",
+    "FilterSendMessage",
+    "FilterUnload",
+    "FilterVolumeFindClose",
+    "FilterVolumeFindFirst",
+    "FilterVolumeFindNext",
+    "FilterVolumeInstanceFindClose",
+    "FilterVolumeInstanceFindFirst",
+    "FilterVolumeInstanceFindNext",
+]

@@ -148,16 +148,17 @@ class Port:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __iter__(self) -> Iterator[Message]:
+    def __iter__(self) -> Port:
         """Messages, until the filter or the connection has gone."""
-        while True:
-            try:
-                message = self.get()
-            except FltError as error:
-                if error.status == _DISCONNECTED:
-                    return
-                raise
-            yield message
+        return self
+
+    def __next__(self) -> Message:
+        try:
+            return self.get()
+        except FltError as error:
+            if error.status == _DISCONNECTED:
+                raise StopIteration from None
+            raise
 
     # --- how ----------------------------------------------------------------------------------------------------------
 
