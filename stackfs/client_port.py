@@ -2,9 +2,9 @@
 
 The connection's threads (docs/semantics.md, B3): one reads, and further ones, up to THREADS, are started while message
 callbacks run: as with the device, nothing is served while nobody reads. A callback of the stack that sends a message
-waits in its own thread, on a lock, without the GIL, until the message has been taken or answered, the time is up, or the
-connection has ended. It holds nothing that anybody needs to end it. The trio loop must never wait, so send() is refused
-there (STATUS_POSSIBLE_DEADLOCK); send_async() is for it.
+waits in its own thread, on a lock, without the GIL, until the message has been taken or answered, the time is up, or
+the connection has ended. It holds nothing that anybody needs to end it. The trio loop must never wait, so send() is
+refused there (STATUS_POSSIBLE_DEADLOCK); send_async() is for it.
 
 Who may touch what: the queue, the messages that wait for a reply, and sending on the socket, under `_lock`: the socket
 does not block, so that the lock is held for one system call at most. `_reading` belongs to the thread that reads. No

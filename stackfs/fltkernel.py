@@ -1,4 +1,4 @@
-"""The Filter Manager's routines under their DDI names: parameters in DDI order, out-parameters as Out, NTSTATUS returned.
+"""The Filter Manager's routines under their DDI names: parameters in DDI order, out-parameters as Out, NTSTATUS back.
 
 stackfs/api.py offers the same to a Python author in fewer lines; both call one implementation.
 """

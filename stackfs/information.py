@@ -53,7 +53,8 @@ class Information:
     @property
     def size(self) -> int:
         values = [getattr(self, each.name) for each in fields(self)]
-        return self.FIXED + sum(len(each.encode("utf-16-le", "surrogatepass")) for each in values if isinstance(each, str))
+        texts = [each for each in values if isinstance(each, str)]
+        return self.FIXED + sum(len(each.encode("utf-16-le", "surrogatepass")) for each in texts)
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class FILTER_VOLUME_STANDARD_INFORMATION(Information):
     FilterVolumeName: str
 
 
-# ---- rows of the listings as structures; ValueError: no such information class -----------------------------------------
+# ---- rows of the listings as structures; ValueError: no such information class ---------------------------------------
 
 def of_filter(row: FilterRow, information_class: int) -> Information:
     legacy = isinstance(row.frame, str)

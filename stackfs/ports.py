@@ -131,7 +131,7 @@ class ServerPort:
         self._listener.close()
         os.close(self._directory)
 
-    # --- taking connections ---------------------------------------------------------------------------------------------
+    # --- taking connections -----------------------------------------------------------------------------------------
 
     def _accept(self) -> None:
         while True:
@@ -251,7 +251,7 @@ def _refuse(connection: socket.socket, status: int) -> None:
     connection.close()
 
 
-# ---- the ports of a filter ---------------------------------------------------------------------------------------------
+# ---- the ports of a filter -------------------------------------------------------------------------------------------
 
 class FilterPorts:
     """All ports of one filter. The manager makes it, and closes it when the filter is unloaded or its volume ends."""

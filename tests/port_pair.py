@@ -8,11 +8,16 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
+
 from stackfs import filterlib
 from stackfs.client_port import ClientPort
+from stackfs.errors import FltError
 from stackfs.ports import FilterPorts
 
 NAME = "\\TestPort"
+FOR_EVER = 60.0
+"""Seconds that nothing here may take: a time-out that must not be what ends a wait."""
 
 
 class Pair:
@@ -34,6 +39,14 @@ class Pair:
         with filterlib.connect(name) as port:
             client, = server.clients
             yield client, port
+
+
+@contextlib.contextmanager
+def refused(status: int) -> Iterator[pytest.ExceptionInfo[FltError]]:
+    with pytest.raises(FltError) as caught:
+        yield caught
+    assert caught.value.status == status, caught.value
+    assert "\n" not in caught.value.message
 
 
 class Worker(threading.Thread):

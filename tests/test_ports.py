@@ -1,27 +1,23 @@
-"""Communication ports (docs/semantics.md, B3): both ends in one process, on the manager, and on a mounted drive."""
+"""Communication ports (docs/semantics.md, B3), both ends in one process: messages, waits, connecting, and who may."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import re
 import socket
 import stat
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-from conftest import STACKFS, Drive, needs_root, run
-from port_pair import NAME, Pair, Worker, port_threads, until
-from stack_driver import OPEN, RELEASE, error_of, lookup, opened
+from conftest import needs_root
+from port_pair import FOR_EVER, NAME, Pair, Worker, port_threads, refused, until
 
 from stackfs import client_port, filterlib, port_wire, ports, runtime_directory, runtime_sockets
 from stackfs.api import (
@@ -45,45 +41,19 @@ from stackfs.api import (
     FltError,
     SecurityDescriptor,
 )
-from stackfs.cext.requests import Volume as CoreVolume
 from stackfs.errors import ExitCode, StackfsError
-from stackfs.manager import FilterManager, running
 from stackfs.port_wire import Kind, pack, pack_connect
 
-ROOT = Path(__file__).resolve().parent.parent
 NOBODY = 65534
-FOR_EVER = 60.0
-"""Seconds that nothing here may take: a time-out that must not be what ends a wait."""
 
 
 @pytest.fixture
-def run_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The directories of root and of all users, where another user can reach them."""
-    with tempfile.TemporaryDirectory(prefix="stackfs-test-") as top:
-        os.chmod(top, 0o755)
-        (Path(top) / "run").mkdir(mode=0o755)
-        monkeypatch.setattr(runtime_directory, "ROOT", f"{top}/run/stackfs")
-        monkeypatch.setattr(runtime_directory, "USERS", f"{top}/user")
-        if os.geteuid() != 0:
-            monkeypatch.setattr(runtime_directory, "path", lambda: f"{top}/run/stackfs")
-        yield Path(top) / "run"
-
-
-@pytest.fixture
-def pair(run_directory: Path) -> Iterator[Pair]:
+def pair(port_directory: Path) -> Iterator[Pair]:
     made = Pair()
     yield made
     made.ports.close(10)
     assert port_threads() == []
-    assert os.listdir(f"{run_directory}/stackfs-ports") == []
-
-
-@contextlib.contextmanager
-def refused(status: int) -> Iterator[pytest.ExceptionInfo[FltError]]:
-    with pytest.raises(FltError) as caught:
-        yield caught
-    assert caught.value.status == status, caught.value
-    assert "\n" not in caught.value.message
+    assert [each for each in port_directory.rglob("*") if each.is_socket()] == []
 
 
 # ---- messages of the filter ------------------------------------------------------------------------------------------
@@ -246,12 +216,13 @@ def test_the_program_leaves(pair: Pair) -> None:
             client.server.send(b"x")
 
 
-def test_the_program_is_killed(pair: Pair, run_directory: Path) -> None:
+def test_the_program_is_killed(pair: Pair, port_directory: Path) -> None:
     """B3.8"""
     server = pair.open()
     code = (
         f"from stackfs import filterlib, runtime_directory; runtime_directory.ROOT = {runtime_directory.ROOT!r}\n"
-        f"with filterlib.connect({NAME!r}, owner={os.geteuid()}) as port: port.get(); print('asked', flush=True); port.get()"
+        f"with filterlib.connect({NAME!r}, owner={os.geteuid()}) as port:\n"
+        "    port.get(); print('asked', flush=True); port.get()"
     )
     if os.geteuid() != 0:
         code = code.replace("runtime_directory.ROOT =", "runtime_directory.path = lambda:")
@@ -298,7 +269,7 @@ def test_a_closed_port_keeps_its_connections(pair: Pair) -> None:
 
 
 def test_the_end_of_all_ports(pair: Pair) -> None:
-    """B3.12: what waits goes on, callbacks under way are waited for, each program is shown out, and no port is opened."""
+    """B3.12: what waits goes on, callbacks under way are waited for, programs are shown out, and no port is opened."""
     begun, may_end = threading.Event(), threading.Event()
 
     def slow(client: Any, data: bytes, room: int) -> bytes:
@@ -418,9 +389,8 @@ def test_the_connect_callback_decides(pair: Pair) -> None:
 def test_no_more_connections_than_are_allowed(pair: Pair) -> None:
     """B3.4"""
     server = pair.open(max_connections=2)
-    with filterlib.connect(NAME), filterlib.connect(NAME):
-        with refused(STATUS_CONNECTION_COUNT_LIMIT):
-            filterlib.connect(NAME)
+    with filterlib.connect(NAME), filterlib.connect(NAME), refused(STATUS_CONNECTION_COUNT_LIMIT):
+        filterlib.connect(NAME)
     until(lambda: not server.clients)
     filterlib.connect(NAME).close()
     for number in (0, -1):
@@ -453,7 +423,7 @@ def test_a_name_that_only_its_digest_has_in_common(pair: Pair, monkeypatch: pyte
         filterlib.connect("\\Other")
 
 
-def test_which_volume_is_meant(pair: Pair, run_directory: Path) -> None:
+def test_which_volume_is_meant(pair: Pair, port_directory: Path) -> None:
     """B3.1: a volume's name, or its mountpoint."""
     pair.open()
     for volume in ("data", "/mnt/data", "more"):
@@ -463,8 +433,8 @@ def test_which_volume_is_meant(pair: Pair, run_directory: Path) -> None:
     for volume in ("other", "/mnt/other"):
         with refused(STATUS_OBJECT_NAME_NOT_FOUND):
             filterlib.connect(NAME, volume=volume)
-    twin = run_directory / "stackfs-ports" / runtime_sockets.socket_name(NAME, 1)
-    os.link(run_directory / "stackfs-ports" / runtime_sockets.socket_name(NAME, os.getpid()), twin)
+    twin = port_directory / "stackfs-ports" / runtime_sockets.socket_name(NAME, 1)
+    os.link(port_directory / "stackfs-ports" / runtime_sockets.socket_name(NAME, os.getpid()), twin)
     with pytest.raises(StackfsError, match="several volumes have a port") as caught:
         filterlib.connect(NAME)
     assert caught.value.exit_code is ExitCode.USAGE
@@ -477,7 +447,8 @@ def test_which_volume_is_meant(pair: Pair, run_directory: Path) -> None:
 def as_user(code: str, groups: tuple[int, ...] = ()) -> str:
     """Run code as nobody; what it prints. `port()` connects."""
     begin = (
-        f"from stackfs import filterlib, runtime_directory as r; r.ROOT, r.USERS = {runtime_directory.ROOT!r}, '/nowhere'\n"
+        "from stackfs import filterlib, runtime_directory as r\n"
+        f"r.ROOT, r.USERS = {runtime_directory.ROOT!r}, '/nowhere'\n"
         "from stackfs.errors import *\n"
         "def port():\n"
         f"    try: filterlib.connect({NAME!r}).close(); return 'in'\n"
@@ -493,9 +464,9 @@ def as_user(code: str, groups: tuple[int, ...] = ()) -> str:
 
 
 @needs_root
-def test_who_may_connect(pair: Pair, run_directory: Path) -> None:
+def test_who_may_connect(pair: Pair, port_directory: Path) -> None:
     """B3.3: as a rule nobody but the daemon's user and root; then whom the descriptor names."""
-    directory = run_directory / "stackfs-ports"
+    directory = port_directory / "stackfs-ports"
     for allow, groups, outcome, mode in (
         (None, (), "PERMISSION", 0o600),
         (SecurityDescriptor(), (), "PERMISSION", 0o600),
@@ -523,7 +494,7 @@ def test_root_is_no_exception(pair: Pair) -> None:
 
 
 @needs_root
-def test_another_users_port_is_only_looked_for_by_his_name(pair: Pair, run_directory: Path) -> None:
+def test_another_users_port_is_only_looked_for_by_his_name(pair: Pair, port_directory: Path) -> None:
     """B3.1: root is not led to a program that somebody else has put under a name he knows."""
     directory = Path(runtime_directory.ports(NOBODY))
     directory.mkdir(parents=True)
@@ -554,15 +525,15 @@ def test_another_users_port_is_only_looked_for_by_his_name(pair: Pair, run_direc
         filterlib.connect(NAME, owner=NOBODY)
 
 
-def test_a_directory_that_others_can_write_is_refused(run_directory: Path) -> None:
-    (run_directory / "stackfs-ports").mkdir()
-    (run_directory / "stackfs-ports").chmod(0o775)
+def test_a_directory_that_others_can_write_is_refused(port_directory: Path) -> None:
+    (port_directory / "stackfs-ports").mkdir()
+    (port_directory / "stackfs-ports").chmod(0o775)
     with pytest.raises(StackfsError, match="has mode 0775: it must be yours alone, mode 0755"):
         Pair().open()
 
 
-def test_what_a_dead_process_left_is_removed(pair: Pair, run_directory: Path) -> None:
-    directory = run_directory / "stackfs-ports"
+def test_what_a_dead_process_left_is_removed(pair: Pair, port_directory: Path) -> None:
+    directory = port_directory / "stackfs-ports"
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     pair.open("\\First")
@@ -727,333 +698,3 @@ def test_a_cancelled_message_is_taken_back(pair: Pair) -> None:
                 telling.result()
 
         trio.run(main)
-
-
-# ---- with the manager ------------------------------------------------------------------------------------------------
-
-ASKING = r'''
-MANIFEST = {"name": "asking", "altitude": "265200", "group": "FSFilter Content Screener", "filter": "Asking"}
-from stackfs.api import *
-
-class Asking(Filter):
-    operations = (Operation(IRP_MJ_CREATE, pre="pre_create"),)
-
-    def __init__(self, options):
-        super().__init__(options)
-        self.told = []
-        self.port = self.open_port("\\TestPort", connect=self.connect, disconnect=self.told.append,
-                                   message=lambda client, data: data[::-1])
-        FAIL
-
-    def connect(self, client):
-        self.told.append(client)
-
-    def pre_create(self, data, objects):
-        try:
-            self.port.send(data.path.encode(), reply_size=1)
-        except FltError as error:
-            return data.complete(error.status)
-        return FLT_PREOP_SUCCESS_NO_CALLBACK
-'''
-
-
-class Managed:
-    """A manager with a volume (no mount) on a loop in a thread of its own, and the filter above."""
-
-    def __init__(self, top: Path) -> None:
-        (top / "filters").mkdir()
-        (top / "v").mkdir()
-        (top / "v" / "file").write_bytes(b"x")
-        self.file = top / "filters" / "asking.py"
-        self.file.write_text(ASKING.replace("FAIL", ""))
-        self.manager = FilterManager([str(top / "filters")])
-        self.core = CoreVolume(os.open(top / "v", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-        self.manager.add_volume("v", "", str(top / "v"), self.core)
-        self.ready = threading.Event()
-        self.thread = Worker(trio.run, self.main)
-        assert self.ready.wait(10)
-
-    async def main(self) -> None:
-        self.token, self.end = trio.lowlevel.current_trio_token(), trio.Event()
-        async with running(self.manager):
-            self.ready.set()
-            await self.end.wait()
-
-    def call(self, routine: Callable[..., Any], *arguments: Any) -> Any:
-        return trio.from_thread.run(routine, *arguments, trio_token=self.token)
-
-    def stop(self) -> None:
-        self.token.run_sync_soon(self.end.set)
-        self.thread.result()
-
-
-@pytest.fixture
-def managed(tmp_path: Path, run_directory: Path) -> Iterator[Managed]:
-    made = Managed(tmp_path)
-    yield made
-    made.stop()
-    for name in [name for name in sys.modules if name.startswith("stackfs_filter_")]:
-        del sys.modules[name]
-    assert port_threads() == []
-
-
-def test_a_filter_opens_a_port_and_asks_in_a_callback(managed: Managed) -> None:
-    managed.call(managed.manager.load, "asking")
-    node = lookup(managed.core, b"file")
-    with filterlib.connect(NAME, volume="v") as port:
-        opening = Worker(opened, managed.core, node)
-        message = port.get()
-        assert message.data == b"/file"
-        message.reply(b"1")
-        managed.core.request(RELEASE, fh=opening.result()).do()
-        assert port.send(b"abc") == b"cba"
-        told = managed.manager.filter("asking").object.told     # type: ignore[attr-defined]
-        assert [each.pid for each in told] == [os.getpid()]
-    until(lambda: len(told) == 2)
-    assert told[0] is told[1]
-
-
-def test_unload_ends_what_waits_for_a_program(managed: Managed) -> None:
-    """B3.12: ports first, then instances; otherwise each would wait for the other."""
-    managed.call(managed.manager.load, "asking")
-    node = lookup(managed.core, b"file")
-    with filterlib.connect(NAME) as port:
-        opening = Worker(error_of, managed.core, OPEN, node)
-        port.get()
-        unloading = Worker(managed.call, managed.manager.unload, "asking")
-        unloading.result(20)
-        assert opening.result() == 5            # STATUS_PORT_DISCONNECTED
-        assert list(port) == []
-    with refused(STATUS_OBJECT_NAME_NOT_FOUND):
-        filterlib.connect(NAME)
-    managed.call(managed.manager.load, "asking")
-    filterlib.connect(NAME).close()
-
-
-def test_a_filter_that_cannot_be_made_leaves_no_port(managed: Managed) -> None:
-    managed.file.write_text(ASKING.replace("FAIL", "raise KeyError('x')"))
-    with refused(0xC0000365):
-        managed.call(managed.manager.load, "asking")
-    assert port_threads() == [] and os.listdir(runtime_directory.ports()) == []
-    managed.file.write_text(ASKING.replace("FAIL", "self.open_port('\\\\TestPort')"))
-    with refused(STATUS_OBJECT_NAME_COLLISION):
-        managed.call(managed.manager.load, "asking")
-    assert port_threads() == []
-
-
-def test_a_filter_without_a_manager_opens_no_port() -> None:
-    from stackfs.api import Filter
-
-    with pytest.raises(RuntimeError, match="was not loaded by a Filter Manager"):
-        Filter({}).open_port(NAME)
-
-
-# ---- under their DDI names -------------------------------------------------------------------------------------------
-
-DDI = r'''
-MANIFEST = {"name": "asking", "altitude": "265200", "group": "FSFilter Content Screener", "filter": "Ported"}
-from stackfs import api
-from stackfs.fltkernel import *
-
-class Ported(api.Filter):
-    told, server, client = [], Out(), Out()
-
-    def instance_setup(self, instance, flags):
-        self.filter = instance.filter
-        descriptor = Out()
-        assert FltBuildDefaultSecurityDescriptor(descriptor, FLT_PORT_ALL_ACCESS) == 0
-        assert (descriptor.value.users, descriptor.value.groups, descriptor.value.everyone) == ({0}, set(), False)
-        attributes = OBJECT_ATTRIBUTES()
-        InitializeObjectAttributes(attributes, "\\TestPort", OBJ_CASE_INSENSITIVE, None, descriptor.value)
-        assert self.create(attributes) == api.STATUS_INVALID_PARAMETER
-        InitializeObjectAttributes(attributes, "\\TestPort", OBJ_KERNEL_HANDLE, None, descriptor.value)
-        assert self.create(attributes) == 0
-        assert self.create(attributes) == api.STATUS_OBJECT_NAME_COLLISION
-        attributes.SecurityDescriptor = "everyone"
-        assert self.create(attributes) == api.STATUS_INVALID_PARAMETER
-        FltFreeSecurityDescriptor(descriptor.value)
-        return 0
-
-    def create(self, attributes):
-        return FltCreateCommunicationPort(
-            self.filter, self.server, attributes, "server cookie", self.connect, self.disconnect, self.message, 1)
-
-    def connect(self, ClientPort, ServerPortCookie, ConnectionContext, SizeOfContext, ConnectionPortCookie):
-        self.told.append(("connect", ServerPortCookie, ConnectionContext, SizeOfContext))
-        self.client.value = ClientPort
-        ConnectionPortCookie.value = "connection cookie"
-        return 0
-
-    def disconnect(self, ConnectionCookie):
-        self.told.append(("disconnect", ConnectionCookie))
-        if ConnectionCookie == "connection cookie" and CLOSES:
-            FltCloseClientPort(self.filter, self.client)
-
-    def message(self, PortCookie, InputBuffer, InputBufferLength, OutputBuffer, OutputBufferLength,
-                ReturnOutputBufferLength):
-        self.told.append(("message", PortCookie, InputBuffer, InputBufferLength, OutputBufferLength))
-        OutputBuffer[:2] = b"ok"
-        ReturnOutputBufferLength.value = 2
-        return 0 if InputBuffer == b"good" else api.STATUS_INVALID_PARAMETER
-'''
-
-
-@needs_root
-def test_the_ddi_names(managed: Managed) -> None:
-    """B3.1 to B3.11 as a filter that comes from Windows sees them."""
-    from stackfs.fltkernel import FltCloseClientPort, FltCloseCommunicationPort, FltSendMessage, Out
-
-    managed.file.write_text(DDI.replace("CLOSES", "True"))
-    managed.call(managed.manager.load, "asking")
-    loaded: Any = managed.manager.filter("asking")
-    ported = loaded.object
-    never: Out[Any] = Out()
-    assert FltSendMessage(loaded, never, b"x", 1, None, None, None) == STATUS_PORT_DISCONNECTED
-    with filterlib.connect(NAME, b"context") as port:
-        assert port.send(b"good", 7) == b"ok"
-        with refused(STATUS_INVALID_PARAMETER):
-            port.send(b"bad")
-
-        buffer, length = bytearray(4), Out[int]()
-        length.value = 3
-        answering = Worker(lambda: port.get().reply(b"abc"))
-        second = 10_000_000
-        since_1601 = int((time.time() + 11644473600) * second)
-        assert FltSendMessage(loaded, ported.client, b"message and more", 7, buffer, length, -60 * second) == 0
-        answering.result()
-        assert (bytes(buffer), length.value) == (b"abc\0", 3)
-
-        for timeout in (-second // 20, since_1601 + second // 10, since_1601 - second):
-            assert FltSendMessage(loaded, ported.client, b"x", 1, buffer, length, timeout) == STATUS_TIMEOUT
-            assert length.value == 0
-        for timeout in (None, 0, since_1601 + 60 * second):
-            length.value = 3
-            answering = Worker(lambda: port.get().reply(b"1234"))
-            assert FltSendMessage(loaded, ported.client, b"x", 1, buffer, length, timeout) == STATUS_BUFFER_OVERFLOW
-            answering.result()
-            assert (bytes(buffer), length.value) == (b"123\0", 3)
-        answering = Worker(port.get)
-        assert FltSendMessage(loaded, ported.client, b"taken", 5, None, None, None) == 0
-        assert answering.result().data == b"taken"
-        assert FltSendMessage(loaded, ported.client, b"x", 1, buffer, None, None) == STATUS_INVALID_PARAMETER
-        FltCloseCommunicationPort(ported.server.value)
-    until(lambda: ported.client.value is None)
-    assert ported.told == [
-        ("connect", "server cookie", b"context", 7),
-        ("message", "connection cookie", b"good", 4, 7),
-        ("message", "connection cookie", b"bad", 3, port_wire.MAX_BODY),
-        ("disconnect", "connection cookie"),
-    ]
-    FltCloseClientPort(loaded, ported.client)       # twice is once
-
-
-@needs_root
-def test_a_client_port_that_the_filter_does_not_close(managed: Managed, capsys: pytest.CaptureFixture[str]) -> None:
-    """B3.10: the unload says so, and does not hang."""
-    managed.file.write_text(DDI.replace("CLOSES", "False"))
-    managed.call(managed.manager.load, "asking")
-    ported: Any = managed.manager.filter("asking").object
-    filterlib.connect(NAME).close()
-    until(lambda: ("disconnect", "connection cookie") in ported.told)
-    Worker(managed.call, managed.manager.unload, "asking").result(20)
-    assert "a filter did not close a client port" in capsys.readouterr().out
-
-
-# ---- on a mounted drive ----------------------------------------------------------------------------------------------
-
-def documented(first_line: str) -> str:
-    """The program of docs/writing-filters.md whose first line this is."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/writing-filters.md").read_text(), re.DOTALL)
-    found, = [each for each in blocks if each.startswith(f'"""{first_line}')]
-    return str(found)
-
-
-@pytest.fixture
-def gatekeeper(drive: Callable[..., Drive], tmp_path: Path) -> Drive:
-    """A drive with the filter of docs/writing-filters.md."""
-    (tmp_path / "filters").mkdir()
-    (tmp_path / "filters/gatekeeper.py").write_text(documented("No file is opened"))
-    made = drive(f"filterdir={tmp_path}/filters", "filter=gatekeeper", "gatekeeper.timeout=60")
-    (made.src / "plain.txt").write_text("plain")
-    (made.src / "x.secret").write_text("secret")
-    return made
-
-
-@contextlib.contextmanager
-def program(code: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        assert process.stdout is not None
-        try:
-            assert process.stdout.readline() == "watching\n"
-            yield process
-        finally:
-            process.kill()
-
-
-SILENT = r'''
-from stackfs import filterlib
-with filterlib.connect("\\GatekeeperPort") as port:
-    print("watching", flush=True)
-    print(port.get().data.decode(), flush=True)
-    port.get()
-'''
-
-
-def reading(path: Path) -> subprocess.Popen[str]:
-    """cat, outside the mount and not for ever."""
-    return subprocess.Popen(["timeout", "-s", "KILL", "50", "cat", str(path)], cwd="/", text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
-
-
-@pytest.mark.skipif(not (ROOT / "docs").exists(), reason="needs the source tree")
-@pytest.mark.usefixtures("lanes")
-def test_a_program_is_asked_before_a_file_is_opened(gatekeeper: Drive) -> None:
-    """The example of docs/writing-filters.md: with its program, without it, and with one that is killed while asked."""
-    watch = documented("Lets everything be opened")
-
-    def outcome(name: str) -> str:
-        out, error = reading(gatekeeper.mnt / name).communicate(timeout=60)
-        return out or error.rsplit(": ", 1)[-1].strip()
-
-    assert outcome("plain.txt") == "Permission denied"      # nobody says yes
-    with program(watch) as asked:
-        assert (outcome("plain.txt"), outcome("x.secret")) == ("plain", "Permission denied")
-        rows = json.loads(run(STACKFS, "status", "--json", "-v", gatekeeper.mnt).stdout)["volumes"][0]["status"]["ports"]
-        assert rows == [{"name": "\\GatekeeperPort", "filter": "gatekeeper", "connections": 1, "max": 1}]
-        asked.kill()
-    begun = time.monotonic()
-    with program(SILENT) as silent:
-        waiting = reading(gatekeeper.mnt / "plain.txt")
-        assert silent.stdout is not None and silent.stdout.readline() == "/plain.txt\n"
-        time.sleep(0.2)
-        assert waiting.poll() is None
-        silent.kill()                                       # in the middle
-        assert "Permission denied" in waiting.communicate(timeout=60)[1]
-    with program(watch) as asked:                           # and the next one is heard
-        assert outcome("plain.txt") == "plain"
-        gatekeeper.umount()
-        assert asked.wait(30) == 0                          # its loop has ended
-    assert time.monotonic() - begun < 40
-
-
-@pytest.mark.skipif(not (ROOT / "docs").exists(), reason="needs the source tree")
-def test_unload_and_unmount_while_a_program_is_asked(gatekeeper: Drive, tmp_path: Path) -> None:
-    begun = time.monotonic()
-    with program(SILENT) as silent:
-        waiting = reading(gatekeeper.mnt / "plain.txt")
-        assert silent.stdout is not None and silent.stdout.readline() == "/plain.txt\n"
-        gatekeeper.fltmc("unload", "gatekeeper")
-        assert "Permission denied" in waiting.communicate(timeout=60)[1]
-        assert silent.wait(30) == 1                         # its get() was told STATUS_PORT_DISCONNECTED
-    assert (gatekeeper.mnt / "plain.txt").read_text() == "plain"
-    gatekeeper.fltmc("load", "gatekeeper")
-    with program(SILENT) as silent:
-        waiting = reading(gatekeeper.mnt / "plain.txt")
-        assert silent.stdout is not None and silent.stdout.readline() == "/plain.txt\n"
-        subprocess.run(["umount", "-f", "-l", str(gatekeeper.mnt)], check=True)
-        waiting.communicate(timeout=60)
-        assert waiting.returncode == 1
-        assert silent.wait(30) == 1
-    gatekeeper.wait_gone()
-    assert time.monotonic() - begun < 40

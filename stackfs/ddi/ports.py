@@ -35,7 +35,7 @@ _EPOCH_1601: Final = 116444736000000000
 
 
 def FltBuildDefaultSecurityDescriptor(SecurityDescriptor: Out[SecurityDescriptor], DesiredAccess: int) -> int:
-    """B3.3: the daemon's user and root. DesiredAccess: FLT_PORT_CONNECT, FLT_PORT_ALL_ACCESS; here they are the same."""
+    """B3.3: the daemon's user and root. DesiredAccess: FLT_PORT_CONNECT, FLT_PORT_ALL_ACCESS; here the same."""
     if DesiredAccess & ~FLT_PORT_ALL_ACCESS or not DesiredAccess & FLT_PORT_CONNECT:
         return int(NtStatus.STATUS_INVALID_PARAMETER)
     SecurityDescriptor.value = security_descriptor.SecurityDescriptor()

@@ -4,8 +4,8 @@
         async for message in port:
             await message.reply(b"\\1")
 
-Several tasks may use one Port. Whichever waits first reads the socket for all; when it is cancelled another one goes on.
-What speaks with the daemons' control sockets does so in worker threads. For the trio thread alone; no locks.
+Several tasks may use one Port. Whichever waits first reads the socket for all; when it is cancelled another one goes
+on. What speaks with the daemons' control sockets does so in worker threads. For the trio thread alone; no locks.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a program and a filter have said to each other on one connection, without the socket (docs/semantics.md, B3).
 
 The synchronous port (port.py) and trio's (aio.py) share this: it makes the frames to send, takes in those received, and
-knows which messages and answers are there and how many messages were asked for. No input, no output, no waiting; guarded
-by whoever owns it.
+knows which messages and answers are there and how many messages were asked for. No input, no output, no waiting;
+guarded by whoever owns it.
 """
 
 from __future__ import annotations

@@ -14,10 +14,10 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Callable, Iterable
-from typing import Any, Final, ParamSpec
+from typing import Any, Final, ParamSpec, TypeVar
 
 from stackfs.cext.ntstatus import NtStatus
-from stackfs.control import FilterRow, InstanceRow, VolumeRow
+from stackfs.control import FilterRow, InstanceRow
 from stackfs.ddi.out import Out
 from stackfs.errors import ExitCode, FltError, StackfsError
 from stackfs.filterlib import management
@@ -34,6 +34,7 @@ E_INVALIDARG: Final = 0x80070057
 E_HANDLE: Final = 0x80070006
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 
 FILTER_MESSAGE_HEADER: Final = struct.Struct("=I4xQ")
@@ -226,7 +227,7 @@ def _instance(filter: str, volume: str, name: str | None) -> InstanceRow:
     raise FltError(NtStatus.STATUS_FLT_INSTANCE_NOT_FOUND, words, ExitCode.NOT_FOUND)
 
 
-def _listed(listing: Callable[[list[StackfsError]], list[Any]]) -> list[Any]:
+def _listed(listing: Callable[[list[StackfsError]], list[T]]) -> list[T]:
     """A listing; when nobody has answered and somebody ought to, that is the error."""
     problems: list[StackfsError] = []
     found = listing(problems)

@@ -120,7 +120,7 @@ class Port:
         return self._ask(Kind.SEND, size=min(room, MAX_BODY), body=data).body
 
     def reply(self, message_id: int, data: bytes = b"", status: int = 0) -> None:
-        """FilterReplyMessage. FltError with STATUS_FLT_NO_WAITER_FOR_REPLY: its sender waits no longer, or never did."""
+        """FilterReplyMessage. FltError with STATUS_FLT_NO_WAITER_FOR_REPLY: its sender waits no longer."""
         self._ask(Kind.REPLY, message=message_id, status=status, body=data)
 
     def put_back(self, message: Message) -> None:
@@ -279,7 +279,7 @@ def open_connection(name: str, context: bytes, volume: str | None, owner: int | 
 
 def _volume(volume: str | None) -> str:
     if volume and "/" in volume:
-        from stackfs.mounting import resolve    # readlink alone: asks no daemon anything
+        from stackfs.mounting import resolve  # readlink alone: asks no daemon anything
 
         return resolve(volume)
     return volume or ""
