@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -350,11 +351,11 @@ def test_unload_and_unmount_while_a_program_is_asked(gatekeeper: Drive, tmp_path
     with program(SILENT) as silent:
         waiting = reading(gatekeeper.mnt / "plain.txt")
         assert silent.stdout is not None and silent.stdout.readline() == "/plain.txt\n"
-        gatekeeper.fltmc("unload", "gatekeeper")
+        gatekeeper.fltmc("unload", "gatekeeper", "-v", str(gatekeeper.mnt))
         assert "Permission denied" in waiting.communicate(timeout=60)[1]
         assert silent.wait(30) == 1                         # its get() was told STATUS_PORT_DISCONNECTED
     assert (gatekeeper.mnt / "plain.txt").read_text() == "plain"
-    gatekeeper.fltmc("load", "gatekeeper")
+    gatekeeper.fltmc("load", "gatekeeper", "-v", str(gatekeeper.mnt))
     with program(SILENT) as silent:
         waiting = reading(gatekeeper.mnt / "plain.txt")
         assert silent.stdout is not None and silent.stdout.readline() == "/plain.txt\n"
@@ -364,3 +365,47 @@ def test_unload_and_unmount_while_a_program_is_asked(gatekeeper: Drive, tmp_path
         assert silent.wait(30) == 1
     gatekeeper.wait_gone()
     assert time.monotonic() - begun < 40
+
+
+OPENING = """
+import os, sys, time
+opened = refused = 0
+while time.time() < float(sys.argv[2]):
+    try:
+        os.close(os.open(sys.argv[1], os.O_RDONLY))
+        opened += 1
+    except PermissionError:
+        refused += 1
+print(opened, refused)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("lanes")
+@pytest.mark.skipif(not (ROOT / "docs").exists(), reason="needs the source tree")
+def test_opens_while_programs_die_and_the_filter_comes_and_goes(gatekeeper: Drive) -> None:
+    """B3.8, B3.12: nobody waits for what is gone; an open is let in or refused, and nothing else."""
+    watch, end = documented("Lets everything be opened"), time.time() + 15
+
+    def programs() -> None:
+        while time.time() < end:
+            with contextlib.suppress(AssertionError), program(watch) as running:    # refused while it is reloaded
+                time.sleep(0.3)
+                if int(time.time() * 10) % 2:
+                    running.send_signal(signal.SIGSTOP)     # there, and silent
+                    time.sleep(0.3)
+
+    def reloads() -> None:
+        while time.time() < end:
+            time.sleep(1.5)
+            for verb in ("unload", "load"):
+                gatekeeper.fltmc(verb, "gatekeeper", "-v", str(gatekeeper.mnt))
+
+    where = str(gatekeeper.mnt / "plain.txt")
+    command = ["timeout", "-s", "KILL", "60", sys.executable, "-c", OPENING, where, str(end)]
+    openers = [subprocess.Popen(command, cwd="/", stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    for each in [Worker(programs), Worker(reloads)]:
+        each.result(60)
+    for opener in openers:
+        opened, refused = map(int, opener.communicate(timeout=60)[0].split())
+        assert opener.returncode == 0 and opened > 0 and refused > 0
