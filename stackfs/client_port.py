@@ -102,6 +102,16 @@ class ClientPort:
     def connected(self) -> bool:
         return not self._ended
 
+    @property
+    def leaving(self) -> bool:
+        """The program has closed its end, or died, or the connection has ended otherwise."""
+        with self._lock:
+            if self._ended:
+                return True
+            waiting = select.poll()
+            waiting.register(self._socket, 0)
+            return bool(waiting.poll(0))
+
     # --- sending ----------------------------------------------------------------------------------------------------
 
     def send(self, data: bytes, reply_size: int | None = None, timeout: float | None = None) -> bytes:

@@ -36,6 +36,8 @@ log = structlog.get_logger("stackfs.ports")
 
 CONNECT_LIMIT: Final = 5.0
 """Seconds in which who has connected must say to what."""
+LEAVE_LIMIT: Final = 5.0
+"""Seconds in which a disconnect callback must return, or its connection counts on."""
 HALF_OPEN: Final = 32
 """Connections that may be about to say to what."""
 _BUFFER: Final = 4 * MAX_BODY
@@ -184,13 +186,7 @@ class ServerPort:
         elif len(wanted.context) > MAX_CONTEXT:
             status = int(NtStatus.STATUS_INVALID_PARAMETER)
         else:
-            with self._lock:
-                if self.closed:
-                    status = int(NtStatus.STATUS_OBJECT_NAME_NOT_FOUND)
-                elif len(self._clients) >= self.max_connections:
-                    status = int(NtStatus.STATUS_CONNECTION_COUNT_LIMIT)
-                else:
-                    self._clients.append(client)
+            status = self._count_in(client)
         if status is None:
             status = SUCCESS
             if self._connect is not None:
@@ -198,6 +194,21 @@ class ServerPort:
         if not is_success(status):
             self._forget(client)
         return status
+
+    def _count_in(self, client: ClientPort) -> int | None:
+        """None: it may be let in, and counts. Who has left already does not stand in the way of who comes (B3.4)."""
+        deadline = time.monotonic() + LEAVE_LIMIT
+        while True:
+            with self._lock:
+                if self.closed:
+                    return int(NtStatus.STATUS_OBJECT_NAME_NOT_FOUND)
+                if len(self._clients) < self.max_connections:
+                    self._clients.append(client)
+                    return None
+                leaving = [each for each in self._clients if each.leaving]
+            left = deadline - time.monotonic()
+            if not leaving or left <= 0 or not leaving[0]._over.wait(left):
+                return int(NtStatus.STATUS_CONNECTION_COUNT_LIMIT)
 
     def _message(self, client: ClientPort, data: bytes, room: int) -> tuple[int, bytes]:
         """FilterSendMessage: what the message callback makes of it."""
