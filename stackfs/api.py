@@ -48,13 +48,22 @@ named in `contexts`, and asked for where it is needed (semantics B2)::
         def post_write(self, data, objects, context, flags):
             data.ensure_context(Written).total += data.information
 
-Callbacks run in the device's threads, several at once: guard what they share. Do not sleep, do not wait, and never
-touch the mount you filter (that is refused with EDEADLK). An exception out of a callback fails the operation with EIO,
+A filter speaks with programs through ports (semantics B3), three lines in all::
+
+    self.port = self.open_port("\\ScannerPort")                            # in __init__
+    verdict = self.port.send(data.path.encode(), reply_size=1, timeout=5)   # in a callback: ask, and wait for the reply
+
+    for message in filterlib.connect("\\ScannerPort"): message.reply(b"\\1")  # in the program (stackfs.filterlib)
+
+Callbacks run in the device's threads, several at once: guard what they share. One that waits holds up its own operation
+and one of 32 threads, so wait for a program with a time-out, and for nothing else. Never touch the mount you filter
+(that is refused with EDEADLK). An exception out of a callback fails the operation with EIO,
 or lets it pass, as the manifest's on_error says; it never ends the mount.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -72,13 +81,17 @@ from stackfs.cext.python_contexts import (
     VolumeContext,
 )
 from stackfs.cext.python_names import FileNameInformation
+from stackfs.errors import FltError
+from stackfs.security_descriptor import SecurityDescriptor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from stackfs.cext.python_contexts import NativeContexts
     from stackfs.cext.stack import NativeOperations
+    from stackfs.client_port import ClientPort
     from stackfs.manager import Instance
+    from stackfs.ports import FilterPorts, ServerPort
 
 FILTER_ABI = 1
 """Version of this interface; a manifest's "abi" may ask for it. 1 (2026-11): first release."""
@@ -132,6 +145,7 @@ class Filter:
     """The classes of contexts it uses (semantics B2)."""
     native_contexts: NativeContexts | None = None
     """Native filters: contexts that are C structures."""
+    _ports: FilterPorts | None = None
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = options
@@ -176,6 +190,33 @@ class Filter:
 
     def instance_teardown_complete(self, instance: Instance, reason: int) -> None:
         """No callback of the instance runs, or ever will. Free what it holds."""
+
+
+    def open_port(
+        self,
+        name: str,
+        *,
+        connect: Callable[[ClientPort], int | None] | None = None,
+        disconnect: Callable[[ClientPort], object] | None = None,
+        message: Callable[[ClientPort, bytes], bytes | None] | None = None,
+        max_connections: int = 1,
+        allow: SecurityDescriptor | None = None,
+    ) -> ServerPort:
+        """Open a communication port (B3): from __init__ on, until the filter is unloaded; never the mount's to close.
+
+        name: begins with a backslash. allow: who may connect; as a rule the daemon's user and root.
+        connect(client): asked for each connection; any failure refuses it. `client.context` is what the program sent,
+        `client.pid` and `client.uid` whose it is. disconnect(client): it has gone. message(client, data): what a
+        program sent with Port.send(); the answer are bytes, or nothing. They run in threads of the port; FltError out
+        of one is the program's answer.
+        FltError: STATUS_OBJECT_NAME_COLLISION, STATUS_OBJECT_NAME_INVALID, STATUS_INVALID_PARAMETER.
+        """
+        if self._ports is None:
+            raise RuntimeError(f"{type(self).__name__} was not loaded by a Filter Manager: it can open no port")
+        asked = None if message is None else lambda client, data, room: message(client, data)
+        return self._ports.open(
+            name, connect=connect, disconnect=disconnect, message=asked, max_connections=max_connections, allow=allow
+        )
 
 
 class LegacyFilter(Filter):
@@ -262,10 +303,12 @@ __all__ = [
     "FileContext",
     "FileNameInformation",
     "Filter",
+    "FltError",
     "InstanceContext",
     "LegacyFilter",
     "NtStatusError",
     "Operation",
+    "SecurityDescriptor",
     "StreamContext",
     "StreamHandleContext",
     "VolumeContext",

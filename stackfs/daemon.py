@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import structlog
 import trio
 
-from stackfs import __version__, api, control, mounting
+from stackfs import __version__, api, control, mounting, ports
 from stackfs.errors import ExitCode, StackfsError
 from stackfs.options import MountConfig
 
@@ -255,6 +255,7 @@ class Mounted:
             raise
         finally:
             with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self.manager.close_ports)
                 if self.device is not None:
                     await trio.to_thread.run_sync(self._let_go)
                 for volume in reversed(self.manager.volumes[:]):
@@ -300,6 +301,7 @@ class Mounted:
                 writeback=options.writeback,
             )
             self.operations = irp_lane.start(self.device, self.core, keep_cache=options.exclusive)
+            self.operations.callbacks_wait = lambda: any(each.filter.ports.used for each in self.volume.instances)
             self.lane_started = True
             self.device.start()
             self.volume.invalidate = self._invalidate
@@ -382,6 +384,7 @@ class Mounted:
         await trio.lowlevel.wait_readable(self.device.ended_fd)
         if self.device.error:
             log.error("the connection to the kernel is unusable", error=os.strerror(self.device.error))
+        await trio.to_thread.run_sync(self.manager.close_ports)  # nobody waits for the answers any more
         irp_lane.terminate()
         with trio.move_on_after(HANDLERS_GRACE):
             await self.ended.wait()
@@ -555,6 +558,7 @@ class Mounted:
             "max_write": device.max_write,
             "further_volumes": [volume.name for volume in self.manager.volumes if volume is not self.volume],
             "instances": len(self.volume.instances),
+            "ports": ports.listing(loaded.ports for loaded in self.manager.loaded.values()),
             "failed_instances": [instance.name for instance in self.volume.instances if instance.failed],
             "unloading": {row["name"]: row["held_by"] for row in self.manager.filters() if row["state"] == "Unloading"},
         }

@@ -8,4 +8,6 @@ from stackfs.ddi.contexts import *
 from stackfs.ddi.filters import *
 from stackfs.ddi.instances import *
 from stackfs.ddi.names import *
+from stackfs.ddi.object_attributes import *
 from stackfs.ddi.out import Out as Out
+from stackfs.ddi.ports import *

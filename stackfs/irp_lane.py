@@ -46,6 +46,9 @@ MAX_TASKS = 10_000
 WORKERS = 16
 """Threads that may wait for the disk at once."""
 
+ASKING_WORKERS = 32
+"""Requests that may be with filters that wait for programs at once; as many as the device has threads."""
+
 
 class LaneError(Exception):
     """The header queue and pyfuse3's messages do not match any more."""
@@ -77,7 +80,10 @@ class Operations:
         self.keep_cache = keep_cache
         self.broken: LaneError | None = None
         self.on_broken = trio.Event()
+        self.callbacks_wait: Callable[[], bool] = lambda: False
+        """Is a filter attached that may wait for a program? Its callbacks then never run on the loop."""
         self._workers = trio.CapacityLimiter(WORKERS)
+        self._asking_workers = trio.CapacityLimiter(ASKING_WORKERS)
 
     def init(self) -> None:
         """libfuse has got its INIT."""
@@ -99,11 +105,24 @@ class Operations:
 
         Most requests end in place: they then cost no coroutine. One that has to wait goes on in a worker thread.
         """
+        if self.callbacks_wait():
+            return self._run_in_thread(request, answer)
         if not request.run():
             return self._wait(request, answer)
         if request.error:
             raise pyfuse3.FUSEError(request.error)
         return Done(answer(request))
+
+    async def _run_in_thread(self, request: Request, answer: Callable[[Request], T]) -> T:
+        def run() -> None:
+            while not request.run():
+                request.wait()
+
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(run, limiter=self._asking_workers)
+        if request.error:
+            raise pyfuse3.FUSEError(request.error)
+        return answer(request)
 
     async def _wait(self, request: Request, answer: Callable[[Request], T]) -> T:
         while True:

@@ -856,6 +856,7 @@ async def running(manager: FilterManager) -> AsyncIterator[FilterManager]:
             yield manager
         finally:
             with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(manager.close_ports)
                 for volume in list(manager.volumes):
                     await manager.remove_volume(volume)
             nursery.cancel_scope.cancel()

@@ -95,6 +95,10 @@
 #define STATUS_FLT_INVALID_CONTEXT_REGISTRATION    ((int)0xC01C0017u)
 #define STATUS_FLT_NAME_CACHE_MISS                 ((int)0xC01C0018u)
 #define STATUS_FLT_CONTEXT_ALREADY_LINKED          ((int)0xC01C001Cu)
+#define STATUS_PORT_DISCONNECTED                   ((int)0xC0000037u)
+#define STATUS_THREAD_IS_TERMINATING               ((int)0xC000004Bu)
+#define STATUS_CONNECTION_COUNT_LIMIT              ((int)0xC0000246u)
+#define STATUS_FLT_NO_WAITER_FOR_REPLY             ((int)0xC01C0020u)
 #define STATUS_IMAGE_ALREADY_LOADED                ((int)0xC000010Eu)
 #define STATUS_INVALID_IMAGE_FORMAT                ((int)0xC000007Bu)
 
