@@ -203,6 +203,7 @@ cdef enum:
     FO_UNREADABLE = 256                  # the base could not open it for reading, which writing back may need
     FO_CREATED = 512                     # its CREATE has succeeded: there is a stream, which can have contexts,
     FO_CLOSED = 1024                     # until its CLOSE
+    FO_FILE_OPEN_CANCELLED = 2048        # FltCancelFileOpen has closed it below
 
 ctypedef struct FILE_OBJECT:
     node_t *Node                         # what is open; NULL before a create by name has succeeded
@@ -215,6 +216,7 @@ ctypedef struct FILE_OBJECT:
     char *Name
     uint16_t NameLength
     context_t *Contexts                  # stream handle contexts (contexts.pyx)
+    void *FilterFile                     # a filter has opened it: its record (filter_io.pyx); NULL: a program has
 
 ctypedef struct FILE_NAME:               # one component: any bytes but '/' and NUL, 1 to 255, at this layer
     const char *Buffer                   # not NUL-terminated
@@ -261,6 +263,7 @@ ctypedef struct EA_PARAMETERS:           # QUERY_EA, SET_EA; QUERY_SECURITY and 
     void *Buffer                         # NULL with Length 0: ask for the size (query)
     uint32_t Length
     uint32_t Remove                      # SET_EA: remove EaName
+    void *MdlAddress
 
 ctypedef struct SECURITY_PARAMETERS:     # SET_SECURITY of mode and owner
     uint32_t SecurityInformation
@@ -275,6 +278,7 @@ ctypedef struct DIRECTORY_PARAMETERS:    # QUERY_DIRECTORY
     uint32_t Reserved
     int64_t Offset                       # d_off to go on from; 0: from the beginning
     void *Buffer                         # linux_dirent64 records; IoStatus.Information: bytes
+    void *MdlAddress
 
 ctypedef struct CONTROL_PARAMETERS:      # FILE_SYSTEM_CONTROL, DEVICE_CONTROL
     uint32_t ControlCode
@@ -287,6 +291,7 @@ ctypedef struct CONTROL_PARAMETERS:      # FILE_SYSTEM_CONTROL, DEVICE_CONTROL
     int64_t ByteCount
     int64_t SourceFileOffset             # DUPLICATE_EXTENTS
     FILE_OBJECT *SourceFile
+    void *MdlAddress                     # of OutputBuffer
 
 ctypedef struct lock_range_t:            # as struct fuse_file_lock
     uint64_t start
@@ -397,6 +402,8 @@ cdef class CallbackData:
     cdef object keep(self, object thing)
     cdef object borrow(self, object context)
     cdef int refuse(self, str what) except -1
+
+cdef list unpack_entries(const char *buffer, uint64_t length)            # linux_dirent64 records as DirectoryEntry
 
 cdef CallbackData callback_data_new(
     FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, object owner, list carried, bint writable)

@@ -9,6 +9,8 @@ from stackfs.cext.python_names import FileNameInformation
 
 _Kind = TypeVar("_Kind", bound=Context)
 
+from stackfs.cext.filter_file import FileObject, FilterFile
+
 class MajorFunction(IntEnum):
     IRP_MJ_CREATE = 0x00
     IRP_MJ_CREATE_NAMED_PIPE = 0x01
@@ -230,6 +232,16 @@ class CallbackData:
     def path(self) -> str:
         """Path from the volume's root ("/a/b"); a deleted file's last name is followed by " (deleted)"."""
     @property
+    def file(self) -> FileObject | None:
+        """The file that the operation is about, for I/O below this instance (B4), alive as long as this is."""
+    @property
+    def directory(self) -> FileObject | None:
+        """The directory that the operation's name lies in (of an open file: the one it was opened in); it stays good
+        after the callback. None: it has none, being the root."""
+    @property
+    def is_generated(self) -> bool:
+        """A filter above has started it (FLTFL_CALLBACK_DATA_GENERATED_IO)."""
+    @property
     def name(self) -> bytes:
         """The name looked up in its directory, as this layer has it (bytes); b"" when the operation goes by handle."""
     @name.setter
@@ -366,6 +378,19 @@ class CallbackData:
         The open stands, its reads and writes come to the stack, `stackfs status` says why. Elsewhere ValueError."""
     def complete(self, status: int, information: int = 0) -> int:
         """Set the outcome; `return data.complete(STATUS_ACCESS_DENIED)` ends the operation (FLT_PREOP_COMPLETE)."""
+    def set_target(self, instance: Any, file: FilterFile) -> None:
+        """TargetInstance and TargetFileObject (A4.8), in the pre callback of an operation on an open file: it goes on
+        on another volume, below this filter's instance there at the same altitude, on a file which that one has opened.
+        """
+    def reparse(self, path: Any) -> int:
+        """STATUS_REPARSE (A6.16): `return data.reparse("/a/b")` in the pre callback of a CREATE or QUERY_OPEN. The
+        request begins again, at the top of the stack, about what that path leads to, from the volume's root on."""
+    def reissue(self) -> bool:
+        """FltReissueSynchronousIo, in the post callback of a CREATE or of what the pre callback has synchronised: done
+        again below, with the parameters as they were, or as this callback changed them and set_dirty(). False: not
+        legal here."""
+    def cancel_open(self) -> bool:
+        """FltCancelFileOpen, in the post callback of a CREATE that succeeded; then set `status`. False: not legal."""
     def set_dirty(self) -> None:
         """FltSetCallbackDataDirty: the changes made to the parameters count."""
     def clear_dirty(self) -> None:

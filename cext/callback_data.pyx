@@ -331,6 +331,24 @@ cdef class CallbackData:
         return fsdecode(PyBytes_FromStringAndSize(buffer, length))
 
     @property
+    def file(self):
+        """The file that the operation is about, for I/O below this instance (B4): a FileObject, alive as long as this is."""
+        from stackfs.cext.filter_file import file_of         # built upon this module
+        return file_of(self)
+
+    @property
+    def directory(self):
+        """The directory that the operation's name lies in (of an open file: the one it was opened in), as a FileObject that stays
+        good after the callback; None: it has none, being the root."""
+        from stackfs.cext.filter_file import directory_of
+        return directory_of(self)
+
+    @property
+    def is_generated(self):
+        """A filter above has started it (FLTFL_CALLBACK_DATA_GENERATED_IO)."""
+        return (self.live().Flags & FLTFL_CALLBACK_DATA_GENERATED_IO) != 0
+
+    @property
     def name(self):
         """The name looked up in its directory, as this layer has it (bytes); b"" when the operation goes by handle."""
         cdef FLT_CALLBACK_DATA *data = self.live()
@@ -439,16 +457,23 @@ cdef class CallbackData:
 
     @buffer.setter
     def buffer(self, value):
-        """Swap (pre callbacks): bytes to write, or a writable buffer to read into. `set_dirty()` makes it count."""
+        """Swap (pre callbacks; READ, WRITE, and the value of an extended attribute): bytes to write, or a writable buffer to read
+        into. `set_dirty()` makes it count."""
         cdef FLT_CALLBACK_DATA *data = self.live()
         cdef uint8_t major = data.Iopb.MajorFunction
         cdef Py_buffer *held
-        if major != IRP_MJ_READ and major != IRP_MJ_WRITE:
+        cdef bint attribute = has_attribute(data)
+        if major != IRP_MJ_READ and major != IRP_MJ_WRITE and not attribute:
             self.refuse("buffer")
         if data.Flags & FLTFL_CALLBACK_DATA_POST_OPERATION:
             raise AttributeError("a buffer is swapped in the pre callback")
-        swapped = self.keep(_Swapped(value, major == IRP_MJ_READ))
+        swapped = self.keep(_Swapped(value, gives_data(data)))
         held = &(<_Swapped>swapped).held
+        if attribute:
+            data.Iopb.Parameters.Ea.Buffer = held.buf
+            data.Iopb.Parameters.Ea.MdlAddress = NULL
+            data.Iopb.Parameters.Ea.Length = <uint32_t>held.len
+            return
         data.Iopb.Parameters.Read.Buffer = held.buf
         data.Iopb.Parameters.Read.MdlAddress = NULL
         data.Iopb.Parameters.Read.Length = <uint32_t>held.len
@@ -710,6 +735,32 @@ cdef class CallbackData:
         bypass_veto(self.objects, text)
         return self.complete(status)
 
+    def set_target(self, instance, file):
+        """TargetInstance and TargetFileObject (A4.8), in the pre callback of an operation on an open file: it goes on on another volume,
+        below this filter's instance there at the same altitude, on a FilterFile which that instance has opened. set_dirty() makes
+        it count; another instance or file counts as a status that is not legal (A6.13)."""
+        from stackfs.cext.retarget import set_target
+        set_target(self, instance.entry, file)
+
+    def reparse(self, path):
+        """STATUS_REPARSE (A6.16): `return data.reparse("/a/b")` in the pre callback of a CREATE or QUERY_OPEN. The request begins
+        again, at the top of the stack, about what that path leads to, from the volume's root on."""
+        from stackfs.cext.reparse import reparse
+        return reparse(self, path)
+
+    def reissue(self) -> bool:
+        """FltReissueSynchronousIo, in the post callback of a CREATE or of what the pre callback has synchronised: the layers below,
+        and the base, do it again, with the parameters as they were, or as this callback has changed them and set_dirty().
+        `status` and `information` are the new outcome. False: not legal here (A6.14), and nothing was done."""
+        from stackfs.cext.reissue import reissue
+        return reissue(self)
+
+    def cancel_open(self) -> bool:
+        """FltCancelFileOpen, in the post callback of a CREATE that succeeded: CLEANUP and CLOSE below. Then set `status` to the error
+        that the program shall get; what was made stays. False: not legal here (A6.15), and nothing was done."""
+        from stackfs.cext.reissue import cancel_open
+        return cancel_open(self)
+
     def set_dirty(self):
         """FltSetCallbackDataDirty: the changes made to the parameters count."""
         FltSetCallbackDataDirty(self.live())
@@ -786,6 +837,14 @@ cdef bint find_range(FLT_CALLBACK_DATA *data, int64_t **offset, uint64_t **lengt
     return False
 
 
+cdef bint has_attribute(const FLT_CALLBACK_DATA *data) noexcept:
+    """An extended attribute's value stands in the buffer."""
+    cdef uint8_t major = data.Iopb.MajorFunction
+    return major == IRP_MJ_QUERY_EA or major == IRP_MJ_SET_EA or (
+        (major == IRP_MJ_QUERY_SECURITY or major == IRP_MJ_SET_SECURITY)
+        and data.Iopb.Parameters.Ea.SecurityInformation & LABEL_SECURITY_INFORMATION)
+
+
 cdef bint is_query(uint8_t major) noexcept:
     return major == IRP_MJ_QUERY_INFORMATION or major == IRP_MJ_QUERY_OPEN or major == IRP_MJ_NETWORK_QUERY_OPEN
 
@@ -808,9 +867,7 @@ cdef void *buffer_of(const FLT_CALLBACK_DATA *data, Py_ssize_t *length) noexcept
     if major == IRP_MJ_DIRECTORY_CONTROL:
         length[0] = p.Directory.Length
         return p.Directory.Buffer
-    if major == IRP_MJ_QUERY_EA or major == IRP_MJ_SET_EA or (
-            (major == IRP_MJ_QUERY_SECURITY or major == IRP_MJ_SET_SECURITY)
-            and p.Ea.SecurityInformation & LABEL_SECURITY_INFORMATION):
+    if has_attribute(data):
         length[0] = p.Ea.Length
         return p.Ea.Buffer
     if major == IRP_MJ_FILE_SYSTEM_CONTROL or major == IRP_MJ_DEVICE_CONTROL:

@@ -24,6 +24,7 @@ from stackfs.cext.answers cimport ANSWER_SCRATCH, answer_encode, answer_listing,
 from stackfs.cext.backing cimport backing_t
 from stackfs.cext.connection cimport admit, answer_error, connection_end, take_open, write_answer, write_error
 from stackfs.cext.includes.fuse_wire cimport *
+from stackfs.cext.generated_io cimport waits_are_announced
 from stackfs.cext.impersonation cimport keep_impersonating, revert_to_self
 from stackfs.cext.inode_table cimport inode_table_t, node_forget
 from stackfs.cext.irp_link cimport LANE_INIT_UNIQUE, link_forward
@@ -173,6 +174,7 @@ cdef void *reader_main(void *argument) noexcept nogil:
     pthread_setname_np(pthread_self(), "stackfs-read")
     readers_admit_signal()
     keep_impersonating()
+    waits_are_announced(announced, reader)
     anticipation_init(&reader.anticipation)
     while True:
         if load_int(&readers.turns.reading) == 1:       # where others sleep, one of them is woken anyway

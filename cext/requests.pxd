@@ -92,6 +92,12 @@ cdef struct vfs_request_t:
     node_t *node                         # the node it goes by, with a reference
     node_t *directory
     node_t *directory2
+    const FLT_INSTANCE *initiator        # the filter that started it (filter_io.pyx): seen by lower instances only; NULL: a program did
+    char *reparse                        # where a filter has sent it, from the root on, and how long that is (reparse.pyx)
+    char *reparsed                       # the path before, in which its name lies
+    uint32_t reparse_length
+    int reparses                         # how often, what was looked up on the way included
+    FILE_OBJECT *target                  # by handle, where a filter started it: the file object, which lives until it is done
     const FLT_INSTANCE *failed_by        # the instance whose post failed the CREATE that the base had carried out
     callback_list_t *failed_list         # the CREATE's, kept so that failed_by lives until the file is closed below it
     operation_t operation

@@ -28,7 +28,9 @@ from stackfs.cext.callback_data cimport (
     FILE_NON_DIRECTORY_FILE, FILE_NO_INTERMEDIATE_BUFFERING, FILE_OPEN, FILE_OPEN_IF, FILE_OPEN_REPARSE_POINT,
     FILE_OVERWRITE, FILE_OVERWRITE_IF, FILE_READ_ATTRIBUTES, FILE_READ_DATA, FILE_READ_EA, FILE_WRITE_ATTRIBUTES,
     FILE_WRITE_DATA, FILE_WRITE_EA, FILE_WRITE_THROUGH, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION,
-    FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION, FLT_IO_PARAMETER_BLOCK, FO_CREATED, FO_DIRECTORY, FO_LOCKED, FO_OPENED,
+    FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION, FLTFL_CALLBACK_DATA_GENERATED_IO,
+    FLTFL_CALLBACK_DATA_SYSTEM_BUFFER, FLT_IO_PARAMETER_BLOCK, FO_CREATED, FO_DIRECTORY,
+    FO_FILE_OPEN_CANCELLED, FO_LOCKED, FO_OPENED,
     FO_SYNTHESISED, FO_UNREADABLE, FSCTL_DUPLICATE_EXTENTS_TO_FILE, FSCTL_GET_REPARSE_POINT, FSCTL_MANAGE_BYPASS_IO,
     FSCTL_SET_REPARSE_POINT, FSCTL_SET_ZERO_DATA, GROUP_SECURITY_INFORMATION, IRP_MJ_CLEANUP, IRP_MJ_CLOSE,
     IRP_MJ_CREATE, IRP_MJ_DEVICE_CONTROL, IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_FLUSH_BUFFERS,
@@ -52,10 +54,12 @@ from stackfs.cext.locks cimport (
     locks_released, locks_restart, locks_retry)
 from stackfs.cext.ntstatus cimport (
     NTSTATUS, NT_SUCCESS, STATUS_CANCELLED, STATUS_INVALID_DEVICE_REQUEST, STATUS_IO_DEVICE_ERROR, STATUS_NOT_IMPLEMENTED,
-    nt_to_errno)
+    STATUS_REPARSE, STATUS_SUCCESS, nt_to_errno)
+from stackfs.cext.reparse cimport reparse_free, request_reparse
+from stackfs.cext.retarget cimport retarget_is_legal, retarget_run
 from stackfs.cext.stack cimport (
     OPERATION_AT_BASE, OPERATION_GOING_DOWN, OPERATION_GOING_UP, Stack, list_release, operation_base, operation_begin,
-    operation_end, operation_listed, operation_run, operation_run_below, operation_take_list)
+    operation_end, operation_listed, operation_only_below, operation_run, operation_take_list)
 
 
 cdef extern from *:
@@ -272,6 +276,7 @@ cdef void request_reset(vfs_request_t *request, FLT_VOLUME *volume) noexcept nog
     request.operation.list = NULL
     request.operation.keep = NULL
     request.operation.buffer_owner = NULL
+    request.operation.buffer_read_only = 0
     request.volume = volume
     request.who.group = -1
 
@@ -301,6 +306,9 @@ cdef inline backing_t *backing_of(const vfs_request_t *request) noexcept nogil:
 
 cdef int by_handle(vfs_request_t *request) noexcept nogil:
     """The request goes by an open file. A RELEASE ends its number at once: it can be released once."""
+    if request.initiator is not NULL:
+        request.file = request.target
+        return 0
     if request.opcode == RELEASE or request.opcode == RELEASEDIR:
         request.handle = handle_take(backing_of(request).handles, request.arguments.fh)
     else:
@@ -364,6 +372,10 @@ cdef int prepare(vfs_request_t *request) noexcept nogil:
     request.synthesised.Flags = FO_SYNTHESISED
     request.file = &request.synthesised
     request.plan = &PLANS[opcode if opcode < 64 else 0][0]
+    if request.initiator is not NULL:
+        request.fast_io_refused = 1          # what a filter starts is an IRP (B4.2)
+        if opcode == LOOKUP:
+            request.plan = SLOW_QUERY
     if opcode == LOOKUP or opcode == UNLINK or opcode == RMDIR or opcode == SYMLINK or opcode == MKNOD or opcode == MKDIR:
         return by_name(request)
     if opcode == READ or opcode == WRITE or opcode == FSYNC or opcode == FSYNCDIR or opcode == RELEASE or \
@@ -527,6 +539,8 @@ cdef bint applies(vfs_request_t *request, const step_t *which) noexcept nogil:
         return (which.major == IRP_MJ_FILE_SYSTEM_CONTROL) == is_file_control(request.arguments.command)
     if which.detail == FSCTL_MANAGE_BYPASS_IO and which.major == IRP_MJ_FILE_SYSTEM_CONTROL:
         return request.volume.lists[which.major] is not NULL and may_be_bypassed(request)
+    if which.major == IRP_MJ_QUERY_INFORMATION and request.initiator is not NULL and request.opcode != LOOKUP:
+        return False                         # the attributes that the kernel is told with an entry
     if which.major == IRP_MJ_CREATE:
         if not by_path(request):
             return (request.opcode == OPEN or request.opcode == OPENDIR or request.opcode == CREATE
@@ -590,6 +604,10 @@ cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
     op.buffer_owner = owner
     op.buffer_read_only = read_only
     op.would_block = request.nowait
+    if request.initiator is not NULL:
+        operation_only_below(op, request.initiator)
+        op.data.Flags |= FLTFL_CALLBACK_DATA_GENERATED_IO
+        op.data.RequestorMode = 0
     op.announce_wait = request.announce_wait
     op.data.Thread = &request.who
     op.data.RequestNumber = request.unique
@@ -670,6 +688,7 @@ cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
             p.Parameters.Ea.Length = request.buffer_length
             p.Parameters.Ea.Flags = request.arguments.flags
             p.Parameters.Ea.Remove = request.opcode == REMOVEXATTR
+            op.data.Flags |= FLTFL_CALLBACK_DATA_SYSTEM_BUFFER
     elif major == IRP_MJ_FLUSH_BUFFERS:
         p.Parameters.Flush.DataOnly = request.arguments.flags & 1
     elif major == IRP_MJ_DIRECTORY_CONTROL:
@@ -687,6 +706,8 @@ cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
         p.Parameters.Control.InputBufferLength = request.input_length
         p.Parameters.Control.OutputBuffer = request.buffer
         p.Parameters.Control.OutputBufferLength = request.buffer_length
+        if not op.data.Flags & FLTFL_CALLBACK_DATA_FAST_IO_OPERATION:
+            op.data.Flags |= FLTFL_CALLBACK_DATA_SYSTEM_BUFFER
     elif which.detail == FSCTL_SET_ZERO_DATA and major == IRP_MJ_FILE_SYSTEM_CONTROL:
         p.Parameters.Control.ControlCode = which.detail
         p.Parameters.Control.Flags = request.arguments.mode
@@ -733,7 +754,7 @@ cdef void settle(vfs_request_t *request, const step_t *which) noexcept nogil:
     cdef operation_t *op = &request.operation
     cdef NTSTATUS status = op.data.IoStatus.Status
     cdef bint opens = which.major == IRP_MJ_CREATE
-    if opens and op.base_done:
+    if opens and op.base_done and not request.file.Flags & FO_FILE_OPEN_CANCELLED:
         request.opened = 1               # even when a post failed it afterwards: it is closed below
     if which.major == IRP_MJ_LOCK_CONTROL and NT_SUCCESS(status) and op.current.MinorFunction == IRP_MN_LOCK:
         set_bits(&request.file.Flags, FO_LOCKED)
@@ -749,6 +770,8 @@ cdef void settle(vfs_request_t *request, const step_t *which) noexcept nogil:
                 request.failed_by = op.failed_by
                 if not op.base_done:
                     request.opened = 0
+    elif opens and request.file.Flags & FO_FILE_OPEN_CANCELLED:
+        request.failed = STATUS_IO_DEVICE_ERROR      # taken back, and then called a success
     elif not believable(request, which.major):
         request.failed = STATUS_IO_DEVICE_ERROR
     elif principal(request, which):
@@ -810,7 +833,8 @@ cdef void close_below(vfs_request_t *request) noexcept nogil:
     for i in range(2):
         request.started += 1
         begin(request, &closing[i])
-        operation_run_below(op, request.failed_by)
+        operation_only_below(op, request.failed_by)
+        operation_run(op)
         operation_end(op)
     if request.failed_list is not NULL:
         list_release(request.failed_list)
@@ -891,6 +915,10 @@ cdef int finish(vfs_request_t *request) noexcept nogil:
             request.file.Directory = NULL
             if opcode == OPEN:
                 remember_name(request, request.file)
+            if request.initiator is not NULL:    # its own: no number leads to it, and it takes the handle from here
+                request.plan = NULL
+                drop_nodes(request)
+                return 1
             request.out_fh = request.file.fh
             if opcode != OPENDIR:
                 choose_mode(request, backing)
@@ -915,6 +943,15 @@ cdef int finish(vfs_request_t *request) noexcept nogil:
         free(request.synthesised.Name)
         node_put(backing.nodes, request.synthesised.NameDirectory)
         request.synthesised.Name = NULL
+    drop_nodes(request)
+    request.plan = NULL
+    return 1
+
+
+cdef void drop_nodes(vfs_request_t *request) noexcept nogil:
+    cdef backing_t *backing = backing_of(request)
+    if request.reparse is not NULL or request.reparsed is not NULL:
+        reparse_free(request)
     if request.node is not NULL:
         node_put(backing.nodes, request.node)
         request.node = NULL
@@ -924,8 +961,6 @@ cdef int finish(vfs_request_t *request) noexcept nogil:
     if request.directory2 is not NULL:
         node_put(backing.nodes, request.directory2)
         request.directory2 = NULL
-    request.plan = NULL
-    return 1
 
 
 cdef bint leave_old_list(vfs_request_t *request) noexcept nogil:
@@ -938,6 +973,19 @@ cdef bint leave_old_list(vfs_request_t *request) noexcept nogil:
     operation_run(op)
     operation_end(op)
     request.resumable = 0
+    return True
+
+
+cdef bint sent_elsewhere(vfs_request_t *request, const step_t *which) noexcept nogil:
+    """A filter has completed a CREATE or QUERY_OPEN with STATUS_REPARSE (A6.16). True: the plan begins again, or has failed."""
+    cdef NTSTATUS status
+    if request.operation.base_done or request.failed or not (which.major == IRP_MJ_CREATE or which.major == IRP_MJ_QUERY_OPEN):
+        return False
+    operation_end(&request.operation)
+    status = request_reparse(request)
+    if status != STATUS_SUCCESS:
+        request.failed = status
+    request.step = 0 if status == STATUS_SUCCESS else request.step + 1
     return True
 
 
@@ -978,6 +1026,8 @@ cdef int request_run(vfs_request_t *request) noexcept nogil:
         if operation_run(&request.operation) == 0:
             return 0
         request.resumable = 0
+        if request.operation.data.IoStatus.Status == STATUS_REPARSE and sent_elsewhere(request, which):
+            continue
         if request.operation.refused_as_fast:
             if restart_as_irp(request):
                 return REQUEST_TO_IRP_LANE
@@ -1064,6 +1114,8 @@ cdef class Volume:
         self.stack.volume.backing = backing
         self.stack.volume.nodes = backing.nodes
         self.stack.volume.base = backing_perform
+        self.stack.volume.other_base = retarget_run
+        self.stack.volume.target_is_legal = retarget_is_legal
         self.stack.volume.entry_timeout = entry_timeout
         self.stack.volume.attr_timeout = attr_timeout
         self.stack.volume.direct_io = direct_io

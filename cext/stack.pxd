@@ -37,10 +37,13 @@ cdef struct FLT_INSTANCE:
     const char *Name
     const char *Altitude                 # canonical: no needless zeros, at most one '.'
     PyObject *Object                     # the Python Instance (borrowed: it lives until its lists are unreferenced)
+    PyObject *Entry                      # the InstanceEntry that owns this (borrowed)
     void *Context                        # a native filter's own, set in its instance set-up
     bint PassOnError                     # on_error = pass
     int Failed                           # atomic: INSTANCE_* bits
     uint32_t Errors                      # atomic
+    int IoPending                        # atomic: I/O that its filter has started and that is under way (filter_io.pyx)
+    int IoEnded                          # atomic: its filter starts no more
     PyObject *PythonPre[256]             # bound methods (borrowed from Object), or NULL
     PyObject *PythonPost[256]
     context_t *Contexts                  # the instance context (contexts.pyx guards these three)
@@ -65,7 +68,7 @@ ctypedef struct callback_list_t:
 ctypedef struct layer_t:
     void *context
     FLT_IO_PARAMETER_BLOCK *parameters   # what this layer received, saved when it changed them; NULL: unchanged
-    uint8_t post_owed
+    uint8_t post_owed                    # 2: SYNCHRONIZE
 
 ctypedef enum operation_state_t:
     OPERATION_GOING_DOWN
@@ -94,6 +97,10 @@ ctypedef struct operation_t:
     int owner_busy                       # atomic: whoever runs it is changing what a drain reads (drain.pxd has the protocol)
     int drained_by                       # atomic: the drain that reads it, and that its owner waits for; 0: none
     PyObject *keep                       # a list that keeps alive what Python callbacks put into the parameters, or NULL
+    FLT_IO_PARAMETER_BLOCK *passed_down  # during a post: what its layer passed down, if it had changed something (buffers.pyx)
+    void *mdls                           # those FltLockUserBuffer made
+    void *system_buffer                  # the manager's own, once a filter has swapped it
+    FLT_INSTANCE *retargeted             # a filter has sent it to another volume: the base's part is done there (retarget.pyx)
     layer_t *layers
     # Not zeroed by operation_begin():
     FLT_IO_PARAMETER_BLOCK shown         # the copy a callback sees and may change (data.Iopb): of `current`, before each
@@ -104,12 +111,15 @@ ctypedef struct operation_t:
 
 ctypedef void (*base_function)(operation_t *op) noexcept nogil
 ctypedef void (*call_post_function)(operation_t *op, int layer) noexcept nogil                 # drain.pxd
+ctypedef bint (*target_function)(const operation_t *op, const FLT_INSTANCE *instance) noexcept nogil
 
 cdef struct FLT_VOLUME:
     int lock                             # spin: guards the pointers in lists and taking a reference on what they point to
     callback_list_t *lists[256]          # NULL: nobody registered
     uint64_t next_request                # atomic
     base_function base
+    base_function other_base             # of an operation that a filter has sent to another volume (retarget.pyx), and whether it may
+    target_function target_is_legal
     void *nodes                          # inode_table_t* (inode_table.pxd)
     void *backing                        # backing_t* (backing.pxd)
     PyObject *Object                     # the Python Volume (borrowed)
@@ -183,7 +193,7 @@ cdef inline callback_list_t *list_hold(FLT_VOLUME *volume, int index) noexcept n
 cdef void operation_begin(operation_t *op, FLT_VOLUME *volume, uint8_t major) noexcept nogil   # zeroes op; then fill op.current
 cdef int operation_run(operation_t *op) noexcept nogil
 cdef void operation_base(operation_t *op) noexcept nogil
-cdef void operation_run_below(operation_t *op, const FLT_INSTANCE *above) noexcept nogil       # only instances lower than `above`
+cdef void operation_only_below(operation_t *op, const FLT_INSTANCE *above) noexcept nogil     # before it runs: only lower instances
 # True: an instance that registers `major` does not see this operation go down (it did not register it, or only its post).
 cdef bint operation_hidden_from(operation_t *op, uint8_t major) noexcept nogil
 # Before anything that waits: for a filter, for the disk. Whoever runs the operation then sees to it that others can do what it
@@ -196,6 +206,7 @@ cdef inline void about_to_call(operation_t *op) noexcept nogil:
         op.announce_wait(op, False)
 cdef void operation_end(operation_t *op) noexcept nogil                                        # drops the list reference
 cdef callback_list_t *operation_take_list(operation_t *op) noexcept nogil                      # its reference is the caller's now; not NULL
+cdef void list_hold(callback_list_t *callbacks) noexcept nogil                                 # one more reference, for whoever has one
 cdef void list_release(callback_list_t *callbacks) noexcept nogil                              # drops a reference taken over from op.list
 cdef bint operation_listed(FLT_VOLUME *volume, int major) noexcept nogil                       # did anybody register it, just now
 

@@ -21,9 +21,11 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
+from stackfs.cext.buffers cimport mdls_free, passed_down_release, system_buffer_restored, system_buffer_swapped
 from stackfs.cext.callback_data cimport (
     CallbackData, FLTFL_CALLBACK_DATA_DIRTY, FLTFL_CALLBACK_DATA_DRAINING_IO, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION,
-    FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION, FLTFL_CALLBACK_DATA_IRP_OPERATION, FLTFL_CALLBACK_DATA_POST_OPERATION,
+    FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION, FLTFL_CALLBACK_DATA_IRP_OPERATION, FLTFL_CALLBACK_DATA_NEW_SYSTEM_BUFFER,
+    FLTFL_CALLBACK_DATA_POST_OPERATION, FLTFL_CALLBACK_DATA_SYSTEM_BUFFER,
     FLTFL_OPERATION_REGISTRATION_SKIP_CACHED_IO, FLTFL_OPERATION_REGISTRATION_SKIP_NON_CACHED_NON_PAGING_IO,
     FLTFL_OPERATION_REGISTRATION_SKIP_NON_DASD_IO, FLTFL_OPERATION_REGISTRATION_SKIP_PAGING_IO,
     FLTFL_POST_OPERATION_DRAINING,
@@ -39,7 +41,7 @@ from stackfs.cext.impersonation cimport revert_to_self
 from stackfs.cext.inode_table cimport inode_table_t, name_cache_purge, operation_path
 from stackfs.cext.ntstatus cimport (
     NT_SUCCESS, STATUS_FLT_DISALLOW_FAST_IO, STATUS_FLT_INTERNAL_ERROR, STATUS_FLT_POST_OPERATION_CLEANUP,
-    STATUS_IO_DEVICE_ERROR, STATUS_PENDING, STATUS_SUCCESS)
+    STATUS_IO_DEVICE_ERROR, STATUS_PENDING, STATUS_REPARSE, STATUS_SUCCESS)
 from stackfs.cext.threads cimport stackfs_spin_lock, stackfs_spin_unlock
 from stackfs.cext.python_contexts cimport FilterContexts, VolumeContexts
 from stackfs.cext.python_names cimport InstanceNames, NameProvider
@@ -80,6 +82,7 @@ cdef uint32_t error_limit = ERROR_LIMIT
 # What python_pre and python_post return for a callback that raised, and was reported; from them it is nothing else.
 cdef enum:
     RAISED = -0x5AFE
+    ILLEGAL_TARGET = -0x5AFD             # what is reported of a pre callback that has set a TargetInstance it may not (A4.8)
 
 
 # --- the walk -----------------------------------------------------------------------------------------------------
@@ -116,6 +119,10 @@ cdef void operation_begin(operation_t *op, FLT_VOLUME *volume, uint8_t major) no
                 op.state = OPERATION_DONE
 
 
+cdef void list_hold(callback_list_t *callbacks) noexcept nogil:
+    stackfs_add(&callbacks.references, 1)
+
+
 cdef void list_release(callback_list_t *callbacks) noexcept nogil:
     stackfs_add(&callbacks.references, -1)
 
@@ -132,6 +139,10 @@ cdef callback_list_t *operation_take_list(operation_t *op) noexcept nogil:
 
 
 cdef void operation_end(operation_t *op) noexcept nogil:
+    if op.passed_down is not NULL:
+        passed_down_release(op)
+    if op.mdls is not NULL:
+        mdls_free(op)
     if op.list is not NULL:
         list_release(operation_take_list(op))
     if op.layers is not op.inline_layers:
@@ -189,7 +200,7 @@ cdef inline void fail(operation_t *op) noexcept nogil:
 
 cdef inline void refuse_made_up(operation_t *op) noexcept nogil:
     """Nobody but the base can open a file or make an inode known: a success without it is an I/O error (A6.5)."""
-    if NT_SUCCESS(op.data.IoStatus.Status) and not op.base_done and (
+    if NT_SUCCESS(op.data.IoStatus.Status) and not op.base_done and op.data.IoStatus.Status != STATUS_REPARSE and (
             op.current.MajorFunction == IRP_MJ_CREATE or op.current.MajorFunction == IRP_MJ_QUERY_OPEN):
         fail(op)
 
@@ -249,18 +260,37 @@ cdef bint walk_down(operation_t *op) noexcept nogil:
         status = callback.pre(&op.data, &related, &layer.context)
         if status == FLT_PREOP_SUCCESS_WITH_CALLBACK or status == FLT_PREOP_SUCCESS_NO_CALLBACK or \
                 status == FLT_PREOP_SYNCHRONIZE:
-            layer.post_owed = status != FLT_PREOP_SUCCESS_NO_CALLBACK and callback.post is not NULL
+            layer.post_owed = 0
+            if status != FLT_PREOP_SUCCESS_NO_CALLBACK and callback.post is not NULL:
+                layer.post_owed = <uint8_t>(1 + (status == FLT_PREOP_SYNCHRONIZE))
             if op.data.Flags & <uint32_t>FLTFL_CALLBACK_DATA_DIRTY:
-                op.shown.MajorFunction = major
-                op.shown.TargetFileObject = op.current.TargetFileObject
+                if op.shown.TargetInstance is not instance and (
+                        op.volume.target_is_legal is NULL or not op.volume.target_is_legal(op, instance)):
+                    revert_to_self()
+                    with gil:
+                        report_misuse(callback, op, "pre", ILLEGAL_TARGET)
+                    if instance.PassOnError or always_goes_on(op):
+                        continue
+                    fail(op)
+                    op.bottom = op.index        # its own post still has its context to free
+                    return False
                 owner_enter(op)
                 if not save_parameters(layer, &op.current):
                     owner_leave(op)
                     op.data.IoStatus.Status = STATUS_FLT_INTERNAL_ERROR
                     op.bottom = op.index        # its own post still has its context to free
                     return always_goes_on(op)
+                op.shown.MajorFunction = major
+                if op.shown.TargetInstance is instance:
+                    op.shown.TargetFileObject = op.current.TargetFileObject
+                else:
+                    op.retargeted = op.shown.TargetInstance
                 op.current = op.shown
                 owner_leave(op)
+                if op.data.Flags & FLTFL_CALLBACK_DATA_SYSTEM_BUFFER:
+                    system_buffer_swapped(op, layer.parameters)
+                if op.retargeted is not NULL:
+                    break
             continue
         if status == FLT_PREOP_COMPLETE:
             if always_goes_on(op):              # hidden from the layers below; the base does its part (F2)
@@ -289,6 +319,17 @@ cdef bint walk_down(operation_t *op) noexcept nogil:
     return True
 
 
+cdef void take_back(operation_t *op, layer_t *layer) noexcept nogil:
+    """What the layer received stands again; what it had passed down is kept while its post callback runs."""
+    cdef FLT_IO_PARAMETER_BLOCK passed = op.current
+    op.current = layer.parameters[0]
+    layer.parameters[0] = passed
+    op.passed_down = layer.parameters
+    layer.parameters = NULL
+    if op.data.Flags & FLTFL_CALLBACK_DATA_NEW_SYSTEM_BUFFER:
+        system_buffer_restored(op)
+
+
 cdef void walk_up(operation_t *op) noexcept nogil:
     """Calls the post callbacks that are owed, lowest first."""
     cdef const callback_t *callback
@@ -301,10 +342,10 @@ cdef void walk_up(operation_t *op) noexcept nogil:
         op.bottom -= 1
         callback = &op.list.callbacks[op.bottom]
         layer = &op.layers[op.bottom]
+        if op.passed_down is not NULL:
+            passed_down_release(op)
         if layer.parameters is not NULL:
-            op.current = layer.parameters[0]
-            free(layer.parameters)
-            layer.parameters = NULL
+            take_back(op, layer)
         if not layer.post_owed:
             continue
         related = callback.instance.Related
@@ -385,7 +426,10 @@ cdef int operation_run(operation_t *op) noexcept nogil:
         else:
             set_state(op, OPERATION_GOING_UP)
     if op.state == OPERATION_AT_BASE:
-        op.volume.base(op)
+        if op.retargeted is NULL:
+            op.volume.base(op)
+        else:
+            op.volume.other_base(op)
         if op.would_block == 2:
             return 0
         set_state(op, OPERATION_GOING_UP)
@@ -432,14 +476,13 @@ cdef void operation_base(operation_t *op) noexcept nogil:
     set_state(op, OPERATION_GOING_UP)
 
 
-cdef void operation_run_below(operation_t *op, const FLT_INSTANCE *above) noexcept nogil:
+cdef void operation_only_below(operation_t *op, const FLT_INSTANCE *above) noexcept nogil:
     if op.list is not NULL and above is not NULL and op.state == OPERATION_GOING_DOWN:
         while op.index < <int>op.list.count and compare_altitudes(
                 op.list.callbacks[op.index].instance.Altitude, above.Altitude) >= 0:
             op.layers[op.index].post_owed = 0
             op.layers[op.index].parameters = NULL
             op.index += 1
-    operation_run(op)
 
 
 # --- Python callbacks: C callbacks that take the GIL -----------------------------------------------------------------
@@ -621,6 +664,7 @@ cdef class InstanceEntry(InstanceNames):
         self.instance.Name = self.name
         self.instance.Altitude = self.altitude
         self.instance.Object = <PyObject *>self.object
+        self.instance.Entry = <PyObject *>self
         self.instance.PassOnError = pass_on_error
         self.instance.Related.Filter = &self.filter
         self.instance.Related.Instance = &self.instance
@@ -718,7 +762,7 @@ cdef class Stack(VolumeContexts):
             free(self.volume.lists[major])
 
     def introduce(self, InstanceEntry entry not None):
-        """The instance is to be this volume's: what it may want of it before operations come (its volume context, say)."""
+        """The instance is to be of this volume: what its set-up does (I/O, a volume context) goes there. It sees nothing yet."""
         entry.instance.Related.Volume = &self.volume
 
     def insert(self, InstanceEntry entry not None):

@@ -55,6 +55,10 @@ A filter speaks with programs through ports (semantics B3), three lines in all::
 
     for message in filterlib.connect("\\ScannerPort"): message.reply(b"\\1")  # in the program (stackfs.filterlib)
 
+A filter does I/O of its own below itself, by the backing directory and never by the mount: on the file in hand,
+`data.file.read(offset, size)`, on one beside it, `objects.open(".side", os.O_RDWR, directory=data.directory)`, or by
+path, `objects.rename("/a", "/b")` (B4; stackfs/filter_io.py and FileObject in cext/filter_file.pyi have it all).
+
 Callbacks run in the device's threads, several at once: guard what they share. One that waits holds up its own operation
 and one of 32 threads, so wait for a program with a time-out, and for nothing else. Never touch the mount you filter
 (that is refused with EDEADLK). An exception out of a callback fails the operation with EIO,
@@ -71,6 +75,8 @@ from stackfs.cext import callback_data as _constants
 from stackfs.cext import contexts as _contexts
 from stackfs.cext import names as _names
 from stackfs.cext.callback_data import CallbackData, DirectoryEntry, major_name
+from stackfs.cext.filter_file import FileInformation, FileObject, FilterFile, GeneratedData
+from stackfs.cext.filter_io import IoFlags
 from stackfs.cext.ntstatus import NtStatus, NtStatusError, from_errno, is_success, status_name, to_errno
 from stackfs.cext.python_contexts import (
     Context,
@@ -95,6 +101,13 @@ if TYPE_CHECKING:
 
 FILTER_ABI = 1
 """Version of this interface; a manifest's "abi" may ask for it. 1 (2026-11): first release."""
+
+
+def status_of(error: OSError) -> int:
+    """The NTSTATUS of what I/O of a filter's own raised, for `data.complete(status_of(error))`; of another OSError, its
+    errno's by the table of A10.4."""
+    status = getattr(error, "status", None)
+    return status if isinstance(status, int) else from_errno(error.errno or 0)
 
 
 @dataclass(frozen=True)
@@ -282,6 +295,7 @@ for _enum in (
     _names.FileNameOptions,
     _names.NamesParsed,
     _names.NormalizeFlags,
+    IoFlags,
     NtStatus,
 ):
     _named.update({name: int(member) for name, member in _enum.__members__.items()})
@@ -301,9 +315,13 @@ __all__ = [
     "ContextRegistration",
     "DirectoryEntry",
     "FileContext",
+    "FileInformation",
     "FileNameInformation",
+    "FileObject",
     "Filter",
+    "FilterFile",
     "FltError",
+    "GeneratedData",
     "InstanceContext",
     "LegacyFilter",
     "NtStatusError",
@@ -316,6 +334,7 @@ __all__ = [
     "is_success",
     "major_name",
     "status_name",
+    "status_of",
     "to_errno",
     *(name for name in globals() if name.startswith("FLTFL_")),
     *(name for name in _named if not name.startswith("FLTFL_")),

@@ -21,6 +21,7 @@ from stackfs.altitude import AltitudeKey, sort_key
 from stackfs.cext.requests import Volume as CoreVolume
 from stackfs.cext.stack import InstanceEntry
 from stackfs.errors import FltError
+from stackfs.filter_io import FilterIo
 from stackfs.frames import Legacy
 from stackfs.rundown import Rundown
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from stackfs.discovery import Found
     from stackfs.manager import FilterManager
     from stackfs.manifest import Manifest
+    from stackfs.ports import FilterPorts
 
 log = structlog.get_logger("stackfs.manager")
 
@@ -107,11 +109,14 @@ class FltObject:
 class LoadedFilter(FltObject):
     """A filter that is registered: its callbacks, and its instances."""
 
-    def __init__(self, manager: FilterManager, found: Found, filter_object: api.Filter) -> None:
+    def __init__(
+        self, manager: FilterManager, found: Found, filter_object: api.Filter, ports: FilterPorts
+    ) -> None:
         super().__init__()
         self.manager = manager
         self.found = found
         self.object = filter_object
+        self.ports = ports
         self.instances: list[Instance] = []
         """Every one that is not gone."""
         self.former: list[Instance] = []
@@ -166,7 +171,7 @@ class LoadedFilter(FltObject):
         return found
 
 
-class Instance(FltObject, contexts.InstanceFace):
+class Instance(FltObject, contexts.InstanceFace, FilterIo):
     """One attachment of a filter to a volume. Callbacks get it as `objects`."""
 
     def __init__(

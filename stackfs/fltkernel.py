@@ -4,7 +4,10 @@ stackfs/api.py offers the same to a Python author in fewer lines; both call one 
 """
 
 from stackfs.api import *
+from stackfs.ddi.buffers import *
+from stackfs.ddi.callback_data import *
 from stackfs.ddi.contexts import *
+from stackfs.ddi.filter_io import *
 from stackfs.ddi.filters import *
 from stackfs.ddi.instances import *
 from stackfs.ddi.names import *

@@ -25,12 +25,14 @@ import trio
 
 from stackfs import api, contexts, discovery, loader
 from stackfs.altitude import AltitudeError, sort_key
+from stackfs.cext import filter_file
 from stackfs.cext.requests import Volume as CoreVolume
 from stackfs.driver_object import DriverObject
 from stackfs.errors import ExitCode, FltError, StackfsError
 from stackfs.filter_objects import FilterState, FltObject, Instance, InstanceState, LoadedFilter, Volume
 from stackfs.frames import BetweenLegacyFilters, DeviceStack
 from stackfs.manifest import START_TYPES
+from stackfs.ports import FilterPorts
 
 __all__ = ["FilterManager", "Instance", "LoadedFilter", "Volume", "current", "running"]
 
@@ -59,6 +61,9 @@ DRAIN_AFTER = 0.2
 
 PATIENCE = 2.0
 """Seconds after which an unload that waits for references says so in the log."""
+
+PORTS_LIMIT = 5.0
+"""Seconds that callbacks of ports have to return when their process ends."""
 
 OPENDIR, RELEASEDIR = 27, 29
 """Requests, as FUSE numbers them."""
@@ -210,6 +215,18 @@ class FilterManager:
         self.volumes.remove(volume)
         volume.core.close()
 
+    def volume_names(self) -> list[tuple[str, str]]:
+        """Name and mountpoint of each; from any thread."""
+        return [(volume.name, volume.mountpoint) for volume in list(self.volumes)]
+
+    def close_ports(self) -> None:
+        """The process ends: programs are shown out, and callbacks that wait for them go on. In a thread that may wait.
+
+        Each callback has PORTS_LIMIT seconds to return.
+        """
+        for loaded in list(self.loaded.values()):
+            loaded.ports.close(PORTS_LIMIT)
+
     def volume(self, name: str) -> Volume:
         """By name or mountpoint."""
         for volume in list(self.volumes):
@@ -278,14 +295,19 @@ class FilterManager:
         if name in self.loaded or name in self._loading:
             raise FltError(api.STATUS_IMAGE_ALREADY_LOADED, f"filter {name!r} is loaded already")
 
-    @staticmethod
-    async def _new_object(found: discovery.Found, cls: type[api.Filter], options: dict[str, Any]) -> api.Filter:
+    async def _new_object(self, found: discovery.Found, cls: type[api.Filter], options: dict[str, Any]) -> api.Filter:
         def make() -> api.Filter:
+            ports = FilterPorts(found.name, self.volume_names)
             try:
-                return cls(options)
+                made = cls.__new__(cls)
+                made._ports = ports  # before __init__, which may open some
+                made.__init__(options)  # type: ignore[misc]
+                return made
             except StackfsError:
+                ports.close(PORTS_LIMIT)
                 raise
             except BaseException as error:
+                ports.close(PORTS_LIMIT)
                 raise FltError(
                     api.STATUS_FAILED_DRIVER_ENTRY, f"{found.path}: {type(error).__name__}: {error}"
                 ) from error
@@ -324,7 +346,9 @@ class FilterManager:
         """FltRegisterFilter. FltError: STATUS_FLT_INSTANCE_ALTITUDE_COLLISION, it is registered already."""
         if found.name in self.loaded:
             raise FltError(api.STATUS_FLT_INSTANCE_ALTITUDE_COLLISION, f"filter {found.name!r} is registered already")
-        loaded = LoadedFilter(self, found, filter_object)
+        if filter_object._ports is None:
+            filter_object._ports = FilterPorts(found.name, self.volume_names)
+        loaded = LoadedFilter(self, found, filter_object, filter_object._ports)
         altitude = found.manifest.altitude
         if isinstance(filter_object, api.LegacyFilter):
             loaded.legacy = self.frames.add_legacy(found.name, altitude, self._highest())
@@ -404,6 +428,8 @@ class FilterManager:
             else api.FLTFL_INSTANCE_TEARDOWN_FILTER_UNLOAD
         )
         with trio.CancelScope(shield=True):
+            # First: what a callback waits for on a port must not hold up the instances that are torn down.
+            await _in_thread(loaded.ports.close)
             while loaded.instances:
                 for instance in self._in_order(loaded.instances):
                     await self._tear_down(instance, reason)
@@ -587,6 +613,7 @@ class FilterManager:
             instance.rundown.run_down()
             instance.become(InstanceState.GONE)
             with trio.CancelScope(shield=True):
+                await self._end_io(instance)
                 await contexts.delete_all(instance.entry)
                 await self._end(instance)
             raise
@@ -707,10 +734,13 @@ class FilterManager:
             await self._tell(f"{loaded.name}: instance_teardown_start", loaded.object.instance_teardown_start,
                              instance, reason)  # fmt: skip
             await self._drain(instance)
+            while filter_file.io_pending(instance.entry):
+                await trio.sleep(DRAIN_POLL)
             if reason != api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT:
                 await self._invalidate(instance)
             await self._tell(f"{loaded.name}: instance_teardown_complete", loaded.object.instance_teardown_complete,
                              instance, reason)  # fmt: skip
+            await self._end_io(instance)
             await contexts.delete_all(instance.entry)
             await self._end(instance)
             volume.unsettled.remove(instance)
@@ -747,6 +777,16 @@ class FilterManager:
         if instance.volume.write_back is not None and instance.sees_data:
             with trio.CancelScope(shield=True):
                 await instance.volume.write_back()
+
+    @staticmethod
+    async def _end_io(instance: Instance) -> None:
+        """The filter starts no more I/O on this volume; what it left open is closed (B4.8)."""
+        filter_file.end_io(instance.entry)
+        while filter_file.io_pending(instance.entry):
+            await trio.sleep(DRAIN_POLL)
+        left = filter_file.close_left_open(instance.entry)
+        if left:
+            log.warning("files left open", filter=instance.filter.name, instance=instance.name, files=left)
 
     @staticmethod
     async def _invalidate(instance: Instance) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from stackfs.api import FLT_PREOP_SUCCESS_WITH_CALLBACK
 from stackfs.cext.requests import VfsError, Volume
 from stackfs.cext.stack import InstanceEntry
+
+from stackfs.api import FLT_PREOP_SUCCESS_WITH_CALLBACK
 
 # FUSE's numbers of the requests used here.
 LOOKUP, GETATTR, MKDIR, UNLINK, RMDIR, OPEN, READ, WRITE, RELEASE = 1, 3, 9, 10, 11, 14, 15, 16, 18
@@ -108,3 +111,17 @@ def listed(core: Volume, fh: int, at_once: int = 1 << 30) -> list[bytes]:
             return names
         names += [name for name, _ in got]
         offset = got[-1][1]
+
+
+def descriptors(below: Path) -> int:
+    """How many of this process' descriptors are open regular files below a place, O_PATH ones not counted."""
+    count = 0
+    for number in os.listdir("/proc/self/fd"):
+        path = f"/proc/self/fd/{number}"
+        try:
+            if os.readlink(path).startswith(f"{below}/") and stat.S_ISREG(os.stat(path).st_mode):
+                flags = Path(f"/proc/self/fdinfo/{number}").read_text().split("flags:")[1].split()[0]
+                count += not int(flags, 8) & os.O_PATH
+        except OSError:
+            continue
+    return count

@@ -15,6 +15,7 @@ cdef extern from "<pthread.h>" nogil:
         pass
     int pthread_create(pthread_t *thread, void *attributes, void *(*start)(void *) noexcept nogil, void *argument)
     int pthread_join(pthread_t thread, void **result)
+    int pthread_detach(pthread_t thread)
     pthread_t pthread_self()
     int pthread_setname_np(pthread_t thread, const char *name)
     int pthread_mutex_init(pthread_mutex_t *mutex, void *attributes)

@@ -68,6 +68,9 @@ def filters(problems: list[StackfsError] | None = None) -> list[FilterRow]:
         if key in counted:
             counted[key].instances += row.instances
             counted[key].failed = counted[key].failed or row.failed
+            counted[key].held_by += row.held_by
+            if row.held_by:
+                counted[key].state = row.state
         else:
             counted[key] = row
     by_name = sorted(counted.values(), key=lambda row: row.name)

@@ -1,0 +1,1 @@
+"""Operations that a filter starts itself, for native filters (the .pxd); filter_file is the Python face."""
