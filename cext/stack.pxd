@@ -13,6 +13,7 @@ from stackfs.cext.callback_data cimport (
 from stackfs.cext.ntstatus cimport NTSTATUS
 from stackfs.cext.python_contexts cimport VolumeContexts
 from stackfs.cext.python_names cimport InstanceNames
+from stackfs.cext.threads cimport stackfs_spin_lock, stackfs_spin_unlock
 
 cdef enum:
     MAJOR_FUNCTIONS = 256
@@ -136,18 +137,9 @@ cdef struct FLT_VOLUME:
 
 cdef extern from *:
     """
-    static inline void stackfs_spin_lock(int *lock) {
-        while (__atomic_exchange_n(lock, 1, __ATOMIC_ACQUIRE)) __builtin_ia32_pause();
-    }
-    static inline void stackfs_spin_unlock(int *lock) { __atomic_store_n(lock, 0, __ATOMIC_RELEASE); }
-    #if !defined(__x86_64__) && !defined(__i386__)
-    #define __builtin_ia32_pause() ((void)0)
-    #endif
     #define stackfs_hold_list(callbacks) ((void)__atomic_add_fetch(&(callbacks)->references, 1, __ATOMIC_ACQ_REL))
     #define stackfs_drop_list(callbacks) ((void)__atomic_add_fetch(&(callbacks)->references, -1, __ATOMIC_ACQ_REL))
     """
-    void stackfs_spin_lock(int *lock) nogil
-    void stackfs_spin_unlock(int *lock) nogil
     void stackfs_hold_list(callback_list_t *callbacks) nogil
     void stackfs_drop_list(callback_list_t *callbacks) nogil
 
@@ -206,7 +198,7 @@ cdef inline void about_to_call(operation_t *op) noexcept nogil:
         op.announce_wait(op, False)
 cdef void operation_end(operation_t *op) noexcept nogil                                        # drops the list reference
 cdef callback_list_t *operation_take_list(operation_t *op) noexcept nogil                      # its reference is the caller's now; not NULL
-cdef void list_hold(callback_list_t *callbacks) noexcept nogil                                 # one more reference, for whoever has one
+cdef void operation_join_list(operation_t *op, callback_list_t *callbacks) noexcept nogil         # walks the list of one that has it
 cdef void list_release(callback_list_t *callbacks) noexcept nogil                              # drops a reference taken over from op.list
 cdef bint operation_listed(FLT_VOLUME *volume, int major) noexcept nogil                       # did anybody register it, just now
 

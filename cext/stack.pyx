@@ -87,6 +87,23 @@ cdef enum:
 
 # --- the walk -----------------------------------------------------------------------------------------------------
 
+cdef inline void join(operation_t *op, callback_list_t *callbacks) noexcept nogil:
+    """Under the volume's lock: a reference on the list, and a place among the operations that walk it."""
+    stackfs_add(&callbacks.references, 1)
+    op.next = callbacks.operations
+    op.at = &callbacks.operations
+    if op.next is not NULL:
+        op.next.at = &op.next
+    callbacks.operations = op
+
+
+cdef void operation_join_list(operation_t *op, callback_list_t *callbacks) noexcept nogil:
+    stackfs_spin_lock(&op.volume.lock)
+    join(op, callbacks)
+    stackfs_spin_unlock(&op.volume.lock)
+    op.list = callbacks
+
+
 cdef void operation_begin(operation_t *op, FLT_VOLUME *volume, uint8_t major) noexcept nogil:
     cdef callback_list_t *callbacks
     memset(op, 0, <char *>&op.shown - <char *>op)
@@ -101,12 +118,7 @@ cdef void operation_begin(operation_t *op, FLT_VOLUME *volume, uint8_t major) no
     stackfs_spin_lock(&volume.lock)
     callbacks = volume.lists[major]
     if callbacks is not NULL:
-        stackfs_add(&callbacks.references, 1)
-        op.next = callbacks.operations
-        op.at = &callbacks.operations
-        if op.next is not NULL:
-            op.next.at = &op.next
-        callbacks.operations = op
+        join(op, callbacks)
     stackfs_spin_unlock(&volume.lock)
     op.list = callbacks
     if callbacks is not NULL and callbacks.count > INLINE_LAYERS:
@@ -117,10 +129,6 @@ cdef void operation_begin(operation_t *op, FLT_VOLUME *volume, uint8_t major) no
             if not always_goes_on(op):
                 op.data.IoStatus.Status = STATUS_FLT_INTERNAL_ERROR
                 op.state = OPERATION_DONE
-
-
-cdef void list_hold(callback_list_t *callbacks) noexcept nogil:
-    stackfs_add(&callbacks.references, 1)
 
 
 cdef void list_release(callback_list_t *callbacks) noexcept nogil:
@@ -726,6 +734,7 @@ cdef class _Retired:
     """A replaced list, and the instances it points to, until nobody walks it any more."""
     cdef callback_list_t *callbacks
     cdef list entries
+    cdef bint providers                  # of names: whoever asks one holds the list, and walks no operation
 
     cdef bint has(self, const FLT_INSTANCE *instance):
         return self.callbacks is not NULL and position_of(self.callbacks, instance) >= 0
@@ -818,6 +827,9 @@ cdef class Stack(VolumeContexts):
                 retired.append(one)
         try:
             for one in retired:
+                if one.providers:
+                    users += stackfs_load(&one.callbacks.references) - 1
+                    continue
                 with nogil:
                     users += drain_list(&self.volume, one.callbacks, &leaving.instance, call_post)
         finally:
@@ -875,6 +887,7 @@ cdef class Stack(VolumeContexts):
             (<_Retired>one).entries = [*self.entries, entry]
         self.retired.extend(retired)
         for major, one in zip(majors, retired):
+            (<_Retired>one).providers = major == NAME_PROVIDERS
             (<_Retired>one).callbacks = self.exchange(major, new[<int>major])
 
     cdef callback_list_t *exchange(self, int major, callback_list_t *new) noexcept:

@@ -126,7 +126,7 @@ def FltSendMessage(
 ) -> int:
     """B3.5 to B3.8. ReplyLength: in, the bytes that ReplyBuffer takes; out, those that the reply has.
 
-    Timeout, in units of 100 ns: negative, from now; positive, a point in time since 1601; None and 0: for ever (F13).
+    Timeout, in units of 100 ns: negative, from now; positive, a point in time since 1601; None and 0: for ever (F17).
     STATUS_TIMEOUT (a success code), PORT_DISCONNECTED, BUFFER_OVERFLOW, INSUFFICIENT_RESOURCES, POSSIBLE_DEADLOCK, or
     what the program replied with.
     """
