@@ -29,6 +29,12 @@ from stackfs.cext.stack cimport (
 from stackfs.cext.threads cimport load_bits
 
 
+cdef enum:
+    # FILE_OBJECT.Flags of one that stands for what nobody has open, while a provider is asked about it: it has a name, and
+    # nothing else.
+    FO_NAMED = 0x40000000
+
+
 cdef struct question_t:
     FLT_VOLUME *volume
     const FLT_INSTANCE *asker            # names are asked for as they are below it
@@ -226,7 +232,6 @@ cdef NTSTATUS answer_in_directory(const question_t *q, const FLT_INSTANCE *provi
     """A name in a directory: the directory's, as the provider shows it, and the operation's own."""
     cdef question_t above = q[0]
     cdef FLT_FILE_NAME_INFORMATION *directory
-    cdef FILE_OBJECT file
     cdef FILE_NAME part
     cdef char path[LONGEST_NAME]
     cdef NTSTATUS status
@@ -235,10 +240,7 @@ cdef NTSTATUS answer_in_directory(const question_t *q, const FLT_INSTANCE *provi
         return STATUS_FLT_NAME_CACHE_MISS
     if not is_safe(q.data, q.file):
         return STATUS_FLT_INVALID_NAME_REQUEST
-    memset(&file, 0, sizeof(file))       # what a provider is asked about is the directory, which nobody has opened
-    file.Node = q.node
-    file.fd = -1
-    above.file = &file
+    above.file = NULL                    # what a provider is asked about is the directory, which nobody has opened
     above.data = NULL
     above.directory = NULL
     above.link = NULL
@@ -273,14 +275,22 @@ cdef NTSTATUS ask_provider(const question_t *q, const FLT_INSTANCE *provider, ch
     cdef const name_provider_t *callbacks = <const name_provider_t *>provider.NameProvider
     cdef FLT_CALLBACK_DATA data
     cdef FLT_NAME_CONTROL control
+    cdef FILE_OBJECT named
+    cdef FILE_OBJECT *file = q.file
     cdef bint cache = True
     cdef NTSTATUS status
     memset(&control, 0, sizeof(control))
     if q.data is not NULL:
         data = q.data[0]
+    if not has_stream(file):             # not open yet, or never going to be
+        memset(&named, 0, sizeof(named))
+        named.Node = q.node
+        named.fd = -1
+        named.Flags = FO_NAMED
+        file = &named
     revert_to_self()
     status = callbacks.GenerateFileName(
-        <FLT_INSTANCE *>provider, q.file, &data if q.data is not NULL else NULL, q.options, &cache, &control)
+        <FLT_INSTANCE *>provider, file, &data if q.data is not NULL else NULL, q.options, &cache, &control)
     if status == STATUS_SUCCESS:
         if control.Length == 0 or control.Buffer[0] != c'/' or memchr(control.Buffer, 0, control.Length) is not NULL:
             status = STATUS_OBJECT_NAME_INVALID
@@ -391,7 +401,7 @@ cdef NTSTATUS FltGetFileNameInformationUnsafe(
     memset(&q, 0, sizeof(q))
     if Instance is NULL or FileObject is NULL:
         return STATUS_INVALID_PARAMETER
-    if not has_stream(FileObject):       # it must be open
+    if not has_stream(FileObject) and not FileObject.Flags & FO_NAMED:       # it must be open
         return STATUS_FLT_INVALID_NAME_REQUEST
     q.asker = Instance
     q.volume = Instance.Related.Volume

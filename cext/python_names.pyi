@@ -14,6 +14,8 @@ class NameProvider:
     root as it is shown above (str or bytes; None: the same), or (path, False) for one that is not to be cached.
     normalize(parent, component, flags, context, instance): a component's real name in that directory, or
     (name, context), which the next component of the same name is given; cleanup(context): after the last one.
+    raw: generate(instance, file object, options) asks for the name below itself; it answers (NTSTATUS, path in bytes,
+    cache it?).
     """
 
     def __init__(
@@ -21,6 +23,8 @@ class NameProvider:
         generate: Callable[..., Any] | None = None,
         normalize: Callable[..., Any] | None = None,
         cleanup: Callable[..., Any] | None = None,
+        *,
+        raw: bool = False,
     ) -> None: ...
 
 class FileNameInformation:

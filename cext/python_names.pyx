@@ -12,7 +12,7 @@ from libc.string cimport memcpy
 from stackfs.cext.callback_data cimport (
     CallbackData, FILE_NAME, FILE_OBJECT, FLT_CALLBACK_DATA, FLT_INSTANCE, FileLinkInformation, FileRenameInformation,
     FileRenameInformationEx, IRP_MJ_CREATE, IRP_MJ_SET_INFORMATION)
-from stackfs.cext.file_object cimport FileObject
+from stackfs.cext.file_object cimport FileObject, file_object_new
 from stackfs.cext.names cimport (
     FLT_FILE_NAME_INFORMATION, FLT_NAME_CONTROL, FltCheckAndGrowNameControl, FltGetDestinationFileNameInformation,
     FltGetFileNameInformation, FltGetFileNameInformationUnsafe, FltParseFileName, FltPurgeFileNameInformationCache,
@@ -83,6 +83,28 @@ cdef NTSTATUS call_generate(FLT_INSTANCE *instance, FLT_FILE_NAME_INFORMATION *b
         return report(instance, "generate_file_name", fsdecode(name), error)
 
 
+cdef NTSTATUS python_generate_raw(FLT_INSTANCE *instance, FILE_OBJECT *file, FLT_CALLBACK_DATA *data, uint32_t options,
+                                  bint *cache, FLT_NAME_CONTROL *control) noexcept nogil:
+    with gil:
+        return call_generate_raw(instance, file, options, cache, control)
+
+
+cdef NTSTATUS call_generate_raw(FLT_INSTANCE *instance, FILE_OBJECT *file, uint32_t options, bint *cache,
+                                FLT_NAME_CONTROL *control) noexcept:
+    cdef NameProvider provider = <NameProvider>(<name_provider_t *>instance.NameProvider).python
+    cdef FileObject face = file_object_new(file)
+    try:
+        status, name, may_cache = provider.generate(<object>instance.Object, face, options)
+        cache[0] = bool(may_cache)
+        if status:
+            return <NTSTATUS><uint32_t>status
+        return put_name(control, name)
+    except BaseException as error:
+        return report(instance, "generate_file_name", "", error)
+    finally:
+        face.pointer = NULL
+
+
 cdef NTSTATUS python_normalize(FLT_INSTANCE *instance, FILE_OBJECT *file, const FILE_NAME *parent, uint16_t volume,
                                const FILE_NAME *component, FLT_NAME_CONTROL *control, uint32_t flags, void **context) noexcept nogil:
     with gil:
@@ -138,11 +160,14 @@ cdef class NameProvider:
     is shown above (str or bytes; None: the same), or (path, False) for one that is not to be cached.
     normalize(parent, component, flags, context, instance): a component's real name in that directory, or (name, context), which
     the next component of the same name is given; cleanup(context): after the last one.
+    raw: generate(instance, file object, options) asks for the name below itself; it answers (NTSTATUS, path in bytes, cache it?).
     """
 
-    def __init__(self, generate=None, normalize=None, cleanup=None):
+    def __init__(self, generate=None, normalize=None, cleanup=None, *, bint raw=False):
         if generate is not None:
             self.provider.GenerateFileName = python_generate
+            if raw:
+                self.provider.GenerateFileName = python_generate_raw
             if normalize is not None:
                 self.provider.NormalizeNameComponentEx = python_normalize
             self.provider.NormalizeContextCleanup = python_normalize_cleanup

@@ -24,7 +24,11 @@ def check(cls: type[Filter]) -> None:
 
 
 def provider(filter_object: Filter) -> NameProvider | None:
-    """The filter as a name provider; None: names are the same above it as below."""
+    """The filter as a name provider; None: names are the same above it as below. One that has `name_provider` (what
+    stackfs.ddi.names.name_provider() makes of a FLT_REGISTRATION's callbacks) is that."""
+    made: NameProvider | None = getattr(filter_object, "name_provider", None)
+    if made is not None:
+        return made
     if filter_object.generate_file_name is None:
         return None
     return NameProvider(*(getattr(filter_object, name) for name in CALLBACKS))

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import trio
-from conftest import Drive, run
 from stack_driver import (
     CREATE,
     GETATTR,
@@ -63,6 +62,7 @@ from stackfs.api import (
 from stackfs.cext.python_names import NameProvider, parse_file_name
 from stackfs.cext.requests import Volume
 from stackfs.cext.stack import InstanceEntry
+from stackfs.ddi.names import name_provider
 from stackfs.ddi.out import Out
 from stackfs.errors import FltError
 from stackfs.manager import FilterManager, running
@@ -752,6 +752,52 @@ def test_a_component_that_is_not_there_yet(core: Volume, tree: Path, missing: st
     assert seen[0] == expected
 
 
+def test_a_provider_in_the_ddi_s_form(core: Volume, tree: Path) -> None:
+    """B1.8: GenerateFileName and NormalizeNameComponent with their parameters; also of what nobody has open."""
+    told: list[Any] = []
+
+    def generate(instance: Any, file: Any, data: Any, options: int, cache: Out[bool], control: Any) -> int:
+        out: Out[FileNameInformation | None] = Out()
+        status = fltkernel.FltGetFileNameInformationUnsafe(file, SimpleNamespace(entry=provider.entry), OPENED, out)
+        if status != STATUS_SUCCESS or out.value is None:
+            return status
+        name = b"/x" + os.fsencode(out.value.path)
+        fltkernel.FltReleaseFileNameInformation(out.value)
+        assert fltkernel.FltCheckAndGrowNameControl(control, len(name)) == STATUS_SUCCESS
+        control.Name[: len(name)] = name
+        control.Length = len(name)
+        told.append(file)
+        return STATUS_SUCCESS
+
+    def normalize(
+        instance: Any, parent: str, volume: int, component: str, control: Any, size: int, flags: int, context: Out[Any]
+    ) -> int:
+        if component == "refused":
+            return api.STATUS_ACCESS_DENIED
+        context.value = (context.value or 0) + 1
+        assert parent[:volume] == "vol" and size >= 255
+        control.Name[: len(component)] = component.upper().encode()
+        control.Length = len(component)
+        return STATUS_SUCCESS
+
+    cleaned: list[Any] = []
+    names = name_provider(generate, normalize, lambda context: cleaned.append(context.value))
+    provider = Layer(core, name="p", at="1", names=names)
+    provider.host.volume = SimpleNamespace(name="vol")  # type: ignore[attr-defined]
+    top = Asks(core, name="n", at="2")
+    seen: list[Any] = []
+    opens = Layer(core, lambda when, data: seen.append(name_or_status(data)), IRP_MJ_CREATE, name="o", at="3")
+    assert top.of(opened(core, find(core, b"folder", b"below", b"deep.tar.gz"))) == "vol/X/FOLDER/BELOW/DEEP.TAR.GZ"
+    assert seen == ["vol/X/FOLDER/BELOW/DEEP.TAR.GZ"] * 2 and cleaned == [4] * (len(cleaned) or 1)
+    core.request(CREATE, find(core, b"folder"), name=b"new", flags=os.O_RDWR, mode=0o644).do()
+    assert seen[2:] == ["vol/X/FOLDER/NEW"] * 2
+    assert error_of(core, CREATE, find(core, b"folder"), name=b"refused", flags=os.O_RDWR, mode=0o644) == 0
+    assert seen[4:] == [api.STATUS_ACCESS_DENIED] * 2
+    provider.fine()
+    opens.fine()
+    assert told and not any(file.alive for file in told)  # dead once the callback has returned
+
+
 def test_half_a_provider_is_refused() -> None:
     """B1.8"""
     with pytest.raises(ValueError, match="generate"):
@@ -836,68 +882,6 @@ def test_a_filter_that_is_half_a_provider_is_not_loaded(tmp_path: Path, body: st
             await manager.load("shower")
 
     managed(tmp_path, {"shower": PROVIDER[: PROVIDER.index("    def")] + f"    {body}\n"}, test)
-
-
-# ---- on a drive -----------------------------------------------------------------------------------------------------
-
-ON_A_DRIVE = '''
-import threading
-MANIFEST = {"name": "asker", "altitude": "370600", "group": "FSFilter Activity Monitor", "filter": "Asker",
-            "options": {"log": {"type": "path", "required": True, "doc": "Where to."}}}
-
-from stackfs.api import *
-
-class Asker(Filter):
-    operations = (Operation(IRP_MJ_CREATE, pre="see"), Operation(IRP_MJ_READ, pre="see"),
-                  Operation(IRP_MJ_SET_INFORMATION, pre="see"))
-
-    def see(self, data, objects):
-        try:
-            said = data.name_information().path
-            if data.major == IRP_MJ_SET_INFORMATION and data.information_class in (
-                    FileRenameInformation, FileRenameInformationEx):
-                said += " to " + data.destination_name_information().path
-        except NtStatusError as error:
-            said = status_name(error.status)
-        with open(self.options["log"], "a") as log:
-            print(data.request, said, file=log)
-        return FLT_PREOP_SUCCESS_NO_CALLBACK
-'''
-
-
-def test_on_a_mounted_drive(drive: Callable[..., Drive], tmp_path: Path, lanes: str) -> None:
-    """Names of open files follow renames above them, hard links keep theirs, nameless files have their last."""
-    filters = tmp_path / "filters"
-    filters.mkdir()
-    filters.chmod(0o755)
-    (filters / "asker.py").write_text(ON_A_DRIVE)
-    log = tmp_path / "log"
-    made = drive(f"filterdir={filters}", "filter=asker", f"asker.log={log}", "cache=strict")
-    (made.src / "a" / "b").mkdir(parents=True)
-    (made.src / "a" / "b" / "file").write_text("content")
-    os.link(made.src / "a" / "b" / "file", made.src / "link")
-    code = (
-        "import os, sys\n"
-        "os.chdir(sys.argv[1])\n"
-        "one, two = os.open('a/b/file', os.O_RDONLY), os.open('link', os.O_RDONLY)\n"
-        "os.read(one, 1), os.read(two, 1)\n"
-        "os.rename('a', 'c')\n"
-        "os.read(one, 1)\n"
-        "os.unlink('c/b/file'), os.unlink('link')\n"
-        "os.read(one, 1)\n"
-    )
-    done = run(sys_executable(), "-c", code, made.mnt, log, check=False)
-    assert done.returncode == 0, done.stderr
-    lines = [line for line in log.read_text().splitlines() if line.split()[0] in ("read", "rename", "rename2")]
-    reads = [line.split(" ", 1)[1] for line in lines if line.startswith("read ")]
-    assert reads == ["/a/b/file", "/link", "/c/b/file", "/link"]
-    assert [line.split(" ", 1)[1] for line in lines if line.startswith("rename")] == ["/a", "/a to /c"]
-
-
-def sys_executable() -> str:
-    import sys
-
-    return sys.executable
 
 
 def test_removed_directories_and_their_names(core: Volume, tree: Path) -> None:

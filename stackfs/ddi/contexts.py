@@ -8,7 +8,10 @@ has a reference, which the caller gives back with FltReleaseContext. NTSTATUS va
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from stackfs.api import (
     FLT_FILE_CONTEXT,
@@ -24,6 +27,7 @@ from stackfs.api import (
     STATUS_NOT_SUPPORTED,
     STATUS_SUCCESS,
     Context,
+    ContextRegistration,
 )
 from stackfs.cext.file_object import FileObject as _FileObject
 from stackfs.cext.python_contexts import supports_contexts
@@ -34,6 +38,8 @@ if TYPE_CHECKING:
     from stackfs.cext.stack import InstanceEntry, Stack
 
 __all__ = [
+    "FLT_CONTEXT_END",
+    "FLT_CONTEXT_REGISTRATION",
     "FLT_RELATED_CONTEXTS",
     "FLT_RELATED_CONTEXTS_EX",
     "FltAllocateContext",
@@ -97,6 +103,40 @@ class RelatedObjects(Protocol):
     Volume: Any
     Instance: Any
     FileObject: Any
+
+
+FLT_CONTEXT_END: Final = 0xFFFF
+"""ContextType of what may end a list of registrations."""
+
+
+@dataclass
+class FLT_CONTEXT_REGISTRATION:
+    """One definition (B2.2): ContextCleanupCallback(Context, ContextType), ContextAllocateCallback(PoolType, Size,
+    ContextType) -> memory, ContextFreeCallback(memory, ContextType). Size: bytes, or FLT_VARIABLE_SIZED_CONTEXTS."""
+
+    ContextType: int
+    Flags: int = 0
+    ContextCleanupCallback: Callable[..., Any] | None = None
+    Size: int = 0
+    PoolTag: int | bytes = 0
+    ContextAllocateCallback: Callable[..., Any] | None = None
+    ContextFreeCallback: Callable[..., Any] | None = None
+    Reserved1: None = None
+
+
+def registered_contexts(definitions: Iterable[FLT_CONTEXT_REGISTRATION] | None) -> tuple[ContextRegistration, ...]:
+    """FLT_REGISTRATION's ContextRegistration as a filter's `contexts`."""
+    return tuple(
+        ContextRegistration(
+            each.ContextType,
+            each.ContextCleanupCallback,
+            each.Size,
+            each.Flags,
+            each.ContextAllocateCallback,
+            each.ContextFreeCallback,
+        )
+        for each in takewhile(lambda one: one.ContextType != FLT_CONTEXT_END, definitions or ())
+    )
 
 
 class FLT_RELATED_CONTEXTS:

@@ -8,6 +8,7 @@ FltReleaseFileNameInformation. NTSTATUS values are unsigned.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from stackfs.api import (
@@ -19,7 +20,7 @@ from stackfs.api import (
     FileNameInformation,
     NtStatusError,
 )
-from stackfs.cext.python_names import parse_file_name
+from stackfs.cext.python_names import NameProvider, parse_file_name
 from stackfs.ddi.out import Out
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ __all__ = [
 ]
 
 Information = Out[FileNameInformation | None]
+
+
+Routine = Callable[..., Any]
 
 
 class AnInstance(Protocol):
@@ -152,6 +156,46 @@ def FltReleaseFileNameInformation(FileNameInformation: FileNameInformation) -> N
 def FltPurgeFileNameInformationCache(Instance: AnInstance, FileObject: Any | None) -> int:
     """Forget the cached names of the file, or (None) of the whole volume (B1.5)."""
     return Instance.entry.flt_purge_names(getattr(FileObject, "file_object", FileObject))
+
+
+def name_provider(
+    GenerateFileName: Routine, NormalizeNameComponent: Routine | None, NormalizeContextCleanup: Routine | None
+) -> NameProvider:
+    """FLT_REGISTRATION's callbacks of a name provider (B1.8).
+
+    GenerateFileName(Instance, FileObject, CallbackData, NameOptions, CacheFileNameInformation: Out, FileName:
+    FLT_NAME_CONTROL) -> NTSTATUS: FileName gets the path from the volume's root; FltGetFileNameInformationUnsafe gives
+    the name below. CallbackData is None. NormalizeNameComponent(Instance, ParentDirectory, VolumeNameLength, Component,
+    ExpandComponentName: FLT_NAME_CONTROL, ExpandComponentNameLength, Flags, NormalizationContext: Out) -> NTSTATUS.
+    """
+
+    def generate(instance: Any, file: Any, options: int) -> tuple[int, bytes, bool]:
+        cache: Out[bool] = Out()
+        cache.value = True
+        control = FLT_NAME_CONTROL()
+        status = GenerateFileName(instance, file, None, options, cache, control)
+        return status, bytes(control.Name[: control.Length]), cache.value
+
+    def normalize(parent: str, component: str, flags: int, context: Any, instance: Any) -> tuple[bytes, Any]:
+        volume = os.fsencode(instance.volume.name)
+        control = FLT_NAME_CONTROL(255)
+        kept: Out[Any] = Out()
+        kept.value = context
+        assert NormalizeNameComponent is not None
+        status = NormalizeNameComponent(
+            instance, os.fsdecode(volume) + parent, len(volume), component, control, control.MaximumLength, flags, kept
+        )
+        if status != STATUS_SUCCESS:
+            raise NtStatusError(status, f"{component!r} has no name in {parent!r}")
+        return bytes(control.Name[: control.Length]), kept.value
+
+    def cleanup(context: Any) -> None:
+        kept: Out[Any] = Out()
+        kept.value = context
+        if NormalizeContextCleanup is not None:
+            NormalizeContextCleanup(kept)
+
+    return NameProvider(generate, normalize if NormalizeNameComponent is not None else None, cleanup, raw=True)
 
 
 def FltCheckAndGrowNameControl(NameCtrl: FLT_NAME_CONTROL, NewSize: int) -> int:
