@@ -49,7 +49,7 @@ from stackfs.cext.locks cimport (
 from stackfs.cext.ntstatus cimport STATUS_INVALID_DEVICE_REQUEST, STATUS_SUCCESS, errno_to_nt
 from stackfs.cext.process cimport requestor_in_group
 from stackfs.cext.requests cimport vfs_request_t
-from stackfs.cext.stack cimport operation_hidden_from, operation_t
+from stackfs.cext.stack cimport about_to_wait, operation_hidden_from, operation_t
 from stackfs.cext.threads cimport exchange_int, load_int, store_int
 
 
@@ -523,7 +523,7 @@ cdef int64_t perform_read(operation_t *op, const READ_WRITE_PARAMETERS *p, const
     cdef ssize_t got
     cdef uint64_t total = 0
     cdef statx_t info
-    if op.would_block == 1:
+    if op.would_block == 1 or op.announce_wait is not NULL:
         got = stackfs_read_cached(file.fd, p.Buffer, p.Length, p.ByteOffset)
         if got == <ssize_t>p.Length:
             return got
@@ -533,8 +533,10 @@ cdef int64_t perform_read(operation_t *op, const READ_WRITE_PARAMETERS *p, const
                 return got
         elif errno != EAGAIN and errno != EOPNOTSUPP:
             return -errno
-        op.would_block = 2
-        return 0
+        if op.would_block == 1:
+            op.would_block = 2
+            return 0
+        about_to_wait(op)
     while total < p.Length:
         got = pread(file.fd, <char *>p.Buffer + total, p.Length - total, p.ByteOffset + <int64_t>total)
         if got < 0:
@@ -577,9 +579,11 @@ cdef int64_t perform_write(operation_t *op, const READ_WRITE_PARAMETERS *p, cons
         appends = False
         if fcntl(file.fd, F_GETFL) & O_APPEND:       # see open_node()
             return -EPERM
-    if op.would_block == 1 and file.OpenFlags & <uint32_t>(O_SYNC | O_DSYNC):
-        op.would_block = 2
-        return 0
+    if file.OpenFlags & <uint32_t>(O_SYNC | O_DSYNC):
+        if op.would_block == 1:
+            op.would_block = 2
+            return 0
+        about_to_wait(op)
     if kill:
         kill = kills_set_id(op.data.Thread, file.fd, &credentials)
     while total < p.Length:
@@ -872,6 +876,7 @@ cdef int64_t allocate(operation_t *op, FILE_OBJECT *file, uint32_t mode, int64_t
     if op.would_block == 1:              # zeroing and reserving may wait for the disk
         op.would_block = 2
         return 0
+    about_to_wait(op)
     kill = op.data.Thread.uid != 0 and kills_set_id(op.data.Thread, file.fd, &credentials)
     result = extent_allocate(file.fd, mode, offset, length)
     if kill:
@@ -892,6 +897,7 @@ cdef int64_t duplicate(backing_t *backing, operation_t *op, const CONTROL_PARAME
     if op.would_block == 1:
         op.would_block = 2
         return 0
+    about_to_wait(op)
     kill = op.data.Thread.uid != 0 and kills_set_id(op.data.Thread, file.fd, &credentials)
     result = extent_copy(p.SourceFile.fd, p.SourceFileOffset, file.fd, p.FileOffset, <uint64_t>p.ByteCount, &backing.reflink)
     if kill:
@@ -1111,6 +1117,7 @@ cdef void perform(operation_t *op) noexcept nogil:
     elif major == IRP_MJ_SET_INFORMATION:
         request.info_known = 0
         if p.Parameters.SetFile.FileInformationClass == FileEndOfFileInformation:
+            about_to_wait(op)
             result = truncate_file(backing, op.data.Thread, file, p.Parameters.SetFile.EndOfFile,
                                    p.Parameters.SetFile.Flags & FATTR_KILL_SUIDGID)
         elif p.Parameters.SetFile.FileInformationClass == FileAllocationInformation:
@@ -1135,6 +1142,7 @@ cdef void perform(operation_t *op) noexcept nogil:
         if op.would_block == 1:
             op.would_block = 2
             return
+        about_to_wait(op)
         result = fdatasync(file.fd) if p.Parameters.Flush.DataOnly else fsync(file.fd)
         if result < 0:
             result = -errno

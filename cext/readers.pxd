@@ -1,12 +1,14 @@
 # The device's readers: threads that read /dev/fuse, serve what they can and forward the rest (readers.pyx).
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from stackfs.cext.anticipation cimport anticipation_t
 from stackfs.cext.connection cimport connection_t
 from stackfs.cext.includes.pthread cimport pthread_mutex_t, pthread_t
 from stackfs.cext.irp_link cimport irp_link_t
 from stackfs.cext.lock_waits cimport lock_waits_t
 from stackfs.cext.requests cimport vfs_request_t
 from stackfs.cext.stack cimport FLT_VOLUME
+from stackfs.cext.turns cimport turns_t
 from stackfs.cext.wire cimport WIRE_OPCODES, wire_limits_t, wire_settings_t
 
 cdef enum:
@@ -18,6 +20,10 @@ cdef struct reader_t:
     char *buffer                         # the message
     char *answer
     vfs_request_t *request               # used again and again; NULL: it went to the IRP lane
+    int given                            # its request may have to wait: another thread has been seen to
+    uint32_t served                      # messages
+    int64_t called_at                    # when its request came to a callback that may take long (monotonic ns); 0: to none
+    anticipation_t anticipation
     pthread_t thread
     int ended                            # atomic
 
@@ -43,7 +49,7 @@ cdef struct readers_t:
     pthread_mutex_t start_lock
     reader_t threads[READERS]
     int count                            # also read atomically
-    int reading                          # atomic: how many are in read(2), or about to be
+    turns_t turns
     int stopping                         # atomic
     foreign_t foreign[FOREIGN_THREADS]   # atomic fields; a race costs one system call
     # counters, atomic

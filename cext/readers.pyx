@@ -3,12 +3,9 @@
     /dev/fuse ──read──► reader ──► stack ──► base ──► answer ──write──► /dev/fuse         (the device lane)
                           └──────► irp_link                                             (the IRP lane)
 
-Every reader waits in read(2), of which the kernel wakes one for a request; the one that has read it serves it to its end
-and answers. No thread changes, no queue, no GIL but around a Python callback.
-
-A request is never served while nobody reads: whoever is about to serve, and finds itself the last that read, first starts
-one more reader, so that what waits (a cold read, an fsync, a callback that takes its time) holds up only itself. Threads
-once started stay, asleep in read(2). Only when all of READERS wait does the next request wait for the first of them.
+A reader that has read a request serves it to its end, answers, and reads again. No thread changes, no queue, no GIL but
+around a Python callback. How many read at once, and who reads while a request waits (a cold read, an fsync, a callback
+that takes its time), is turns.pyx's to say. Only when all of READERS wait does the next request wait for the first of them.
 
 Concurrency: a reader owns its buffers and its request. `start_lock` guards the starting of threads. What several threads
 read and one writes goes through atomic loads. Signals are blocked, but for WAKE_SIGNAL, whose empty handler ends a
@@ -22,6 +19,7 @@ from libc.stdlib cimport free, malloc
 from posix.time cimport clock_gettime, nanosleep, timespec
 from posix.unistd cimport read
 
+from stackfs.cext.anticipation cimport anticipate, anticipation_init, anticipation_served, device_has_message, processors, works_alone
 from stackfs.cext.answers cimport ANSWER_SCRATCH, answer_encode, answer_listing, answer_prepare
 from stackfs.cext.backing cimport backing_t
 from stackfs.cext.connection cimport admit, answer_error, connection_end, take_open, write_answer, write_error
@@ -31,9 +29,11 @@ from stackfs.cext.inode_table cimport inode_table_t, node_forget
 from stackfs.cext.irp_link cimport LANE_INIT_UNIQUE, link_forward
 from stackfs.cext.lock_waits cimport lock_waits_interrupt, lock_waits_t, lock_waits_take
 from stackfs.cext.requests cimport (
-    REQUEST_TO_IRP_LANE, request_abandon, request_expect_interrupt, request_free, request_new, request_reset, request_run,
-    vfs_request_t)
+    REQUEST_TO_IRP_LANE, request_abandon, request_expect_interrupt, request_free, request_leave_reader, request_new,
+    request_reset, request_run, vfs_request_t)
+from stackfs.cext.stack cimport operation_t
 from stackfs.cext.threads cimport *
+from stackfs.cext.turns cimport turn_at_risk, turn_given, turn_next, turn_sees, turn_taken, turn_took, turns_free, turns_init, turns_stop
 from stackfs.cext.wire cimport *
 
 cdef extern from "<errno.h>" nogil:
@@ -87,6 +87,8 @@ cdef extern from *:
 
 cdef enum:
     FORGETS_IN_A_MESSAGE = 2048          # one handler call: keeps the loop's longest step short
+    LOOK_EVERY = 16                      # messages
+    LARGE = 65536                        # bytes of a transfer
     FOREIGN_FOR = 100000000              # nanoseconds; no thread id is given out again so soon
 
 
@@ -98,6 +100,7 @@ cdef void readers_init(readers_t *readers, connection_t *connection, irp_link_t 
     readers.lock_waits = lock_waits
     readers.ready_event = readers.deadlock_event = -1
     pthread_mutex_init(&readers.start_lock, NULL)
+    turns_init(&readers.turns, max(1, processors() - 1))        # one is left for those who call
 
 
 cdef int readers_start(readers_t *readers) noexcept nogil:
@@ -121,10 +124,10 @@ cdef int start_reader(readers_t *readers) noexcept nogil:
             reader.answer = <char *>malloc(readers.answer_size)
         error = ENOMEM
         if reader.buffer != NULL and reader.answer != NULL:
-            add_int(&readers.reading, 1)                # on its behalf: nobody shall start another meanwhile
+            add_int(&readers.turns.reading, 1)          # on its behalf: nobody shall start another meanwhile
             error = start_thread(&reader.thread, reader_main, reader)
             if error:
-                add_int(&readers.reading, -1)
+                add_int(&readers.turns.reading, -1)
             else:
                 store_int(&readers.count, readers.count + 1)
     pthread_mutex_unlock(&readers.start_lock)
@@ -139,6 +142,7 @@ cdef void readers_stop(readers_t *readers) noexcept nogil:
     pthread_mutex_lock(&readers.start_lock)
     store_int(&readers.stopping, 1)                     # no more threads from here on
     pthread_mutex_unlock(&readers.start_lock)
+    turns_stop(&readers.turns)
     for i in range(readers.count):
         # Again and again: the signal is lost on a thread that has looked at `stopping` and not yet begun to read.
         while not load_int(&readers.threads[i].ended):
@@ -156,6 +160,7 @@ cdef void readers_free(readers_t *readers) noexcept nogil:
         if readers.threads[i].request != NULL:
             request_free(readers.threads[i].request)
     pthread_mutex_destroy(&readers.start_lock)
+    turns_free(&readers.turns)
 
 
 # ---- reading ----
@@ -168,14 +173,25 @@ cdef void *reader_main(void *argument) noexcept nogil:
     pthread_setname_np(pthread_self(), "stackfs-read")
     readers_admit_signal()
     keep_impersonating()
+    anticipation_init(&reader.anticipation)
     while True:
+        if load_int(&readers.turns.reading) == 1:       # where others sleep, one of them is woken anyway
+            anticipate(&reader.anticipation, readers.connection.fd)
         length = read_message(readers, reader.buffer)
-        if add_int(&readers.reading, -1) == 0 and length > 0 and not load_int(&readers.connection.ended):
-            start_reader(readers)
         if length <= 0:
             break
+        if turn_taken(&readers.turns):
+            start_reader(readers)
+        reader.given = 0
+        reader.called_at = 0
         handle(reader, <size_t>length, &message)
-        add_int(&readers.reading, 1)
+        reader.served += 1
+        if reader.served % LOOK_EVERY == 0 and turn_sees(&readers.turns, device_has_message(readers.connection.fd)):
+            start_reader(readers)
+        if reader.called_at:
+            turn_took(&readers.turns, monotonic_time() - reader.called_at)
+        if not turn_next(&readers.turns, reader.given):
+            break
     revert_to_self()
     python_detach()
     store_int(&reader.ended, 1)
@@ -198,6 +214,22 @@ cdef ssize_t read_message(readers_t *readers, char *buffer) noexcept nogil:
             connection_end(readers.connection, error)
             return 0
     return 0
+
+
+cdef void announced(operation_t *op, bint surely) noexcept nogil:
+    """announce_wait() of the operations of a request that a reader serves."""
+    cdef reader_t *reader = <reader_t *>(<vfs_request_t *>op.request).reader
+    if not surely and not reader.called_at:
+        reader.called_at = monotonic_time()
+    if surely or turn_at_risk(&reader.readers.turns):
+        give_turn(reader)
+
+
+cdef void give_turn(reader_t *reader) noexcept nogil:
+    if not reader.given:
+        reader.given = 1
+        if turn_given(&reader.readers.turns):
+            start_reader(reader.readers)
 
 
 cdef void initialise(readers_t *readers, wire_message_t *message) noexcept nogil:
@@ -327,6 +359,8 @@ cdef bint begin(reader_t *reader, wire_message_t *message) noexcept nogil:
             return False
     wire_decode(message, readers.limits.setxattr_ext, reader.request)
     reader.request.on_device = 1
+    reader.request.reader = reader
+    reader.request.announce_wait = announced
     return True
 
 
@@ -340,6 +374,14 @@ cdef int admit_lock(reader_t *reader, wire_message_t *message) noexcept nogil:
         if error:
             request_abandon(reader.request)
     return error
+
+
+cdef bint takes_long(const vfs_request_t *request) noexcept nogil:
+    """Even if it need not wait: it keeps a processor busy for longer than it takes to wake another thread."""
+    cdef uint32_t opcode = request.opcode
+    if opcode == FUSE_READ or opcode == FUSE_WRITE:
+        return request.arguments.size >= LARGE
+    return opcode == FUSE_READDIRPLUS or opcode == FUSE_READDIR
 
 
 cdef void serve(reader_t *reader, wire_message_t *message, uint32_t index) noexcept nogil:
@@ -357,7 +399,10 @@ cdef void serve(reader_t *reader, wire_message_t *message, uint32_t index) noexc
         answer_error(readers.connection, message.header.unique, ENOMEM)
         return
     request = reader.request
+    anticipation_served(&reader.anticipation, request.who.tid)
     python_attach()
+    if takes_long(request) and not works_alone(&reader.anticipation):
+        give_turn(reader)
     if opcode == FUSE_READDIRPLUS or opcode == FUSE_READDIR:
         length = answer_listing(request, reader.answer)
     else:
@@ -368,11 +413,13 @@ cdef void serve(reader_t *reader, wire_message_t *message, uint32_t index) noexc
             answer_prepare(request, reader.answer)
         done = request_run(request) if opcode != FUSE_POLL else 1
         if done == REQUEST_TO_IRP_LANE:
+            request_leave_reader(request)
             reader.request = NULL
             count_one(&readers.forwarded[index])
             forward_message(readers, message, request)
             return
         if not done:                                    # it waits for a lock
+            request_leave_reader(request)
             reader.request = NULL
             count_one(&readers.served[index])
             lock_waits_take(readers.lock_waits, request)

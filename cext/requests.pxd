@@ -7,7 +7,7 @@ from stackfs.cext.backing cimport backing_t
 from stackfs.cext.callback_data cimport FILE_OBJECT, FLT_INSTANCE, FLT_VOLUME, REQUESTOR, lock_range_t, node_t, statx_t
 from stackfs.cext.handles cimport handle_t
 from stackfs.cext.locks cimport lock_wait_t, woken_function
-from stackfs.cext.stack cimport Stack, callback_list_t, operation_t
+from stackfs.cext.stack cimport Stack, callback_list_t, operation_t, wait_function
 
 ctypedef struct fuse_in_t:               # the request's fixed part, decoded from the wire (only the fields its opcode has)
     uint64_t fh
@@ -47,6 +47,8 @@ cdef struct vfs_request_t:
     int within_listing                   # the lookup of one name of a listing: part of the READDIRPLUS
     int nowait                           # stop instead of blocking (the IRP lane's loop)
     int on_device                        # run by a device thread: what a filter refuses as fast I/O goes on elsewhere
+    wait_function announce_wait          # for each of its operations (stack.about_to_wait); NULL: it may wait
+    void *reader                         # whose announce_wait() it is
     int fast_io_refused                  # some filter has: offered as an IRP from then on
     REQUESTOR who
     fuse_in_t arguments
@@ -96,6 +98,7 @@ cdef struct vfs_request_t:
 
 cdef vfs_request_t *request_new(FLT_VOLUME *volume) noexcept nogil        # from a pool, zeroed; NULL: no memory
 cdef void request_free(vfs_request_t *request) noexcept nogil
+cdef void request_leave_reader(vfs_request_t *request) noexcept nogil    # it goes on elsewhere, where it may wait
 cdef void request_reset(vfs_request_t *request, FLT_VOLUME *volume) noexcept nogil    # as new, for one that was done
 cdef enum:
     REQUEST_TO_IRP_LANE = -1

@@ -275,6 +275,11 @@ cdef void request_reset(vfs_request_t *request, FLT_VOLUME *volume) noexcept nog
     request.who.group = -1
 
 
+cdef void request_leave_reader(vfs_request_t *request) noexcept nogil:
+    request.announce_wait = request.operation.announce_wait = NULL
+    request.reader = NULL
+
+
 cdef void request_free(vfs_request_t *request) noexcept nogil:
     global pool, pool_count
     pthread_mutex_lock(&pool_mutex)
@@ -580,6 +585,7 @@ cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
     op.buffer_owner = owner
     op.buffer_read_only = read_only
     op.would_block = request.nowait
+    op.announce_wait = request.announce_wait
     op.data.Thread = &request.who
     op.data.RequestNumber = request.unique
     op.data.RequestOpcode = READDIRPLUS if request.within_listing else request.opcode

@@ -57,12 +57,15 @@ ctypedef enum operation_state_t:
     OPERATION_GOING_UP
     OPERATION_DONE
 
+ctypedef struct operation_t
+
+ctypedef void (*wait_function)(operation_t *op, bint surely) noexcept nogil
+
 ctypedef struct operation_t:
     FLT_CALLBACK_DATA data               # first: a callback's Data is the operation
     FLT_VOLUME *volume
     callback_list_t *list
     FLT_IO_PARAMETER_BLOCK current       # as the next layer receives them
-    FLT_IO_PARAMETER_BLOCK shown         # the copy a callback sees and may change (data.Iopb)
     operation_state_t state
     int index                            # next layer down, or last layer gone up through
     int bottom                           # the walk went down to here: count, or the layer that completed it
@@ -71,11 +74,14 @@ ctypedef struct operation_t:
     int refused_as_fast                  # a filter said DISALLOW_FASTIO or DISALLOW_FSFILTER_IO: it has to start again as an IRP
     const FLT_INSTANCE *failed_by        # the instance whose post failed an operation that the base had carried out
     void *request                        # the vfs_request_t it is part of (requests.pxd), or NULL
+    wait_function announce_wait          # see about_to_wait(); NULL: whoever runs it may wait as long as it likes
     PyObject *buffer_owner               # the Python object behind the request's buffer (borrowed), or NULL
     int buffer_read_only
     PyObject *keep                       # a list that keeps alive what Python callbacks put into the parameters, or NULL
     layer_t *layers
-    layer_t inline_layers[12]            # last: operation_begin() zeroes what stands before it
+    # Not zeroed by operation_begin():
+    FLT_IO_PARAMETER_BLOCK shown         # the copy a callback sees and may change (data.Iopb): of `current`, before each
+    layer_t inline_layers[12]
 
 ctypedef void (*base_function)(operation_t *op) noexcept nogil
 
@@ -102,6 +108,14 @@ cdef void operation_base(operation_t *op) noexcept nogil
 cdef void operation_run_below(operation_t *op, const FLT_INSTANCE *above) noexcept nogil       # only instances lower than `above`
 # True: an instance that registers `major` does not see this operation go down (it did not register it, or only its post).
 cdef bint operation_hidden_from(operation_t *op, uint8_t major) noexcept nogil
+# Before anything that waits: for a filter, for the disk. Whoever runs the operation then sees to it that others can do what it
+# would have done next. about_to_call(): before a callback that may wait, or take long.
+cdef inline void about_to_wait(operation_t *op) noexcept nogil:
+    if op.announce_wait is not NULL:
+        op.announce_wait(op, True)
+cdef inline void about_to_call(operation_t *op) noexcept nogil:
+    if op.announce_wait is not NULL:
+        op.announce_wait(op, False)
 cdef void operation_end(operation_t *op) noexcept nogil                                        # drops the list reference
 cdef void list_release(callback_list_t *callbacks) noexcept nogil                              # drops a reference taken over from op.list
 cdef bint operation_listed(FLT_VOLUME *volume, int major) noexcept nogil                       # did anybody register it, just now

@@ -112,7 +112,7 @@ cdef int compare_altitudes(const char *a, const char *b) noexcept nogil:
 
 cdef void operation_begin(operation_t *op, FLT_VOLUME *volume, uint8_t major) noexcept nogil:
     cdef callback_list_t *callbacks
-    memset(op, 0, <char *>op.inline_layers - <char *>op)
+    memset(op, 0, <char *>&op.shown - <char *>op)
     op.volume = volume
     op.data.Iopb = &op.shown
     op.data.Flags = <uint32_t>FLTFL_CALLBACK_DATA_IRP_OPERATION
@@ -455,6 +455,7 @@ cdef inline CallbackData face_of(operation_t *op, const FLT_RELATED_OBJECTS *rel
 
 cdef int python_pre(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *related, void **context) noexcept nogil:
     cdef operation_t *op = <operation_t *>data
+    about_to_call(op)
     with gil:
         try:
             return call_python_pre(op, related, context)
@@ -499,6 +500,7 @@ cdef int call_python_pre(operation_t *op, const FLT_RELATED_OBJECTS *related, vo
 
 
 cdef int python_post(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *related, void *context, uint32_t flags) noexcept nogil:
+    about_to_call(<operation_t *>data)
     with gil:
         try:
             return call_python_post(<operation_t *>data, related, context, flags)

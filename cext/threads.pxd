@@ -1,8 +1,8 @@
 # What every thread of the core needs: starting one, conditions on the monotonic clock, atomic fields.
 
 from posix.signal cimport sigset_t
-from posix.time cimport CLOCK_MONOTONIC
-from libc.stdint cimport uint32_t, uint64_t
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from stackfs.cext.includes.pthread cimport *
 
@@ -66,6 +66,12 @@ cdef inline int start_thread(pthread_t *thread, void *(*main)(void *) noexcept n
     error = pthread_create(thread, NULL, main, argument)
     pthread_sigmask(SIG_SETMASK, &before, NULL)
     return error
+
+cdef inline int64_t monotonic_time() noexcept nogil:
+    """In nanoseconds."""
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
 
 cdef inline int init_condition(pthread_cond_t *condition) noexcept nogil:
     cdef pthread_condattr_t attributes

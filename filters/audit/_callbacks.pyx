@@ -21,10 +21,11 @@ from stackfs.cext.callback_data cimport (
 from stackfs.cext.inode_table cimport inode_table_t, node_path, operation_path
 from stackfs.cext.ntstatus cimport NT_SUCCESS, STATUS_DISK_FULL, STATUS_FLT_DISALLOW_FAST_IO, nt_to_errno
 from stackfs.cext.process cimport requestor_recently
-from stackfs.cext.stack cimport CALLBACK_AS_ANYBODY, FLT_VOLUME, MAJOR_FUNCTIONS, NativeOperations, instance_pointer
+from stackfs.cext.stack cimport (
+    CALLBACK_AS_ANYBODY, FLT_VOLUME, MAJOR_FUNCTIONS, NativeOperations, about_to_wait, instance_pointer, operation_t)
 from stackfs.filters.audit._trail cimport (
     BOUND_ONE, BOUND_TWO, RECORD_DRAINED, RECORD_KERNEL, RECORD_OTHER_PARTIAL, RECORD_PATH_DELETED, RECORD_PATH_PARTIAL,
-    REQUEST_FIXED, TEXT_ROOM, TRAIL_PASSED, TRAIL_REFUSED, Trail, request_record_t, trail_cancel, trail_commit, trail_reserve)
+    REQUEST_FIXED, TEXT_ROOM, TRAIL_FULL, TRAIL_PASSED, TRAIL_REFUSED, Trail, request_record_t, trail_cancel, trail_commit, trail_reserve)
 
 cdef extern from *:
     """
@@ -66,11 +67,15 @@ cdef bint has_second_path(const FLT_CALLBACK_DATA *data) noexcept nogil:
 
 cdef int pre(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, void **context) noexcept nogil:
     cdef watch_t *watch = <watch_t *>objects.Instance.Context
+    cdef uint32_t bound
     cdef int room
     if not watched(watch, data) or not (data.RequestFlags & REQUEST_PRINCIPAL or may_end_its_request(data)):
         return FLT_PREOP_SUCCESS_NO_CALLBACK
-    room = trail_reserve(watch.trail, BOUND_TWO if has_second_path(data) else BOUND_ONE,
-                         data.Iopb.MajorFunction == IRP_MJ_CLEANUP)
+    bound = BOUND_TWO if has_second_path(data) else BOUND_ONE
+    room = trail_reserve(watch.trail, bound, data.Iopb.MajorFunction == IRP_MJ_CLEANUP, False)
+    if room == TRAIL_FULL:
+        about_to_wait(<operation_t *>data)
+        room = trail_reserve(watch.trail, bound, data.Iopb.MajorFunction == IRP_MJ_CLEANUP, True)
     if room == TRAIL_PASSED:
         return FLT_PREOP_SUCCESS_NO_CALLBACK
     if room == TRAIL_REFUSED:

@@ -11,6 +11,7 @@ cdef enum:
     TRAIL_RESERVED = 1                   # room is reserved: commit or cancel
     TRAIL_REFUSED = 0                    # full = refuse: fail the operation (counted)
     TRAIL_PASSED = -1                    # let it pass unrecorded (counted)
+    TRAIL_FULL = -2                      # not without waiting
 
 cdef enum:
     TEXT_ROOM = 4096                     # longest path
@@ -52,7 +53,7 @@ ctypedef struct request_record_t:        # as on disk, little-endian
     uint16_t reserved
     char comm[16]
 
-cdef int trail_reserve(trail_t *trail, uint32_t bound, bint must_pass) noexcept nogil
+cdef int trail_reserve(trail_t *trail, uint32_t bound, bint must_pass, bint may_wait) noexcept nogil
 cdef void trail_cancel(trail_t *trail, uint32_t bound) noexcept nogil
 # `record` is followed by its texts, in memory of at least the record's size rounded up to 8.
 cdef void trail_commit(trail_t *trail, request_record_t *record, uint32_t bound) noexcept nogil

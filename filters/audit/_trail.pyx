@@ -619,9 +619,11 @@ cdef int reserve_slowly(trail_t *t, uint32_t bound, bint must_pass) noexcept nog
     return TRAIL_PASSED
 
 
-cdef int trail_reserve(trail_t *trail, uint32_t bound, bint must_pass) noexcept nogil:
+cdef int trail_reserve(trail_t *trail, uint32_t bound, bint must_pass, bint may_wait) noexcept nogil:
     if not flag_get(&trail.gone) and credit_take(&trail.used, bound, limit_of(trail, must_pass)):
         return TRAIL_RESERVED
+    if not may_wait and trail.full == FULL_WAIT:
+        return TRAIL_FULL
     return reserve_slowly(trail, bound, must_pass)
 
 
@@ -1032,7 +1034,7 @@ cdef class Trail:
         if not t.running:
             raise ValueError("the trail is not open")
         with nogil:
-            result = trail_reserve(t, bound, must_pass)
+            result = trail_reserve(t, bound, must_pass, True)
         if result != TRAIL_RESERVED:
             return False
         memory = <uint8_t *>calloc(1, bound)
