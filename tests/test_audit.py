@@ -55,7 +55,7 @@ def test_each_request_has_one_right_record(drive: Callable[..., Drive], tmp_path
     assert run(STACKFS, "audit", "verify", tmp_path / "trail", "--key", tmp_path / "key").returncode == 0
 
 
-def test_ten_thousand_requests_lose_nothing(drive: Callable[..., Drive], tmp_path: Path, lanes: str) -> None:
+def test_ten_thousand_requests_lose_nothing(drive: Callable[..., Drive], tmp_path: Path) -> None:
     made = drive(options(tmp_path, "audit.operations=write", "audit.ring_size=64K"), "cache=strict")
     code = "import os,sys; fd=os.open(sys.argv[1],os.O_CREAT|os.O_WRONLY); [os.pwrite(fd,b'x',n) for n in range(10000)]"
     run("python3", "-c", code, made.mnt / "f")

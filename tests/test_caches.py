@@ -18,7 +18,7 @@ from conftest import STACKFS, Drive, needs_root, run
 pytestmark = needs_root
 
 
-def test_a_change_beside_the_mount_shows_after_a_second(drive: Callable[..., Drive], lanes: str) -> None:
+def test_a_change_beside_the_mount_shows_after_a_second(drive: Callable[..., Drive]) -> None:
     made = drive("bypass=off")
     path, below = made.mnt / "f", made.src / "f"
     path.write_text("old")
@@ -52,7 +52,7 @@ def test_an_open_sees_what_was_changed_beside_the_mount(drive: Callable[..., Dri
         assert content(path) == expected, options
 
 
-def test_exclusive_trusts_what_it_knows(drive: Callable[..., Drive], lanes: str) -> None:
+def test_exclusive_trusts_what_it_knows(drive: Callable[..., Drive]) -> None:
     made = drive("exclusive", "bypass=off")
     path, below = made.mnt / "f", made.src / "f"
     path.write_bytes(b"x" * 100)

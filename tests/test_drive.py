@@ -221,7 +221,7 @@ for turn in range(1000):
     assert "passthrough" in made.fltmc("instances", "-v", str(made.mnt)).stdout
 
 
-def test_sigkill_gives_callers_an_error_and_the_next_mount_clears(drive: Callable[..., Drive], lanes: str) -> None:
+def test_sigkill_gives_callers_an_error_and_the_next_mount_clears(drive: Callable[..., Drive]) -> None:
     made = drive()
     reader = subprocess.Popen(
         [sys.executable, "-c", "import os,sys\nwhile True: "
@@ -239,7 +239,7 @@ def test_sigkill_gives_callers_an_error_and_the_next_mount_clears(drive: Callabl
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_unmount(drive: Callable[..., Drive], lanes: str, number: int) -> None:
+def test_signals_unmount(drive: Callable[..., Drive], number: int) -> None:
     made = drive("filter=passthrough")
     run("touch", made.mnt / "a")
     os.kill(made.pid, number)

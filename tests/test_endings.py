@@ -104,17 +104,23 @@ def end(made: Drive, how: str, fusectl: Path) -> None:
         os.kill(made.pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("how", ["abort", "umount -f", "SIGKILL"])
-@pytest.mark.parametrize("held", [True, False], ids=["held", "running"])
+@pytest.mark.parametrize(
+    ("lane", "how", "held"),
+    [
+        *(("auto", how, held) for how in ("abort", "umount -f", "SIGKILL") for held in (True, False)),
+        ("irp", "abort", False),
+        ("irp", "SIGKILL", True),
+    ],
+)
 def test_callers_are_told_at_once(
-    drive: Callable[..., Drive], tmp_path: Path, fusectl: Path, lanes: str, how: str, held: bool
+    drive: Callable[..., Drive], tmp_path: Path, fusectl: Path, lane: str, how: str, held: bool
 ) -> None:
     """Whether a filter's callback holds everything up at that moment, or nothing does. Who is in flight gets
     ECONNABORTED, who comes later ENOTCONN."""
     where = tmp_path / "filters"
     where.mkdir(mode=0o755)
     (where / "holds.py").write_text(HOLDS)
-    made = drive(f"filterdir={where}", "filter=holds", "cache=strict")
+    made = drive(f"filterdir={where}", "filter=holds", "cache=strict", f"lanes={lane}")
     made.expected_log = ["connection", "grace"]
     gate = made.src.parent / "go on"
     gate.unlink(missing_ok=True) if held else gate.write_text("")
@@ -140,7 +146,7 @@ def test_callers_are_told_at_once(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_with_requests_under_way(drive: Callable[..., Drive], lanes: str, number: int) -> None:
+def test_signals_with_requests_under_way(drive: Callable[..., Drive], number: int) -> None:
     """The first signal lets open files go on, the second one ends them."""
     made = drive("filter=passthrough", "cache=strict")
     made.expected_log = ["files are still open"]
@@ -165,7 +171,7 @@ def test_force_on_the_command_line(drive: Callable[..., Drive], lanes: str) -> N
     assert not is_mounted(made.mnt)
 
 
-def test_a_lazy_unmount_serves_whoever_is_there(drive: Callable[..., Drive], lanes: str) -> None:
+def test_a_lazy_unmount_serves_whoever_is_there(drive: Callable[..., Drive]) -> None:
     made = drive("cache=strict")
     with callers(made) as running:
         run("umount", "-l", made.mnt)

@@ -284,42 +284,41 @@ def race(drive: Callable[..., Drive], tmp_path: Path) -> Iterator[Callable[[dict
         places.append(Place("plain", tmp_path / "plain", tmp_path / "plain"))
         for name, options in lanes.items():
             made = drive(f"filterdir={tmp_path}", *options)
-            if name.startswith("bypass") and status_of(made)["lanes"]["bypass"] != "on":
-                continue                                        # an old kernel, or a backing filesystem that stacks
             mounted[name] = made
-            places.append(Place(name, made.mnt, made.src))
+        shown = statuses()
+        for name, made in mounted.items():
+            if not name.startswith("bypass") or shown[str(made.mnt)]["lanes"]["bypass"] == "on":
+                places.append(Place(name, made.mnt, made.src))  # else an old kernel, or a filesystem that stacks below
         return Race(places)
 
     yield make
     for place in places:
         place.end()
-    transfers = {name: assert_served_where_it_should(name, made) for name, made in mounted.items()}
+    end = time.monotonic() + 10                                 # releases are not waited for by close(2)
+    while any((shown := statuses())[str(made.mnt)]["open_files"] for made in mounted.values()):
+        assert time.monotonic() < end, "files are still open"
+    used = {place.name for place in places}
+    transfers = {name: transfers_of(name, shown[str(made.mnt)]) for name, made in mounted.items() if name in used}
     assert all(transfers[name] < transfers["native strict"] / 2 for name in transfers if name.startswith("bypass"))
 
 
-def assert_served_where_it_should(name: str, made: Drive) -> int:
-    """And how many reads and writes came to the daemon."""
-    end = time.monotonic() + 10                                 # releases are not waited for by close(2)
-    while (status := status_of(made))["open_files"]:
-        assert time.monotonic() < end, f"{name}: files are still open"
-        time.sleep(0.05)
+def transfers_of(name: str, status: dict[str, Any]) -> int:
+    """How many reads and writes came to the daemon; they came by the lane that the place has."""
     assert status["in_flight"] == 0 and status["failed_instances"] == []
     device, irp = (status["requests"].get(lane, {}) for lane in ("device", "irp"))
-    if name.startswith("bypass"):
-        assert status["lanes"]["bypass"] == "on", status["lanes"]
-    elif name.startswith("irp"):
+    if name.startswith("irp"):
         assert irp["READ"] > 10 and irp["WRITE"] > 10 and not {"READ", "WRITE", "LOOKUP"} & set(device), name
     elif name.startswith("refused"):
         assert irp["WRITE"] > 10 and device["OPEN"] > 10, name
-    else:
+    elif not name.startswith("bypass"):
         assert device["READ"] > 10 and device["WRITE"] > 10 and not irp, name
     return sum(lane.get(kind, 0) for lane in (device, irp) for kind in ("READ", "WRITE"))
 
 
-def status_of(made: Drive) -> dict[str, Any]:
-    (volume,) = json.loads(run(STACKFS, "status", "--json", "-v", made.mnt).stdout)["volumes"]
-    status: dict[str, Any] = volume["status"]
-    return status
+def statuses() -> dict[str, dict[str, Any]]:
+    """What `stackfs status` says, by mountpoint. (Somebody else's daemon on this machine may not answer.)"""
+    volumes = json.loads(run(STACKFS, "status", "--json", check=False).stdout)["volumes"]
+    return {volume["mountpoint"]: volume["status"] for volume in volumes}
 
 
 # ---- tests ----------------------------------------------------------------------------------------------------------
@@ -515,8 +514,11 @@ def test_filters_see_the_same_on_every_lane(drive: Callable[..., Drive], tmp_pat
     for number, (device, irp) in enumerate(zip(one, other, strict=False)):
         assert device == irp, f"operation {number}, behind {one[number - 3 : number]}"
     assert len(one) == len(other)
-    ends = [sorted(json.dumps(line) for line in of_requests(lane, kept_apart=True) if line[2][1].startswith("release"))
-            for lane in ("auto", "irp")]  # fmt: skip
+    ends = [
+        sorted(json.dumps(line).replace(" (deleted)", "")       # by then, or not yet
+               for line in of_requests(lane, kept_apart=True) if line[2][1].startswith("release"))
+        for lane in ("auto", "irp")
+    ]  # fmt: skip
     assert ends[0] == ends[1]
 
 
@@ -541,19 +543,19 @@ def test_random_operations_give_the_same_on_every_lane(race: Callable[..., Race]
     everywhere = race(LANES)
     for steps in SHORT:
         everywhere.run(steps, "SHORT")
-    for seed in range(6):
+    for seed in range(4):
         everywhere.run(Stream(seed).steps(250), seed)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_random_operations_for_minutes(race: Callable[..., Race]) -> None:
-    """Other streams each time; STACKFS_STREAM tries a given one."""
+    """Other streams each time, for STACKFS_STREAM_SECONDS; STACKFS_STREAM tries a given one."""
     everywhere = race(LANES | MORE)
     if given := os.environ.get("STACKFS_STREAM"):
         everywhere.run(Stream(int(given)).steps(400), given)
         return
-    end = time.monotonic() + 300
+    end = time.monotonic() + float(os.environ.get("STACKFS_STREAM_SECONDS", "300"))
     for steps in SHORT:
         everywhere.run(steps, "SHORT")
     while time.monotonic() < end:

@@ -440,6 +440,34 @@ def test_an_instance_registers_what_its_options_say(bench: Bench) -> None:
     test(bench)
 
 
+def test_dirty_pages_are_written_before_and_forgotten_after(bench: Bench) -> None:
+    """D9: an instance on data comes and goes in this order; one that sees none of it moves no page."""
+
+    @on_trio
+    async def test(bench: Bench) -> None:
+        body = PLAIN % "operations = (Operation(IRP_MJ_{}, pre='pre'),)\n    def pre(self, *_): return 1"
+        bench.drop(body.format("WRITE"))
+        bench.drop(body.format("FLUSH_BUFFERS"), name="g", altitude="370501")
+        volume = bench.volume()
+        steps: list[tuple[str, bool]] = []
+
+        def step(name: str) -> Callable[[], Awaitable[None]]:
+            async def take() -> None:
+                steps.append((name, volume.core.stack.registered(api.IRP_MJ_WRITE)))
+
+            return take
+
+        volume.write_back, volume.invalidate = step("written"), step("forgotten")
+        await bench.manager.load("f")
+        await bench.manager.load("g")
+        assert steps == [("written", False), ("forgotten", True)]
+        await bench.manager.detach("f", volume)
+        await bench.manager.unload("g")
+        assert steps[2:] == [("written", True), ("forgotten", False)]
+
+    test(bench)
+
+
 # ---- under load -----------------------------------------------------------------------------------------------------
 
 BUSY = '''

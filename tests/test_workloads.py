@@ -125,10 +125,9 @@ VOLUMES = {
     "bypass": ("filter=audit", "audit.operations=all -read -write"),
 }
 ON_SOME = {
-    "irp": ("test_rsync_in_and_again", "test_tar", "test_sqlite", "test_fio_verify", "test_compile",
-            "test_python_package", "test_mmap", "test_appenders", "test_churn"),
-    "bypass": ("test_tar", "test_sqlite", "test_fio_verify", "test_compile", "test_mmap", "test_appenders"),
-}  # fmt: skip
+    "irp": ("test_tar", "test_fio_verify", "test_compile", "test_mmap", "test_appenders"),
+    "bypass": ("test_sqlite", "test_fio_verify", "test_mmap", "test_appenders"),
+}
 """The other lanes have what is quick there, and what is about data."""
 
 
