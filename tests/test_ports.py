@@ -540,7 +540,8 @@ def test_a_users_own_port(pair: Pair, port_directory: Path) -> None:
         "from stackfs.ports import FilterPorts\n"
         f"runtime_directory.USERS = {runtime_directory.USERS!r}\n"
         f"port = FilterPorts('f', tuple).open({NAME!r}, message=lambda client, data, room: str(client.uid).encode())\n"
-        f"with filterlib.connect({NAME!r}) as own: print(own.send().decode(), flush=True)\n"
+        f"with filterlib.connect({NAME!r}) as own: uid = own.send().decode()\n"
+        "print(uid, flush=True)\n"
         "sys.stdin.read()\n"
     )
     command = [sys.executable, "-c", code]
