@@ -114,26 +114,30 @@ class Operations:
         return Done(answer(request))
 
     async def _run_in_thread(self, request: Request, answer: Callable[[Request], T]) -> T:
-        def run() -> None:
-            while not request.run():
-                request.wait()
-
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(run, limiter=self._asking_workers)
+        """All callbacks in worker threads, where they may wait for a program."""
+        while True:
+            with trio.CancelScope(shield=True):
+                done = await trio.to_thread.run_sync(request.run, limiter=self._asking_workers)
+            if done:
+                break
+            await self._until_ready(request)
         if request.error:
             raise pyfuse3.FUSEError(request.error)
         return answer(request)
 
     async def _wait(self, request: Request, answer: Callable[[Request], T]) -> T:
         while True:
-            # Shielded: the thread uses the request's memory until it is done.
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(request.wait, limiter=self._workers)
+            await self._until_ready(request)
             if request.run():
                 break
         if request.error:
             raise pyfuse3.FUSEError(request.error)
         return answer(request)
+
+    async def _until_ready(self, request: Request) -> None:
+        """What run() stopped at. Shielded: the thread uses the request's memory until it is done."""
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(request.wait, limiter=self._workers)
 
     # --- names ----------------------------------------------------------------------------------------------------
 

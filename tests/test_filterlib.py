@@ -297,6 +297,19 @@ def test_a_get_that_waits_is_ended_by_a_close(pair: Pair) -> None:
         assert list(port) == []
 
 
+def test_a_reply_when_the_filter_has_gone(pair: Pair) -> None:
+    """A program's loop ends by itself; only who calls the port by hand is told."""
+    with pair.connected() as (client, port):
+        asking = Worker(client.exchange, b"x", 1, 60)
+        message = port.get()
+        client.close()
+        assert message.reply(b"y") is False
+        with pytest.raises(FltError, match="is disconnected"):
+            port.reply(message.id)
+        assert list(port) == []
+        asking.result()
+
+
 def test_what_a_get_asked_for_is_the_next_ones(pair: Pair) -> None:
     with pair.connected() as (client, port):
         for _ in range(3):

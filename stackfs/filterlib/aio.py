@@ -23,7 +23,7 @@ from stackfs.errors import FltError, StackfsError
 from stackfs.filterlib import management
 from stackfs.filterlib.conversation import Conversation, Received
 from stackfs.filterlib.management import Result
-from stackfs.filterlib.port import checked, disconnected, open_connection
+from stackfs.filterlib.port import NOBODY_WAITS, checked, disconnected, open_connection
 from stackfs.port_wire import MAX_BODY, MAX_FRAME, Frame, Kind
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ class Message:
         try:
             await self._port.reply(self.id, data, status)
         except FltError as error:
-            if error.status != NtStatus.STATUS_FLT_NO_WAITER_FOR_REPLY:
+            if error.status not in NOBODY_WAITS:
                 raise
             return False
         return True

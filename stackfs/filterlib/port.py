@@ -46,6 +46,7 @@ CONNECT_LIMIT: Final = 2.0
 ADMIT_LIMIT: Final = 60.0
 """Seconds in which a filter's connect callback must decide."""
 _DISCONNECTED: Final = NtStatus.STATUS_PORT_DISCONNECTED
+NOBODY_WAITS: Final = (NtStatus.STATUS_FLT_NO_WAITER_FOR_REPLY, NtStatus.STATUS_PORT_DISCONNECTED)
 
 
 class Message:
@@ -61,11 +62,11 @@ class Message:
         return f"<Message {self.id}: {self.data[:32]!r}{'...' if len(self.data) > 32 else ''}>"
 
     def reply(self, data: bytes = b"", status: int = 0) -> bool:
-        """FilterReplyMessage. False: its sender waits no longer (it has a time-out), or never did."""
+        """FilterReplyMessage. False: its sender waits no longer (it has a time-out, or has gone), or never did."""
         try:
             self._port.reply(self.id, data, status)
         except FltError as error:
-            if error.status != NtStatus.STATUS_FLT_NO_WAITER_FOR_REPLY:
+            if error.status not in NOBODY_WAITS:
                 raise
             return False
         return True
