@@ -7,7 +7,7 @@
 from libc.stdint cimport uint32_t
 from stackfs.cext.callback_data cimport FLT_CALLBACK_DATA, FLT_IO_PARAMETER_BLOCK
 from stackfs.cext.ntstatus cimport NTSTATUS
-from stackfs.cext.stack cimport operation_t
+from stackfs.cext.stack cimport layer_t, operation_t
 
 cpdef enum LockOperation:
     IoReadAccess = 0
@@ -36,9 +36,10 @@ cdef NTSTATUS FltLockUserBuffer(FLT_CALLBACK_DATA *Data) noexcept nogil
 cdef MDL *FltGetSwappedBufferMdlAddress(FLT_CALLBACK_DATA *Data) noexcept nogil
 cdef MDL *FltRetainSwappedBufferMdlAddress(FLT_CALLBACK_DATA *Data) noexcept nogil
 
-# For the walk: what a layer passed down is let go of, with the MDL that it had swapped in; the operation's own MDLs.
+# For the walk. On the way down, of operations with a system buffer: FLTFL_CALLBACK_DATA_NEW_SYSTEM_BUFFER. On the way up: what a layer
+# received stands again, and what it had passed down is kept, until the next one or the end. At the end: that, with the MDL which it
+# had swapped in, and the operation's own MDLs are let go of.
+cdef void system_buffer_swapped(operation_t *op, FLT_IO_PARAMETER_BLOCK *received) noexcept nogil
+cdef void take_back(operation_t *op, layer_t *layer) noexcept nogil
 cdef void passed_down_release(operation_t *op) noexcept nogil
 cdef void mdls_free(operation_t *op) noexcept nogil
-# FLTFL_CALLBACK_DATA_NEW_SYSTEM_BUFFER, on the way down and up.
-cdef void system_buffer_swapped(operation_t *op, FLT_IO_PARAMETER_BLOCK *received) noexcept nogil
-cdef void system_buffer_restored(operation_t *op) noexcept nogil

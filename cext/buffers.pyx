@@ -122,7 +122,7 @@ cdef MDL *swapped_mdl(operation_t *op, bint take) noexcept nogil:
     cdef uint32_t access
     cdef MDL **link = <MDL **>&op.mdls
     cdef MDL *found
-    if below is NULL or not op.data.Flags & FLTFL_CALLBACK_DATA_POST_OPERATION:
+    if below is NULL or op.passed_down_by != op.bottom or not op.data.Flags & FLTFL_CALLBACK_DATA_POST_OPERATION:
         return NULL
     if not fields(below, &mdl, &buffer, &length, &access) or not fields(&op.current, &received_mdl, &received, &length, &access):
         return NULL
@@ -157,7 +157,21 @@ cdef bint is_own(const operation_t *op, const MDL *mdl) noexcept nogil:
     return own is not NULL
 
 
+cdef void take_back(operation_t *op, layer_t *layer) noexcept nogil:
+    cdef FLT_IO_PARAMETER_BLOCK passed = op.current
+    if op.passed_down is not NULL:
+        passed_down_release(op)
+    op.current = layer.parameters[0]
+    layer.parameters[0] = passed
+    op.passed_down = layer.parameters
+    op.passed_down_by = op.bottom
+    layer.parameters = NULL
+    if op.data.Flags & FLTFL_CALLBACK_DATA_NEW_SYSTEM_BUFFER:
+        system_buffer_restored(op)
+
+
 cdef void passed_down_release(operation_t *op) noexcept nogil:
+    """op.current is what the layer had received that passed it down."""
     cdef void **mdl
     cdef void **buffer
     cdef void **received_mdl

@@ -98,7 +98,8 @@ ctypedef struct operation_t:
     int owner_busy                       # atomic: whoever runs it is changing what a drain reads (drain.pxd has the protocol)
     int drained_by                       # atomic: the drain that reads it, and that its owner waits for; 0: none
     PyObject *keep                       # a list that keeps alive what Python callbacks put into the parameters, or NULL
-    FLT_IO_PARAMETER_BLOCK *passed_down  # during a post: what its layer passed down, if it had changed something (buffers.pyx)
+    FLT_IO_PARAMETER_BLOCK *passed_down  # on the way up: what the last layer that had changed something passed down (buffers.pyx),
+    int passed_down_by                   # and which one that is
     void *mdls                           # those FltLockUserBuffer made
     void *system_buffer                  # the manager's own, once a filter has swapped it
     FLT_INSTANCE *retargeted             # a filter has sent it to another volume: the base's part is done there (retarget.pyx)

@@ -21,11 +21,11 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
-from stackfs.cext.buffers cimport mdls_free, passed_down_release, system_buffer_restored, system_buffer_swapped
+from stackfs.cext.buffers cimport mdls_free, passed_down_release, system_buffer_swapped, take_back
 from stackfs.cext.callback_data cimport (
     CallbackData, FLTFL_CALLBACK_DATA_DIRTY, FLTFL_CALLBACK_DATA_DRAINING_IO, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION,
-    FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION, FLTFL_CALLBACK_DATA_IRP_OPERATION, FLTFL_CALLBACK_DATA_NEW_SYSTEM_BUFFER,
-    FLTFL_CALLBACK_DATA_POST_OPERATION, FLTFL_CALLBACK_DATA_SYSTEM_BUFFER,
+    FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION, FLTFL_CALLBACK_DATA_IRP_OPERATION, FLTFL_CALLBACK_DATA_POST_OPERATION,
+    FLTFL_CALLBACK_DATA_SYSTEM_BUFFER,
     FLTFL_OPERATION_REGISTRATION_SKIP_CACHED_IO, FLTFL_OPERATION_REGISTRATION_SKIP_NON_CACHED_NON_PAGING_IO,
     FLTFL_OPERATION_REGISTRATION_SKIP_NON_DASD_IO, FLTFL_OPERATION_REGISTRATION_SKIP_PAGING_IO,
     FLTFL_POST_OPERATION_DRAINING,
@@ -327,18 +327,7 @@ cdef bint walk_down(operation_t *op) noexcept nogil:
     return True
 
 
-cdef void take_back(operation_t *op, layer_t *layer) noexcept nogil:
-    """What the layer received stands again; what it had passed down is kept while its post callback runs."""
-    cdef FLT_IO_PARAMETER_BLOCK passed = op.current
-    op.current = layer.parameters[0]
-    layer.parameters[0] = passed
-    op.passed_down = layer.parameters
-    layer.parameters = NULL
-    if op.data.Flags & FLTFL_CALLBACK_DATA_NEW_SYSTEM_BUFFER:
-        system_buffer_restored(op)
-
-
-cdef void walk_up(operation_t *op) noexcept nogil:
+cdef inline void walk_up(operation_t *op) noexcept nogil:
     """Calls the post callbacks that are owed, lowest first."""
     cdef const callback_t *callback
     cdef layer_t *layer
@@ -350,8 +339,6 @@ cdef void walk_up(operation_t *op) noexcept nogil:
         op.bottom -= 1
         callback = &op.list.callbacks[op.bottom]
         layer = &op.layers[op.bottom]
-        if op.passed_down is not NULL:
-            passed_down_release(op)
         if layer.parameters is not NULL:
             take_back(op, layer)
         if not layer.post_owed:

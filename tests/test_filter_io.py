@@ -18,6 +18,7 @@ from stack_driver import (
     CREATE,
     OPEN,
     OPENDIR,
+    READ,
     RELEASE,
     SYMLINK,
     UNLINK,
@@ -814,6 +815,77 @@ def test_b4_8_what_is_left_open_is_closed_at_teardown(tmp_path: Path, refuses: b
         assert found["complete"] == (True, b"set up"), "its reads ended before, and it may still use its files"
     assert (tmp_path / "volume/header").read_bytes() == b"set up"
     assert "files left open" in capsys.readouterr().out or not refuses
+
+
+BUSY = '''MANIFEST = {"name": "busy", "altitude": "370500", "group": "FSFilter Activity Monitor", "filter": "Busy"}
+import os
+from stackfs.api import *
+
+class Busy(Filter):
+    """Keeps the files it opens for itself until its teardown, and reads from them in other threads too."""
+
+    operations = (Operation(IRP_MJ_READ, post="post_read"),)
+
+    def instance_setup(self, instance, flags):
+        instance.context = {}
+        return STATUS_SUCCESS
+
+    def post_read(self, data, objects, context, flags):
+        mine = objects.context.setdefault(data.tid, None) or data.file.reopen()
+        objects.context[data.tid] = mine
+        assert mine.read(0, 4) == data.file.read(0, 4) == b"0123"
+        mine.start_read(0, 4, self.done)
+
+    def done(self, status, data):
+        assert (status, data) == (STATUS_SUCCESS, b"0123")
+
+    def instance_teardown_complete(self, instance, reason):
+        for mine in instance.context.values():
+            mine.close()
+'''
+
+
+def test_b4_8_coming_and_going_under_load(tmp_path: Path, capsys: Any) -> None:
+    import trio
+
+    (tmp_path / "filters").mkdir()
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "filters/busy.py").write_text(BUSY)
+    (tmp_path / "volume/file").write_bytes(b"0123456789")
+    manager = FilterManager([str(tmp_path / "filters")])
+    core = Volume(os.open(tmp_path / "volume", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+    volume = manager.add_volume("v", "", str(tmp_path / "volume"), core)
+    stop, wrong = threading.Event(), []
+
+    def work(number: int) -> None:
+        fh = opened(core, lookup(core, b"file"))
+        while not stop.is_set():
+            buffer = bytearray(10)
+            core.request(READ, fh=fh, buffer=buffer, size=10, tid=number).do()
+            if buffer != b"0123456789":
+                wrong.append(bytes(buffer))
+        core.request(RELEASE, fh=fh).do()
+
+    async def main() -> None:
+        threads = [threading.Thread(target=work, args=(number,)) for number in (1, 2, 3)]
+        for thread in threads:
+            thread.start()
+        try:
+            await manager.load("busy")
+            for _ in range(15):
+                await trio.sleep(0.01)
+                await manager.detach("busy", volume)
+                await manager.attach("busy", volume)
+            await manager.unload("busy")
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(60)
+        assert not wrong and descriptors(tmp_path / "volume") == 0
+        await manager.remove_volume(volume)
+
+    trio.run(main)
+    assert "event=" not in capsys.readouterr().out.replace("event=attached", "")
 
 
 def test_b4_8_files_outlive_neither_the_volume_nor_harm_it(place: Path) -> None:

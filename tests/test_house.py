@@ -240,6 +240,10 @@ def test_installed_into_a_fresh_environment(fresh: Path, tmp_path: Path) -> None
 NATIVE_FILTER = """
 from stackfs.cext.callback_data cimport FLT_CALLBACK_DATA, FLT_RELATED_OBJECTS
 from stackfs.cext.callback_data cimport FLT_PREOP_SUCCESS_NO_CALLBACK, IRP_MJ_READ
+from stackfs.cext.buffers cimport FltLockUserBuffer
+from stackfs.cext.filter_io cimport FltReadFile
+from stackfs.cext.filter_names cimport FltClose, FltCreateFileEx
+from stackfs.cext.generated_io cimport FltAllocateCallbackData
 from stackfs.cext.inode_table cimport operation_path
 from stackfs.cext.process cimport requestor_pid
 from stackfs.cext.stack cimport NativeOperations
@@ -248,6 +252,8 @@ cdef int pre_read(FLT_CALLBACK_DATA *Data, const FLT_RELATED_OBJECTS *FltObjects
                   void **CompletionContext) noexcept nogil:
     cdef char path[4096]
     operation_path(Data, FltObjects, path, sizeof(path))
+    FltReadFile(FltObjects.Instance, FltObjects.FileObject, &Data.Iopb.Parameters.Read.ByteOffset, 1, path, 0,
+                NULL, NULL, NULL)
     requestor_pid(Data.Thread)
     return FLT_PREOP_SUCCESS_NO_CALLBACK
 
