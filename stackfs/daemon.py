@@ -29,7 +29,7 @@ import structlog
 import trio
 
 from stackfs import __version__, api, control, mounting, ports
-from stackfs.errors import ExitCode, StackfsError
+from stackfs.errors import ExitCode, FltError, StackfsError
 from stackfs.options import MountConfig
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ GRACE = 10.0
 HANDLERS_GRACE = 5.0
 """Seconds that requests under way have to answer once the kernel has let go."""
 READY_LIMIT = 30.0
+STUCK_AFTER = 30.0
+"""Seconds after which who asked for an unload or a detach is told what it waits for."""
 NOTIFICATIONS_LIMIT = 30.0
 CACHE_SECONDS = 1.0
 """How long the kernel may trust names and attributes: something else may change the backing directory."""
@@ -492,7 +494,12 @@ class Mounted:
         return {"instances": [instance.name for instance in attached], "declined": declined}
 
     async def _verb_unload(self, name: str, mandatory: bool = False) -> dict[str, Any]:
-        await self.manager.unload(name, mandatory)
+        with trio.move_on_after(STUCK_AFTER) as limit:
+            await self.manager.unload(name, mandatory)
+        if limit.cancelled_caught:
+            held = ", ".join(self.manager.filter(name).held_by()) or "its own routines, or operations that run in them"
+            words = f"filter {name!r} is not gone yet, and goes by itself when it can: it waits for {held}"
+            raise FltError(api.STATUS_FLT_DELETING_OBJECT, words)
         return {}
 
     async def _verb_attach(self, filter: str, volume: str, instance_name: str | None = None,
@@ -501,8 +508,12 @@ class Mounted:
         return {"name": instance.name, "altitude": instance.altitude}
 
     async def _verb_detach(self, filter: str, volume: str, instance_name: str | None = None) -> dict[str, Any]:
-        instance = await self.manager.detach(filter, self.manager.volume(volume), instance_name)
-        return {"name": instance.name, "altitude": instance.altitude}
+        with trio.move_on_after(STUCK_AFTER):
+            instance = await self.manager.detach(filter, self.manager.volume(volume), instance_name)
+            return {"name": instance.name, "altitude": instance.altitude}
+        words = f"the instance of filter {filter!r} is not gone yet, and goes by itself when it can"
+        words += ": it waits for operations that it keeps, or has changed"
+        raise FltError(api.STATUS_FLT_DELETING_OBJECT, words)
 
     async def _verb_umount(self, lazy: bool = False, force: bool = False) -> dict[str, Any]:
         await trio.to_thread.run_sync(

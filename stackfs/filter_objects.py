@@ -77,12 +77,16 @@ class FltObject:
 
     def reference(self, holder: str) -> None:
         """Keep the object from being freed. FltError: STATUS_FLT_DELETING_OBJECT, it is going. Any thread."""
-        if not self.rundown.acquire(holder):
+        self.reference_as(f"reference: {holder}")
+
+    def reference_as(self, name: str) -> None:
+        """The same under a name as the rundown has it (stackfs/rundown.py)."""
+        if not self.rundown.acquire(name):
             raise FltError(api.STATUS_FLT_DELETING_OBJECT, f"{self} is being torn down")
 
     def dereference(self, holder: str) -> None:
         """Undo a reference(). ValueError: there was none. Any thread."""
-        self.rundown.release(holder)
+        self.rundown.release(f"reference: {holder}")
 
     def at_end(self, routine: Callable[[], object]) -> None:
         """Call this once when the object ends, behind teardown-complete; last given first. Any thread."""

@@ -209,8 +209,9 @@ class FilterManager:
         volume.rundown.run_down()
         with trio.CancelScope(shield=True):
             while volume.instances or volume.legacies or volume.unsettled:
-                for instance in self._in_order([*volume.instances, *volume.legacies, *volume.unsettled]):
-                    await self._tear_down(instance, api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT)
+                instances = self._in_order([*volume.instances, *volume.legacies, *volume.unsettled])
+                await self._tear_down(instances, api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT)
+            await self._replaced(volume)  # what was drained is still on its way to its end
             await self._end(volume)
         self.volumes.remove(volume)
         volume.core.close()
@@ -403,12 +404,17 @@ class FilterManager:
         if mandatory and loaded.object.flags & api.FLTFL_REGISTRATION_DO_NOT_SUPPORT_SERVICE_STOP:
             words = f"filter {name!r} does not support being stopped: fltmc unload asks it"
             raise FltError(api.STATUS_NOT_SUPPORTED, words)
-        loaded.unload_flags = api.FLTFL_FILTER_UNLOAD_MANDATORY if mandatory else 0
+        flags = api.FLTFL_FILTER_UNLOAD_MANDATORY if mandatory else 0
+        loaded.unload_flags = flags
+        await self._whatever_happens(lambda: self._unload(loaded, callback, flags))
+
+    async def _unload(self, loaded: LoadedFilter, callback: Callable[[int], int], flags: int) -> None:
+        name = loaded.name
         try:
-            if mandatory:
-                await self._tell(f"{name}: filter_unload", callback, loaded.unload_flags)
+            if flags & api.FLTFL_FILTER_UNLOAD_MANDATORY:
+                await self._tell(f"{name}: filter_unload", callback, flags)
             else:
-                status = await self._ask(f"{name}: filter_unload", callback, loaded.unload_flags)
+                status = await self._ask(f"{name}: filter_unload", callback, flags)
                 if not api.is_success(status) and loaded.state not in (FilterState.UNLOADING, FilterState.GONE):
                     raise FltError(status, f"filter {name!r} refuses to be unloaded ({api.status_name(status)})")
             await self.unregister(loaded)
@@ -431,8 +437,7 @@ class FilterManager:
             # First: what a callback waits for on a port must not hold up the instances that are torn down.
             await _in_thread(loaded.ports.close)
             while loaded.instances:
-                for instance in self._in_order(loaded.instances):
-                    await self._tear_down(instance, reason)
+                await self._tear_down(self._in_order(loaded.instances), reason)
         with trio.move_on_after(PATIENCE) as patience:
             await self._unreferenced(loaded)
         if patience.cancelled_caught:
@@ -710,44 +715,64 @@ class FilterManager:
             raise FltError(api.STATUS_FLT_DELETING_OBJECT, f"{instance} is being torn down already")
         if not api.is_success(status):
             raise FltError(status, f"instance {instance.name!r} refuses to be detached ({api.status_name(status)})")
-        await self._tear_down(instance, api.FLTFL_INSTANCE_TEARDOWN_MANUAL)
+        await self._whatever_happens(lambda: self._tear_down([instance], api.FLTFL_INSTANCE_TEARDOWN_MANUAL))
         return instance
 
-    async def _tear_down(self, instance: Instance, reason: int) -> None:
-        """Takes an instance out (A3.9); one that is being set up when it has been, one that is going is waited for."""
-        await instance.settled.wait()
-        if instance.state is not InstanceState.ATTACHED:
-            await instance.gone.wait()
-            return
-        instance.become(InstanceState.TEARING_DOWN)
-        instance.rundown.run_down()
-        volume, loaded = instance.volume, instance.filter
+    async def _tear_down(self, instances: Sequence[Instance], reason: int) -> None:
+        """Takes instances out (A3.9); one that is being set up when it has been, one that is going is waited for.
+
+        All are told to let go before any is waited for: what one holds may be what another waits for.
+        """
+        for instance in instances:
+            await instance.settled.wait()
+        going = [instance for instance in instances if instance.state is InstanceState.ATTACHED]
+        for instance in going:
+            instance.become(InstanceState.TEARING_DOWN)
         with trio.CancelScope(shield=True):
-            if reason != api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT:
-                await self._write_back(instance)
-            volume.core.stack.remove(instance.entry)
-            volume.attached(loaded).remove(instance)
-            volume.unsettled.append(instance)
-            volume.settle_timeouts()
-            volume.settle_bypass()
-            instance.entry.close_contexts()
-            await self._tell(f"{loaded.name}: instance_teardown_start", loaded.object.instance_teardown_start,
-                             instance, reason)  # fmt: skip
-            await self._drain(instance)
-            while filter_file.io_pending(instance.entry):
-                await trio.sleep(DRAIN_POLL)
-            if reason != api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT:
-                await self._invalidate(instance)
-            await self._tell(f"{loaded.name}: instance_teardown_complete", loaded.object.instance_teardown_complete,
-                             instance, reason)  # fmt: skip
-            await self._end_io(instance)
-            await contexts.delete_all(instance.entry)
-            await self._end(instance)
-            volume.unsettled.remove(instance)
-            loaded.instances.remove(instance)
-            loaded.former = [each for each in (*loaded.former, instance) if each.rundown.held]
-            instance.context = None
-            instance.become(InstanceState.GONE)
+            for instance in going:
+                await self._start_teardown(instance, reason)
+            for instance in going:
+                await self._complete_teardown(instance, reason)
+        for instance in instances:
+            await instance.gone.wait()
+
+    async def _start_teardown(self, instance: Instance, reason: int) -> None:
+        volume, loaded = instance.volume, instance.filter
+        instance.rundown.run_down()
+        if reason != api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT:
+            await self._write_back(instance)
+        volume.core.stack.remove(instance.entry)
+        volume.attached(loaded).remove(instance)
+        volume.unsettled.append(instance)
+        volume.settle_timeouts()
+        volume.settle_bypass()
+        instance.entry.close_contexts()
+        await self._tell(f"{loaded.name}: instance_teardown_start", loaded.object.instance_teardown_start,
+                         instance, reason)  # fmt: skip
+
+    async def _complete_teardown(self, instance: Instance, reason: int) -> None:
+        volume, loaded = instance.volume, instance.filter
+        await self._drain(instance)
+        with trio.move_on_after(PATIENCE) as patience:
+            await instance.rundown.wait(work_alone=True)
+        if patience.cancelled_caught:
+            held = instance.rundown.holders()
+            log.warning("a teardown waits for what is under way", instance=instance.name, held_by=held)
+            await instance.rundown.wait(work_alone=True)
+        while filter_file.io_pending(instance.entry):
+            await trio.sleep(DRAIN_POLL)
+        if reason != api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT:
+            await self._invalidate(instance)
+        await self._tell(f"{loaded.name}: instance_teardown_complete", loaded.object.instance_teardown_complete,
+                         instance, reason)  # fmt: skip
+        await self._end_io(instance)
+        await contexts.delete_all(instance.entry)
+        await self._end(instance)
+        volume.unsettled.remove(instance)
+        loaded.instances.remove(instance)
+        loaded.former = [each for each in (*loaded.former, instance) if each.rundown.held]
+        instance.context = None
+        instance.become(InstanceState.GONE)
 
     @staticmethod
     async def _replaced(volume: Volume) -> None:
@@ -801,9 +826,29 @@ class FilterManager:
             if self._token is not None:
                 self._token.run_sync_soon(self._jobs_send.send_nowait, job)
 
+    async def _whatever_happens(self, job: Callable[[], Awaitable[None]]) -> None:
+        """Wait for a coroutine that is run by the manager's own task: it goes on though whoever waits gives up."""
+        if self._token is None:
+            await job()
+            return
+        ended = trio.Event()
+        refused: list[StackfsError] = []
+
+        async def run() -> None:
+            try:
+                await job()
+            except StackfsError as error:
+                refused.append(error)
+            ended.set()
+
+        self._jobs_send.send_nowait(run)
+        await ended.wait()
+        if refused:
+            raise refused[0]
+
     def detach_soon(self, instance: Instance) -> None:
         """From any thread: take an instance out that raised too often and may be passed by."""
-        self.soon(lambda: self._tear_down(instance, api.FLTFL_INSTANCE_TEARDOWN_INTERNAL_ERROR))
+        self.soon(lambda: self._tear_down([instance], api.FLTFL_INSTANCE_TEARDOWN_INTERNAL_ERROR))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Does what soon() and detach_soon() were given, until cancelled. While it runs, current() is this manager."""
@@ -815,6 +860,7 @@ class FilterManager:
                 task_status.started()
                 async for job in self._jobs_receive:
                     nursery.start_soon(self._do, job)
+                    del job  # and what it holds
         finally:
             if _current is self:
                 _current = None

@@ -1,15 +1,20 @@
 """Rundown protection: references that the end of a filter or an instance waits for (docs/semantics.md, A2.16).
 
-Each reference is held under a name, so that an end that has to wait can say for what. Any thread may take and drop
-references; one lock, held for a few instructions.
+Each reference is held under a name, so that an end that has to wait can say for what. Names that begin with one of
+REFERENCES are references and nothing more: they keep the object from being freed. What is held under another name is
+work that is under way, a work item for one: the object does not even leave before it has ended. Any thread may take and
+drop references; one lock, held for a few instructions.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Final
 
 import trio
+
+REFERENCES: Final = ("Flt", "reference")
 
 
 class Rundown:
@@ -38,9 +43,7 @@ class Rundown:
                 del self._held[holder]
             else:
                 self._held[holder] = count - 1
-            woken = [] if self._held else self._waiting
-            if woken:
-                self._waiting = []
+            woken, self._waiting = self._waiting, []
         for wake in woken:
             wake()
 
@@ -68,18 +71,20 @@ class Rundown:
         with self._lock:
             return [name if count == 1 else f"{count} x {name}" for name, count in self._held.items()]
 
-    async def wait(self) -> None:
-        """Until nothing holds it. On trio's thread."""
-        token, gone = trio.lowlevel.current_trio_token(), trio.Event()
+    async def wait(self, *, work_alone: bool = False) -> None:
+        """Until nothing holds it; with work_alone, until nothing but references does. On trio's thread."""
+        token = trio.lowlevel.current_trio_token()
+        while True:
+            changed = trio.Event()
 
-        def wake() -> None:
-            try:
-                token.run_sync_soon(gone.set)
-            except trio.RunFinishedError:
-                pass
+            def wake(changed: trio.Event = changed) -> None:
+                try:
+                    token.run_sync_soon(changed.set)
+                except trio.RunFinishedError:
+                    pass
 
-        with self._lock:
-            if not self._held:
-                return
-            self._waiting.append(wake)
-        await gone.wait()
+            with self._lock:
+                if all(work_alone and name.startswith(REFERENCES) for name in self._held):
+                    return
+                self._waiting.append(wake)
+            await changed.wait()

@@ -122,7 +122,7 @@ def test_drained_while_the_base_takes_long(bench: Bench, at_once: None, how: str
         if how == "detach":
             await bench.manager.detach("f", volume)
         elif how == "dismount":
-            await bench.manager._tear_down(instance, api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT)
+            await bench.manager._tear_down([instance], api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT)
         else:
             await bench.manager.unload("f", mandatory=how == "stop")
         asked = [("query",)] if how == "detach" else []
@@ -135,6 +135,29 @@ def test_drained_while_the_base_takes_long(bench: Bench, at_once: None, how: str
         assert f.trace[-1] == ("contexts gone",)
         assert error_of(core, RELEASE, fh=fh) == 0
         assert core.stack.drained()
+
+    test(bench)
+
+
+def test_a_dismount_waits_for_what_was_drained(bench: Bench, at_once: None) -> None:
+    """The instance is gone, the operation still uses the base."""
+
+    @on_trio
+    async def test(bench: Bench) -> None:
+        volume, f, _ = await two_filters(bench)
+        core = volume.core
+        fh = opened(core, lookup(core, b"file"), os.O_RDWR)
+        under_way = core.request(FSYNC, fh=fh, nowait=True)
+        assert not under_way.run()
+        async with trio.open_nursery() as nursery:
+            done = await started(nursery, bench.manager.remove_volume, volume)
+            while f.trace[-1] != ("contexts gone",):
+                await trio.sleep(0.001)
+            await trio.sleep(0.02)
+            assert ("post", 1, CLEANUP) in f.trace and not done.is_set()
+            under_way.wait()
+            assert under_way.run() and under_way.error == 0
+        assert done.is_set()
 
     test(bench)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import types
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from conftest import STACKFS, run
 from filter_bench import PLAIN, TRACES, Bench, on_trio, refused
 from stack_driver import FSYNC, RELEASE, error_of, lookup, opened
 
-from stackfs import api, manager
+from stackfs import api, daemon, manager
 from stackfs.api import (
     STATUS_DRIVER_FAILED_PRIOR_UNLOAD,
     STATUS_FAILED_DRIVER_ENTRY,
@@ -368,7 +369,7 @@ def test_an_unload_waits_for_references(bench: Bench, monkeypatch: pytest.Monkey
             (row,) = bench.manager.filters()
             assert row["state"] == "Unloading"
             one, other, item = sorted(row["held_by"])
-            assert one.startswith(f"FltObjectReference in {__file__}:") and item == "a work item"
+            assert one.startswith(f"FltObjectReference in {__file__}:") and item == "reference: a work item"
             assert other.endswith("(of instance 'f' on volume 'v')")
             async with refused(STATUS_DRIVER_FAILED_PRIOR_UNLOAD, "it waits for"):
                 await bench.manager.load("f")
@@ -417,6 +418,103 @@ def test_an_unload_that_waits_does_not_keep_the_process(bench: Bench) -> None:
             nursery.cancel_scope.cancel()
         waiting.go.set()  # type: ignore[attr-defined]
         assert loaded.state is FilterState.UNLOADING
+
+    test(bench)
+
+
+def test_an_unload_goes_on_though_nobody_waits(bench: Bench) -> None:
+    """Whoever asked may give up: the unload ends when what it waits for does."""
+
+    @on_trio
+    async def test(bench: Bench) -> None:
+        bench.drop(PLAIN % "pass")
+        bench.volume()
+        await bench.manager.load("f")
+        loaded = bench.manager.filter("f")
+        loaded.reference("a work item")
+        with trio.move_on_after(0.05) as limit:
+            await bench.manager.unload("f")
+        assert limit.cancelled_caught and loaded.state is FilterState.UNLOADING
+        loaded.dereference("a work item")
+        with trio.fail_after(5):
+            await loaded.gone.wait()
+        await bench.manager.load("f")
+
+    test(bench)
+
+
+def test_a_command_says_what_it_waits_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon, "STUCK_AFTER", 0.02)
+
+    @on_trio
+    async def test(bench: Bench) -> None:
+        bench.drop(WAITS % "instance_teardown_start")
+        volume = bench.volume()
+        await bench.manager.load("f")
+        loaded = bench.manager.filter("f")
+        served: Any = types.SimpleNamespace(manager=bench.manager)
+        async with refused(STATUS_FLT_DELETING_OBJECT, "goes by itself when it can"):
+            await daemon.Mounted._verb_detach(served, "f", volume.name)
+        loaded.object.answer.set()  # type: ignore[attr-defined]
+        loaded.reference("a work item")
+        async with refused(STATUS_FLT_DELETING_OBJECT, "it waits for reference: a work item"):
+            await daemon.Mounted._verb_unload(served, "f")
+        loaded.dereference("a work item")
+        await loaded.gone.wait()
+        assert volume.instances == volume.unsettled == []
+
+    test(bench)
+
+
+def test_a_driver_and_its_inf_on_a_mount(drive: Any, tmp_path: Any) -> None:
+    """A file with a DriverEntry, its INF as Windows has it, and the commands."""
+    from test_inf import NULL
+
+    (tmp_path / "any.py").write_text(
+        "from stackfs.api import *\nfrom stackfs.fltkernel import *\n" + DRIVER.replace("trace.append", "print") + ENTRY
+    )
+    (tmp_path / "any.inf").write_text(NULL, encoding="utf-16")
+    one = drive(f"filterdir={tmp_path}")
+    one.fltmc("load", "quiet", "-v", one.name)
+    assert one.fltmc("instances", "-v", one.name).stdout.splitlines()[2:] == []  # Flags 1
+    one.fltmc("attach", "quiet", one.name)
+    (row,) = one.fltmc("instances", "-v", one.name).stdout.splitlines()[2:]
+    assert row.split()[:5] == ["quiet", str(one.mnt), "370020.5", "Quiet", "Instance"]
+    (one.mnt / "file").write_text("x")
+    descriptor = os.open(one.mnt / "file", os.O_RDWR)
+    os.fsync(descriptor)
+    os.close(descriptor)
+    run(STACKFS, "stop", "quiet", "-v", one.name)
+    assert one.fltmc("instances", "-v", one.name).stdout.splitlines()[2:] == []
+    one.fltmc("load", "quiet", "-v", one.name)
+
+
+def test_work_under_way_holds_up_a_teardown(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A2.16: what is no mere reference ends before teardown-complete; all are told before any is waited for (A3.9)."""
+    monkeypatch.setattr(manager, "PATIENCE", 0.01)
+
+    @on_trio
+    async def test(bench: Bench) -> None:
+        bench.drop(TRACES, fields='"instances": [{"name": "low", "altitude": "360001"}]')
+        bench.volume()
+        _, low = await bench.manager.load("f")
+        trace = bench.trace()
+        assert low.rundown.acquire("work item")
+        low.reference("of a test")
+        trace.clear()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bench.manager.unload, "f")
+            while len(trace) < 4:
+                await trio.sleep(0.001)
+            reason = api.FLTFL_INSTANCE_TEARDOWN_FILTER_UNLOAD
+            first = [("unload", 0), ("start", "f", reason), ("start", "low", reason), ("complete", "f", reason)]
+            await trio.sleep(0.03)
+            assert trace == first and not low.rundown.acquire("work item")
+            low.rundown.release("work item")
+            await low.gone.wait()
+            assert trace == [*first, ("complete", "low", reason)] and "f" in bench.manager.loaded
+            low.dereference("of a test")
+        assert "f" not in bench.manager.loaded
 
     test(bench)
 

@@ -201,7 +201,7 @@ def FltUnloadFilter(FilterName: str) -> int:
 def FltObjectReference(FltObject: FltObject) -> int:
     """A2.16. FLT_DELETING_OBJECT: its teardown has begun. Each is to be undone by FltObjectDereference."""
     name = holder("FltObjectReference")
-    return status_of(lambda: FltObject.reference(name))
+    return status_of(lambda: FltObject.reference_as(name))
 
 
 def FltObjectDereference(FltObject: FltObject) -> None:
@@ -216,7 +216,7 @@ def FltGetFilterFromName(FilterName: str, RetFilter: Out[LoadedFilter]) -> int:
 
     def get() -> None:
         found = manager.current().filter(FilterName)
-        found.reference(name)
+        found.reference_as(name)
         RetFilter.value = found
 
     return status_of(get)

@@ -65,7 +65,7 @@ def _attach(
 ) -> None:
     instance = filter.manager.call(filter.manager.attach, filter, volume, instance_name, altitude)
     if returned is not None:
-        instance.reference(name)
+        instance.reference_as(name)
         returned.value = instance
 
 
@@ -81,7 +81,7 @@ def FltGetVolumeFromName(Filter: LoadedFilter, VolumeName: str, RetVolume: Out[V
 
     def get() -> None:
         volume = Filter.manager.volume(VolumeName)
-        volume.reference(name)
+        volume.reference_as(name)
         RetVolume.value = volume
 
     return status_of(get)
@@ -97,7 +97,7 @@ def FltGetVolumeInstanceFromName(
     def get() -> None:
         for each in list(Volume.instances):
             if (Filter is None or each.filter is Filter) and InstanceName in (None, each.name):
-                each.reference(name)
+                each.reference_as(name)
                 RetInstance.value = each
                 return
         raise FltError(api.STATUS_FLT_INSTANCE_NOT_FOUND, f"{Volume} has no such instance")
@@ -110,7 +110,7 @@ def FltGetFilterFromInstance(Instance: Instance, RetFilter: Out[LoadedFilter]) -
     name = holder("FltGetFilterFromInstance")
 
     def get() -> None:
-        Instance.filter.reference(name)
+        Instance.filter.reference_as(name)
         RetFilter.value = Instance.filter
 
     return status_of(get)
@@ -121,7 +121,7 @@ def FltGetVolumeFromInstance(Instance: Instance, RetVolume: Out[Volume]) -> int:
     name = holder("FltGetVolumeFromInstance")
 
     def get() -> None:
-        Instance.volume.reference(name)
+        Instance.volume.reference_as(name)
         RetVolume.value = Instance.volume
 
     return status_of(get)
