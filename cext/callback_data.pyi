@@ -3,13 +3,12 @@
 from enum import IntEnum
 from typing import Any, NamedTuple, TypeVar
 
-from stackfs.cext.file_object import FileObject
+from stackfs.cext import file_object as _file_object
+from stackfs.cext.filter_file import FileObject, FilterFile
 from stackfs.cext.python_contexts import Context
 from stackfs.cext.python_names import FileNameInformation
 
 _Kind = TypeVar("_Kind", bound=Context)
-
-from stackfs.cext.filter_file import FileObject, FilterFile
 
 class MajorFunction(IntEnum):
     IRP_MJ_CREATE = 0x00
@@ -356,7 +355,7 @@ class CallbackData:
     def destination_name_information(self, options: int = 0x101) -> FileNameInformation:
         """FltGetDestinationFileNameInformation: what a rename or link is about to call the file (B1.7)."""
     @property
-    def file_object(self) -> FileObject | None:
+    def file_object(self) -> _file_object.FileObject | None:
         """The file object that the operation is about, for routines that take one (semantics A4.3)."""
     def get_context(self, kind: type[_Kind]) -> _Kind | None:
         """The instance's context of this class: of the open file, the stream, the file, the instance or the volume, as

@@ -58,7 +58,7 @@ class Stack(VolumeContexts):
     def entries(self) -> list[InstanceEntry]:
         """Highest altitude first."""
     def introduce(self, entry: InstanceEntry) -> None:
-        """The instance is to be of this volume: what its set-up does (I/O, a volume context) goes there. It sees nothing yet."""
+        """The instance is to be of this volume: what its set-up does goes there. It sees no operation yet."""
     def insert(self, entry: InstanceEntry) -> None:
         """Publish an instance: operations that begin from now on see it. ValueError: name or altitude is taken."""
     def remove(self, entry: InstanceEntry) -> None:

@@ -60,7 +60,7 @@ def _callback(owner: Any, named: str | Callback | None) -> Callback | None:
     return result
 
 
-def check(cls: type[Filter]) -> None:
+def check(cls: type[Filter] | Filter) -> None:
     """A filter's registration of contexts held against the rules (B2.2). ValueError: what is wrong."""
     if not isinstance(cls.contexts, (tuple, list)):
         raise ValueError("must be a tuple of classes of contexts or ContextRegistrations")

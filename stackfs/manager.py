@@ -274,7 +274,7 @@ class FilterManager:
                 if options is None:
                     options = found.manifest.validate_options({})
                 if isinstance(entry, type):
-                    loaded = self.register(found, await self._new_object(found, entry, dict(options)))
+                    loaded = await self._make(found, entry, dict(options))
                     loaded.become(FilterState.FILTERING)
                 else:
                     loaded = await self._run_driver_entry(found, entry, dict(options))
@@ -296,24 +296,28 @@ class FilterManager:
         if name in self.loaded or name in self._loading:
             raise FltError(api.STATUS_IMAGE_ALREADY_LOADED, f"filter {name!r} is loaded already")
 
-    async def _new_object(self, found: discovery.Found, cls: type[api.Filter], options: dict[str, Any]) -> api.Filter:
-        def make() -> api.Filter:
-            ports = FilterPorts(found.name, self.volume_names)
+    async def _make(self, found: discovery.Found, cls: type[api.Filter], options: dict[str, Any]) -> LoadedFilter:
+        """A filter's object, registered. Where that fails, the ports are closed that it has opened."""
+        filter_object = cls.__new__(cls)
+        ports = filter_object._ports = FilterPorts(found.name, self.volume_names)
+
+        def make() -> None:
             try:
-                made = cls.__new__(cls)
-                made._ports = ports  # before __init__, which may open some
-                made.__init__(options)  # type: ignore[misc]
-                return made
+                filter_object.__init__(options)  # type: ignore[misc]
             except StackfsError:
-                ports.close(PORTS_LIMIT)
                 raise
             except BaseException as error:
-                ports.close(PORTS_LIMIT)
                 raise FltError(
                     api.STATUS_FAILED_DRIVER_ENTRY, f"{found.path}: {type(error).__name__}: {error}"
                 ) from error
 
-        return await _in_thread(make)
+        try:
+            await _in_thread(make)
+            return self.register(found, filter_object)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await _in_thread(ports.close, PORTS_LIMIT)
+            raise
 
     async def _run_driver_entry(
         self, found: discovery.Found, entry: Callable[[DriverObject, str], int | None], options: dict[str, Any]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 CALLBACKS = ("generate_file_name", "normalize_name_component", "normalize_context_cleanup")
 
 
-def check(cls: type[Filter]) -> None:
+def check(cls: type[Filter] | Filter) -> None:
     """ValueError: what is wrong with a filter's callbacks as a name provider."""
     for name in CALLBACKS:
         callback = getattr(cls, name)

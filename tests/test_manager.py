@@ -7,6 +7,7 @@ import itertools
 import os
 import threading
 import weakref
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio

@@ -266,6 +266,71 @@ def test_a_client_port_that_the_filter_does_not_close(managed: Managed, capsys: 
     assert "a filter did not close a client port" in capsys.readouterr().out
 
 
+DRIVER = r'''
+MANIFEST = {"name": "asking", "altitude": "265200", "group": "FSFilter Content Screener"}
+from stackfs.api import *
+from stackfs.fltkernel import *
+
+told, filter, server, client = [], Out(), Out(), Out()
+
+def DriverEntry(DriverObject, RegistryPath):
+    registration = FLT_REGISTRATION(
+        OperationRegistration=[FLT_OPERATION_REGISTRATION(IRP_MJ_CREATE, 0, PreCreate)], FilterUnloadCallback=Unload)
+    status = FltRegisterFilter(DriverObject, registration, filter)
+    if status == 0:
+        attributes = OBJECT_ATTRIBUTES()
+        InitializeObjectAttributes(attributes, "\\TestPort", OBJ_KERNEL_HANDLE)
+        status = FltCreateCommunicationPort(filter.value, server, attributes, None, Connect, Disconnect, None, 1)
+        if status == 0:
+            status = FltStartFiltering(filter.value)
+        if status != 0:
+            FltUnregisterFilter(filter.value)
+    return status
+
+def Connect(ClientPort, ServerPortCookie, ConnectionContext, SizeOfContext, ConnectionPortCookie):
+    client.value = ClientPort
+    return 0
+
+def Disconnect(ConnectionCookie):
+    told.append("disconnect")
+    FltCloseClientPort(filter.value, client)
+
+def PreCreate(Data, FltObjects, CompletionContext):
+    reply, length = bytearray(1), Out()
+    length.value = 1
+    status = FltSendMessage(FltObjects.Filter, client, Data.path.encode(), len(Data.path), reply, length, None)
+    return FLT_PREOP_SUCCESS_NO_CALLBACK if status == 0 and reply == b"y" else Data.complete(STATUS_ACCESS_DENIED)
+
+def Unload(Flags):
+    told.append("unload")
+    FltCloseCommunicationPort(server.value)
+    FltUnregisterFilter(filter.value)
+    told.append("unregistered")
+    return 0
+'''
+
+
+def test_a_driver_with_a_port(managed: Managed) -> None:
+    """B3.12 in the DDI's way: the unload callback closes the server port, FltUnregisterFilter waits for the other."""
+    managed.file.write_text(DRIVER)
+    managed.call(managed.manager.load, "asking")
+    told = sys.modules["stackfs_filter_asking"].told
+    node = lookup(managed.core, b"file")
+    with filterlib.connect(NAME) as port:
+        opening = Worker(opened, managed.core, node)
+        message = port.get()
+        assert message.data == b"/file"
+        message.reply(b"y")
+        managed.core.request(RELEASE, fh=opening.result()).do()
+        opening = Worker(error_of, managed.core, OPEN, node)
+        port.get()
+        managed.call(managed.manager.unload, "asking")
+        assert opening.result() == 13
+        assert list(port) == []
+    assert told == ["unload", "disconnect", "unregistered"]
+    assert "asking" not in managed.manager.loaded
+
+
 # ---- on a mounted drive ----------------------------------------------------------------------------------------------
 
 def documented(first_line: str) -> str:

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from conftest import Drive, needs_root
 from stack_driver import CREATE, GETATTR, MKDIR, OPEN, UNLINK, entry_of, error_of, go_on, lookup, opened, read
-from stackfs.cext.requests import Volume
 
 from stackfs import api
 from stackfs.api import FLT_PREOP_SUCCESS_NO_CALLBACK, IRP_MJ_CREATE, IRP_MJ_QUERY_OPEN, IRP_MJ_READ
+from stackfs.cext.requests import Volume
 from stackfs.ddi import callback_data as ddi
 
 LOOKUP = 1
