@@ -1126,6 +1126,9 @@ cdef class Volume:
         """Close every descriptor. No operation may be under way, and none may begin."""
         cdef backing_t *backing = <backing_t *>self.stack.volume.backing
         if backing is not NULL:
+            if self.stack.volume.close_files is not NULL:
+                with nogil:
+                    self.stack.volume.close_files(&self.stack.volume)
             self.stack.volume.backing = NULL
             self.stack.volume.nodes = NULL
             self.stack.close_contexts()

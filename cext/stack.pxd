@@ -113,6 +113,7 @@ ctypedef struct operation_t:
 
 ctypedef void (*base_function)(operation_t *op) noexcept nogil
 ctypedef void (*call_post_function)(operation_t *op, int layer) noexcept nogil                 # drain.pxd
+ctypedef void (*volume_function)(FLT_VOLUME *volume) noexcept nogil
 ctypedef bint (*target_function)(const operation_t *op, const FLT_INSTANCE *instance) noexcept nogil
 
 cdef struct FLT_VOLUME:
@@ -124,6 +125,7 @@ cdef struct FLT_VOLUME:
     target_function target_is_legal
     void *nodes                          # inode_table_t* (inode_table.pxd)
     void *backing                        # backing_t* (backing.pxd)
+    volume_function close_files          # those that filters have opened here (filter_names.pyx), at the volume's end; NULL: never any
     PyObject *Object                     # the Python Volume (borrowed)
     double entry_timeout, attr_timeout   # seconds, while every instance's answers are cacheable
     int direct_io                        # cache=strict: no page cache above the stack

@@ -369,7 +369,6 @@ def test_a_trail_without_data_registers_neither_reads_nor_writes() -> None:
     assert IRP_MJ_WRITE in records.watched_majors(records.watch_mask("changes"))
 
 
-@pytest.mark.xfail(strict=True, reason="the base takes CALLBACK_AS_ANYBODY for a SKIP flag (operation_hidden_from)")
 def test_a_copy_that_audit_has_seen_is_made(audited: Audited) -> None:
     """Semantics D14: audit registers READ and WRITE, and lets the control pass that stands for both."""
     one = audited("create", name=b"one", flags=os.O_RDWR, mode=0o644)
