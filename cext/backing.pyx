@@ -23,7 +23,7 @@ from stackfs.cext.bypass cimport bypass_free, bypass_new
 from stackfs.cext.callback_data cimport (
     CONTROL_PARAMETERS, DACL_SECURITY_INFORMATION, DIRECTORY_PARAMETERS, EA_PARAMETERS, FILE_DELETE_ON_CLOSE,
     FILE_DIRECTORY_FILE, FILE_NAME, FILE_OBJECT, FILE_OPEN, FILE_OPEN_REPARSE_POINT, FLT_IO_PARAMETER_BLOCK,
-    FO_DIRECTORY, FO_SYNTHESISED, FO_UNREADABLE, FSCTL_DUPLICATE_EXTENTS_TO_FILE, FSCTL_GET_REPARSE_POINT,
+    FO_CLOSED, FO_CREATED, FO_DIRECTORY, FO_SYNTHESISED, FO_UNREADABLE, FSCTL_DUPLICATE_EXTENTS_TO_FILE, FSCTL_GET_REPARSE_POINT,
     FSCTL_MANAGE_BYPASS_IO, FSCTL_SET_REPARSE_POINT, FSCTL_SET_ZERO_DATA, GROUP_SECURITY_INFORMATION, IRP_MJ_CLEANUP,
     IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_DEVICE_CONTROL, IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL,
     IRP_MJ_FLUSH_BUFFERS, IRP_MJ_LOCK_CONTROL, IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_QUERY_EA, IRP_MJ_QUERY_INFORMATION,
@@ -40,9 +40,9 @@ from stackfs.cext.handles cimport handle_t, handles_free, handles_new
 from stackfs.cext.impersonation cimport (
     finish_impersonating, impersonate, revert_to_self, step_aside, step_back)
 from stackfs.cext.inode_table cimport (
-    descriptors_shed, generation_of, identify, identity_t, make_id, name_changes, name_moved, name_pin, name_removed,
-    name_unless_open, name_unpin, names_linked, node_close, node_found, node_is, node_open, node_put, node_type, node_unnamed,
-    table_free, table_new)
+    descriptors_shed, generation_of, identify, identity_t, make_id, name_changes, name_holder, name_moved, name_pin,
+    name_removed, name_unless_open, name_unpin, names_linked, node_close, node_found, node_is, node_open, node_put, node_type,
+    node_unnamed, table_free, table_new)
 from stackfs.cext.locks cimport (
     lock_file, lock_owner_get, lock_owner_opened, lock_owner_put, lock_owner_t, lock_query, lock_range_of, lock_set, lock_wait_t,
     locks_drop, locks_free, locks_generation, locks_new)
@@ -50,7 +50,7 @@ from stackfs.cext.ntstatus cimport STATUS_INVALID_DEVICE_REQUEST, STATUS_SUCCESS
 from stackfs.cext.process cimport requestor_in_group
 from stackfs.cext.requests cimport vfs_request_t
 from stackfs.cext.stack cimport about_to_wait, operation_hidden_from, operation_t
-from stackfs.cext.threads cimport exchange_int, load_int, store_int
+from stackfs.cext.threads cimport exchange_int, load_int, set_bits, store_int
 
 
 cdef extern from *:
@@ -487,8 +487,10 @@ cdef int perform_create(backing_t *backing, vfs_request_t *request, operation_t 
         if fd == 0:
             file.Node = request.found
         return fd
-    if file.Flags & FO_SYNTHESISED:
-        return 0                         # the open around a by-path request: no system call of its own
+    if file.Flags & FO_SYNTHESISED:      # the open around a by-path request: no system call of its own
+        if file.Node is NULL and file.Directory is not NULL:
+            request.node = file.Node = name_holder(backing.nodes, file.Directory, p.FileName.Buffer, p.FileName.Length)
+        return 0
     # The kernel opens pipes, sockets and devices itself; here a pipe would wait for its other end.
     if node_type(file.Node) != S_IFREG and node_type(file.Node) != S_IFDIR and node_type(file.Node) != S_IFLNK:
         return -ENXIO
@@ -1166,6 +1168,10 @@ cdef void perform(operation_t *op) noexcept nogil:
         op.data.IoStatus.Status = STATUS_SUCCESS
         op.data.IoStatus.Information = <uint64_t>result
         op.base_done = 1
+        if major == IRP_MJ_CREATE:
+            set_bits(&file.Flags, FO_CREATED)
+        elif major == IRP_MJ_CLOSE:
+            set_bits(&file.Flags, FO_CLOSED)
 
 
 cdef int query_volume(backing_t *backing, FLT_IO_PARAMETER_BLOCK *p) noexcept nogil:

@@ -14,6 +14,10 @@ The last is what an open gets when an instance that sees data has attached while
 writes come to us, its mappings do not, and what has been bypassed stays so until it is closed. The id is given back when
 the last of its opens is released.
 
+An open with O_APPEND that may be bypassed gets it, too: the kernel opens the backing file with the caller's flags, and
+would append for ever, also when fcntl(2) has taken O_APPEND away; it tells us of that with each write. It counts as
+bypassed, for its mappings are.
+
 Whether anything may be bypassed is `allowed`, which the Filter Manager sets under the same lock before it publishes an
 instance: an open that was decided before counts among those that `attach_with_bypassed = refuse` looks at, and one that
 is decided after it is not bypassed.
@@ -38,6 +42,9 @@ from stackfs.cext.includes.pthread cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock)
 from stackfs.cext.stack cimport FLT_INSTANCE, FLT_VOLUME
 from stackfs.cext.threads cimport load_int, store_int
+
+cdef extern from "<fcntl.h>" nogil:
+    int O_APPEND
 
 cdef extern from "<sys/ioctl.h>" nogil:
     int ioctl(int fd, unsigned long request, ...)
@@ -107,7 +114,7 @@ cdef void bypass_open(bypass_t *bypass, FILE_OBJECT *file, bint wanted, bypass_a
             file.Flags |= FO_BYPASSED
             bypass.bypassed += 1
             bypass.granted += 1
-        else:
+        if not file.Flags & FO_BYPASSED or file.OpenFlags & <uint32_t>O_APPEND:
             answer.open_flags |= FOPEN_DIRECT_IO
     else:
         node.plain_opens += 1

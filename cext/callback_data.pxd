@@ -184,6 +184,8 @@ cdef extern from "<sys/stat.h>" nogil:
         uint32_t stx_rdev_major, stx_rdev_minor, stx_dev_major, stx_dev_minor
 
 cdef struct node_t                       # inode_table.pxd
+cdef struct context_t                    # contexts.pxd
+cdef struct FLT_FILE_NAME_INFORMATION    # names.pxd
 cdef struct FLT_VOLUME                   # stack.pxd
 cdef struct FLT_FILTER
 cdef struct FLT_INSTANCE
@@ -196,10 +198,12 @@ cdef enum:
     FO_OPENED = 8                        # the base has it open (fd, or the synthesised open has succeeded)
     FO_COUNTED = 16                      # its inode counts it among its open files (bypass.pyx, with the two below)
     FO_ON_BACKING_ID = 32                # the kernel maps the backing file for it, and reads and writes it unless DIRECT_IO
-    FO_BYPASSED = 64                     # no filter sees its reads and writes
+    FO_BYPASSED = 64                     # no filter sees its mappings, nor, unless it appends, its reads and writes
     FO_LOCKED = 128                      # a lock was taken through it: CLEANUP is preceded by an UNLOCK_ALL
     FO_UNREADABLE = 256                  # the base could not open it for reading, which writing back may need
-    FO_FILE_OPEN_CANCELLED = 512         # FltCancelFileOpen has closed it below
+    FO_CREATED = 512                     # its CREATE has succeeded: there is a stream, which can have contexts,
+    FO_CLOSED = 1024                     # until its CLOSE
+    FO_FILE_OPEN_CANCELLED = 2048        # FltCancelFileOpen has closed it below
 
 ctypedef struct FILE_OBJECT:
     node_t *Node                         # what is open; NULL before a create by name has succeeded
@@ -211,6 +215,7 @@ ctypedef struct FILE_OBJECT:
     node_t *NameDirectory                # handles: the name it was opened by, at the top of the stack
     char *Name
     uint16_t NameLength
+    context_t *Contexts                  # stream handle contexts (contexts.pyx)
     void *FilterFile                     # a filter has opened it: its record (filter_io.pyx); NULL: a program has
 
 ctypedef struct FILE_NAME:               # one component: any bytes but '/' and NUL, 1 to 255, at this layer
@@ -384,6 +389,8 @@ cdef class CallbackData:
     cdef list copies                     # stand-ins for memory that belongs to no Python object
     cdef list kept                       # what the callback put into the parameters (new names and buffers)
     cdef bytes new_entries               # a listing that counts when the callback returns
+    cdef object opened                   # the FileObject given out, or None
+    cdef list borrowed                   # contexts, each with a reference until the callback returns
     cdef bint size_changed
     cdef uint64_t old_size
     cdef bint pended                     # it outlives its callback
@@ -399,6 +406,7 @@ cdef class CallbackData:
     cdef object view(self, void *start, Py_ssize_t length, bint writable)
     cdef object stand_in(self, void *start, Py_ssize_t length, bint writable)
     cdef object keep(self, object thing)
+    cdef object borrow(self, object context)
     cdef int refuse(self, str what) except -1
 
 cdef list unpack_entries(const char *buffer, uint64_t length)            # linux_dirent64 records as DirectoryEntry

@@ -2,9 +2,14 @@
 
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+from stackfs.cext import file_object as _file_object
 from stackfs.cext.filter_file import FileObject, FilterFile
+from stackfs.cext.python_contexts import Context
+from stackfs.cext.python_names import FileNameInformation
+
+_Kind = TypeVar("_Kind", bound=Context)
 
 class MajorFunction(IntEnum):
     IRP_MJ_CREATE = 0x00
@@ -378,6 +383,33 @@ class CallbackData:
         is its."""
     def cancel(self) -> bool:
         """FltCancelIo: as the program's INTERRUPT. False: nobody has said how; it is only marked (is_canceled)."""
+    def name_information(self, options: int = 0x101) -> FileNameInformation:
+        """FltGetFileNameInformation: the file's name, with its parts, as it is called below this instance (B1).
+        options: FLT_FILE_NAME_* (the default: NORMALIZED, QUERY_DEFAULT).
+
+        NtStatusError: STATUS_FLT_INVALID_NAME_REQUEST (paging I/O, after CLOSE, a short name before CREATE),
+        STATUS_FLT_NAME_CACHE_MISS, STATUS_OBJECT_NAME_NOT_FOUND (there is no short name), what a name provider answers.
+        """
+    def destination_name_information(self, options: int = 0x101) -> FileNameInformation:
+        """FltGetDestinationFileNameInformation: what a rename or link is about to call the file (B1.7)."""
+    @property
+    def file_object(self) -> _file_object.FileObject | None:
+        """The file object that the operation is about, for routines that take one (semantics A4.3)."""
+    def get_context(self, kind: type[_Kind]) -> _Kind | None:
+        """The instance's context of this class: of the open file, the stream, the file, the instance or the volume, as
+        the class says (B2). It has a reference until the callback returns; `context.reference()` to keep it longer.
+
+        NtStatusError: STATUS_NOT_SUPPORTED, before a CREATE has succeeded and after CLOSE.
+        """
+    def ensure_context(self, kind: type[_Kind]) -> _Kind:
+        """The same; one is made, kind(), and set if there is none. When two do so at once, both get the one that came
+        first. NtStatusError: STATUS_NOT_SUPPORTED, STATUS_FLT_DELETING_OBJECT once the instance's teardown began."""
+    def set_context(self, context: _Kind, *, replace: bool = False) -> _Kind | None:
+        """Set it where its class says. If there is one already it stays, or with `replace` goes; returns the one that
+        was there. What was not set goes when nobody else has a reference. NtStatusError: as ensure_context(), and
+        STATUS_FLT_CONTEXT_ALREADY_LINKED."""
+    def delete_context(self, kind: type[Context]) -> bool:
+        """Take the instance's context of this class off; it goes when nobody has a reference. False: there was none."""
     def veto_bypass(self, reason: str, status: int = ...) -> int:
         """FltVetoBypassIo: `return data.veto_bypass("why")` in the pre callback of an FSCTL_MANAGE_BYPASS_IO.
         The open stands, its reads and writes come to the stack, `stackfs status` says why. Elsewhere ValueError."""

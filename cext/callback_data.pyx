@@ -21,6 +21,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.string cimport memcpy
 
 from stackfs.cext.bypass cimport bypass_veto
+from stackfs.cext.file_object cimport FileObject, file_object_new
 from stackfs.cext.holding cimport (
     holding_cancel, holding_complete, holding_forgotten, holding_has_post, holding_instance, holding_irql,
     holding_is_cancelled, holding_keep, holding_off_cancel, holding_on_cancel, holding_raised, holding_report,
@@ -29,6 +30,7 @@ from stackfs.cext.inode_table cimport operation_path
 from stackfs.cext.ntstatus cimport (
     NTSTATUS, NT_SUCCESS, STATUS_CANCELLED, STATUS_NOT_SUPPORTED, STATUS_SUCCESS)
 from stackfs.cext.process cimport COMM_LENGTH, requestor_comm, requestor_pid
+from stackfs.cext.python_contexts cimport Context, context_delete, context_ensure, context_get, context_set
 
 
 from collections import namedtuple
@@ -227,6 +229,12 @@ cdef class CallbackData:
             self.views = None
         if graveyard:
             sweep()
+        if self.opened is not None:
+            (<FileObject>self.opened).pointer = NULL
+            self.opened = None
+        if self.borrowed is not None:
+            give_back(self.borrowed)
+            self.borrowed = None
         self.owner = self.carried = self.copies = None
 
     cdef object view(self, void *start, Py_ssize_t length, bint writable):
@@ -269,6 +277,13 @@ cdef class CallbackData:
             self.kept = []
         self.kept.append(thing)
         return thing
+
+    cdef object borrow(self, object context):
+        if context is not None:
+            if self.borrowed is None:
+                self.borrowed = []
+            self.borrowed.append(context)
+        return context
 
     cdef int refuse(self, str what) except -1:
         raise AttributeError(f"{what} is not a parameter of {major_name(self.live().Iopb.MajorFunction)}")
@@ -681,6 +696,53 @@ cdef class CallbackData:
             self.refuse("lock_owner")
         return self.data.Iopb.Parameters.Lock.LockOwner
 
+    # --- names -------------------------------------------------------------------------------------------------
+
+    def name_information(self, uint32_t options=0x101):
+        """FltGetFileNameInformation: the file's name, with its parts, as it is called below this instance. By default
+        FLT_FILE_NAME_NORMALIZED, FLT_FILE_NAME_QUERY_DEFAULT."""
+        from stackfs.cext.python_names import _of_operation             # built upon this module
+        return _of_operation(self, options)
+
+    def destination_name_information(self, uint32_t options=0x101):
+        """FltGetDestinationFileNameInformation: what a rename or link is about to call the file."""
+        from stackfs.cext.python_names import _of_destination           # built upon this module
+        if not has_target(self.live()):
+            self.refuse("destination_name_information")
+        return _of_destination(self, options)
+
+    # --- contexts -----------------------------------------------------------------------------------------------
+
+    @property
+    def file_object(self):
+        """The file object that the operation is about, for routines that take one; None: none (semantics A4.3)."""
+        cdef FLT_CALLBACK_DATA *data = self.live()
+        if self.opened is None and data.Iopb.TargetFileObject is not NULL:
+            self.opened = file_object_new(data.Iopb.TargetFileObject)
+        return self.opened
+
+    def get_context(self, kind):
+        """The instance's context of this class: of the open file, the stream, the file, the instance or the volume, as the class
+        says; None: there is none. It has a reference until the callback returns; `context.reference()` to keep it longer."""
+        self.live()
+        return self.borrow(context_get(self.objects.Instance, self.objects.FileObject, kind))
+
+    def ensure_context(self, kind):
+        """The same; one is made, kind(), and set if there is none. When two do so at once, both get the one that came first."""
+        self.live()
+        return self.borrow(context_ensure(self.objects.Instance, self.objects.FileObject, kind))
+
+    def set_context(self, Context context not None, *, bint replace=False):
+        """Set it where its class says. If there is one already it stays, or with `replace` goes; returns the one that was there,
+        or None. What was not set has gone when nobody else has a reference."""
+        self.live()
+        return self.borrow(context_set(self.objects.Instance, self.objects.FileObject, context, replace))
+
+    def delete_context(self, kind):
+        """Take the instance's context of this class off; it goes when nobody has a reference any more. False: there was none."""
+        self.live()
+        return context_delete(self.objects.Instance, self.objects.FileObject, kind)
+
     # --- outcome ------------------------------------------------------------------------------------------------
 
     @property
@@ -910,6 +972,13 @@ cdef class _Swapped:
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         PyBuffer_FillInfo(view, self, self.held.buf, self.held.len, self.held.readonly, flags)
+
+
+cdef void give_back(list borrowed):
+    cdef Context context
+    for context in borrowed:
+        if context.native is not NULL:   # nobody has released more than was his
+            context.release()
 
 
 cdef bytes component(object value):

@@ -32,7 +32,7 @@ from stackfs.cext.filter_names cimport (
 from stackfs.cext.generated_io cimport (
     FltAllocateCallbackData, FltFreeCallbackData, FltPerformAsynchronousIo, FltPerformSynchronousIo, FltReuseCallbackData)
 from stackfs.cext.inode_table cimport inode_table_t, node_id, node_put, node_type
-from stackfs.cext.ntstatus cimport NTSTATUS, NT_SUCCESS, STATUS_NO_MORE_FILES, STATUS_PENDING, nt_to_errno
+from stackfs.cext.ntstatus cimport NTSTATUS, NT_SUCCESS, STATUS_FLT_DELETING_OBJECT, STATUS_NO_MORE_FILES, STATUS_PENDING, nt_to_errno
 from stackfs.cext.stack cimport InstanceEntry
 from stackfs.cext.threads cimport load_int, store_int
 
@@ -118,6 +118,9 @@ cdef class FileObject:
             self.data.live()
         if self.file is NULL or self.closing:
             raise ValueError("I/O on a file that is closed")
+        if load_int(&self.instance.IoEnded) or self.instance.Related.Volume is NULL or \
+                self.instance.Related.Volume.backing is NULL:
+            raise error_of(<uint32_t>STATUS_FLT_DELETING_OBJECT)     # it has been closed behind its owner (B4.8)
         self.users += 1
         return self.file
 

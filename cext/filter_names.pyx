@@ -18,7 +18,7 @@ from stackfs.cext.callback_data cimport (
     FILE_APPEND_DATA, FILE_CREATE, FILE_DELETE_ON_CLOSE, FILE_DIRECTORY_FILE, FILE_NON_DIRECTORY_FILE,
     FILE_NO_INTERMEDIATE_BUFFERING, FILE_OPEN_IF, FILE_OVERWRITE, FILE_OVERWRITE_IF, FILE_READ_DATA, FILE_SUPERSEDE,
     FILE_WRITE_DATA, FILE_WRITE_THROUGH, FO_DIRECTORY, FO_SYNTHESISED, IRP_MJ_QUERY_INFORMATION, FileAllInformation,
-    FileDispositionInformation, FileLinkInformation)
+    FLT_VOLUME, FileDispositionInformation, FileLinkInformation)
 from stackfs.cext.generated_io cimport begin_io, enter, finish_io, leave, new_request, run
 from stackfs.cext.handles cimport handle_t
 from stackfs.cext.includes.pthread cimport pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock
@@ -191,6 +191,7 @@ pthread_mutex_init(&files_mutex, NULL)
 
 cdef void list_file(filter_file_t *record) noexcept nogil:
     global first_file
+    record.instance.Related.Volume.close_files = close_files_of
     pthread_mutex_lock(&files_mutex)
     record.next = first_file
     if first_file is not NULL:
@@ -453,6 +454,20 @@ cdef uint32_t filter_io_close_all(FLT_INSTANCE *instance) noexcept nogil:
             return count
         close_file(record)
         count += 1
+
+
+cdef void close_files_of(FLT_VOLUME *volume) noexcept nogil:
+    """The volume ends, without its instances having been torn down: what any of them left open."""
+    cdef filter_file_t *record
+    while True:
+        pthread_mutex_lock(&files_mutex)
+        record = first_file
+        while record is not NULL and record.instance.Related.Volume is not volume:
+            record = record.next
+        pthread_mutex_unlock(&files_mutex)
+        if record is NULL:
+            return
+        close_file(record)
 
 
 # --- changing names ----------------------------------------------------------------------------------------------------

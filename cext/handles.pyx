@@ -9,6 +9,8 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 
+from stackfs.cext.contexts cimport contexts_any, contexts_gone
+
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_init(pthread_mutex_t *mutex, void *attributes)
@@ -33,6 +35,8 @@ cdef handle_table_t *handles_new() noexcept nogil:
 cdef void handles_free(handle_table_t *table) noexcept nogil:
     cdef uint32_t i
     for i in range(table.count):
+        if contexts_any(&table.handles[i].file.Contexts):
+            contexts_gone(&table.handles[i].file.Contexts)
         if table.handles[i].references and table.handles[i].file.fd >= 0:
             close(table.handles[i].file.fd)
         free(table.handles[i].ahead.entries)

@@ -5,7 +5,8 @@
 # One mutex guards the whole table and is never held across a system call. A node lives while lookups + references > 0.
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from stackfs.cext.callback_data cimport FLT_CALLBACK_DATA, FLT_RELATED_OBJECTS, node_t, statx_t
+from stackfs.cext.callback_data cimport (
+    FLT_CALLBACK_DATA, FLT_FILE_NAME_INFORMATION, FLT_INSTANCE, FLT_RELATED_OBJECTS, context_t, node_t, statx_t)
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
@@ -27,6 +28,8 @@ cdef struct node_t:
     node_t *newer                        # LRU of cached descriptors
     node_t *older
     name_t *names                        # the one reached last comes first
+    context_t *contexts                  # file, stream and section contexts (contexts.pyx guards them)
+    FLT_FILE_NAME_INFORMATION *cached_names      # each with a reference; valid while path_changes is the table's
     uint32_t device                      # makedev
     uint32_t references                  # what we hold: operations, handles, names of children
     int fd                               # O_PATH descriptor, or -1
@@ -37,6 +40,7 @@ cdef struct node_t:
     uint16_t type                        # st_mode & S_IFMT
     uint8_t live
     uint8_t deleted                      # its last known name is gone; `names` holds that name, outside the name table
+    uint32_t name_changes                # how often its own names changed, or which of them comes first
     uint8_t pinned                       # its descriptor is kept until it is forgotten, for it has no name to reopen it by
 
 cdef struct inode_table_t:
@@ -58,10 +62,15 @@ cdef struct inode_table_t:
     node_t *root
     uint32_t device                      # the root's
     uint32_t changes[64]                 # by hash of (parent, name): how often names were taken away
+    uint64_t path_changes                # how often a directory got or lost a name: paths below it are others then
 
 cdef enum:
     ROOT_ID = 1
     NAME_CHANGES = 64
+
+cdef struct name_version_t:              # a path was this one while both were so
+    uint64_t path_changes
+    uint32_t name_changes
 
 cdef struct identity_t:                  # what a node is known by
     uint32_t device
@@ -112,6 +121,8 @@ cdef void name_moved(inode_table_t *table, node_t *parent, const char *name, uin
                      node_t *pinned) noexcept nogil
 cdef bint names_linked(inode_table_t *table, const node_t *parent, const char *name, uint16_t length,
                        const node_t *new_parent, const char *new_name, uint16_t new_length) noexcept nogil
+# The node that goes by (parent, name), with a reference; NULL: the kernel does not know it by that name.
+cdef node_t *name_holder(inode_table_t *table, const node_t *parent, const char *name, uint16_t length) noexcept nogil
 # Copies one name of the node: buffer[256]; returns its length and the parent with a reference, or 0 and NULL.
 cdef uint16_t name_of(inode_table_t *table, node_t *node, int index, char *buffer, node_t **parent) noexcept nogil
 # The same, its first name, when no descriptor of it is open.
@@ -120,5 +131,17 @@ cdef uint16_t name_unless_open(inode_table_t *table, node_t *node, char *buffer,
 # Path from the volume's root, "/a/b", NUL-terminated, as the base names it; a deleted node's last path is followed by
 # " (deleted)". Returns its length, or -ENAMETOOLONG (the buffer then holds "").
 cdef int node_path(inode_table_t *table, const node_t *node, char *buffer, size_t size) noexcept nogil
+# The same by one of its names, if it goes by that (directory NULL: the one reached last), and without the mark: a deleted
+# node's path is the one it had last. changes: what it was found under, for name_cache_store().
+cdef int node_name(inode_table_t *table, const node_t *node, const node_t *directory, const char *name, uint16_t length,
+                   char *buffer, size_t size, name_version_t *changes) noexcept nogil
+# The cache of file name informations, by (provider, format, name it was opened by). find(): with a reference, or NULL.
+# store(): keeps one more reference, unless names have changed since. purge(): node NULL: all of the volume.
+cdef FLT_FILE_NAME_INFORMATION *name_cache_find(
+    inode_table_t *table, node_t *node, const FLT_INSTANCE *provider, uint32_t format, const node_t *directory, const char *name,
+    uint16_t length) noexcept nogil
+cdef void name_cache_store(
+    inode_table_t *table, node_t *node, FLT_FILE_NAME_INFORMATION *information, const name_version_t *changes) noexcept nogil
+cdef void name_cache_purge(inode_table_t *table, node_t *node) noexcept nogil
 # The same for what an operation is about: FileName in Directory, or the open file's name, or the node's.
 cdef int operation_path(const FLT_CALLBACK_DATA *Data, const FLT_RELATED_OBJECTS *FltObjects, char *buffer, size_t size) noexcept nogil

@@ -22,8 +22,11 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from stackfs.cext.stack cimport FLT_VOLUME  # no-cython-lint: completes the struct
 from libc.string cimport memcmp, memcpy, memmove, memset
 
-from stackfs.cext.callback_data cimport FILE_OBJECT, FLT_CALLBACK_DATA, FLT_RELATED_OBJECTS, statx_t
+from stackfs.cext.callback_data cimport (
+    FILE_OBJECT, FLT_CALLBACK_DATA, FLT_FILE_NAME_INFORMATION, FLT_INSTANCE, FLT_RELATED_OBJECTS, context_t, statx_t)
+from stackfs.cext.contexts cimport contexts_any, contexts_gone, contexts_move
 from stackfs.cext.impersonation cimport step_aside, step_back
+from stackfs.cext.names cimport name_information_hold, name_information_put
 
 
 cdef extern from "<pthread.h>" nogil:
@@ -58,6 +61,7 @@ cdef enum:
     SLAB = 1024                          # nodes allocated at a time
     EVICT_AT_ONCE = 16
     OTHER_WAYS = 64
+    CACHED_NAMES = 8                     # file name informations kept for a node
 
 
 # --- hashing ------------------------------------------------------------------------------------------------------
@@ -160,6 +164,9 @@ cdef void table_free(inode_table_t *table) noexcept nogil:
         node = &table.slabs[i // SLAB][i % SLAB]
         if not node.live:
             continue
+        if contexts_any(&node.contexts):
+            contexts_gone(&node.contexts)
+        drop_cached_names_locked(node)
         while node.names is not NULL:
             name = node.names
             node.names = name.next
@@ -223,7 +230,7 @@ cdef void unhash_node_locked(inode_table_t *table, node_t *node) noexcept nogil:
 
 cdef node_t *release_locked(inode_table_t *table, node_t *node) noexcept nogil:
     """Frees the node, and every parent that only it kept alive, when nothing holds them. Returns a chain (by `older`) of
-    freed nodes whose descriptors are still to be closed with close_chain(), after the mutex was released."""
+    freed nodes whose descriptors and contexts are still to go by close_chain(), after the mutex was released."""
     cdef node_t *closing = NULL
     cdef node_t *parent
     cdef name_t *name
@@ -242,8 +249,9 @@ cdef node_t *release_locked(inode_table_t *table, node_t *node) noexcept nogil:
                 parent = name.parent
             free(name)
         unlink_lru_locked(table, node)
+        drop_cached_names_locked(node)
         node.live = 0
-        if node.fd >= 0:
+        if node.fd >= 0 or contexts_any(&node.contexts):
             node.older = closing
             closing = node
         else:
@@ -264,14 +272,17 @@ cdef node_t *join_chains(node_t *first, node_t *second) noexcept nogil:
 
 
 cdef void close_chain(inode_table_t *table, node_t *closing) noexcept nogil:
-    """Closes the descriptors of freed nodes, then gives their slots back."""
+    """Closes the descriptors of freed nodes and lets their contexts go, then gives their slots back."""
     cdef node_t *node = closing
     cdef node_t *following
     if closing is NULL:
         return
     while node is not NULL:
-        close(node.fd)
-        node.fd = -1
+        if node.fd >= 0:
+            close(node.fd)
+            node.fd = -1
+        if contexts_any(&node.contexts):
+            contexts_gone(&node.contexts)
         node = node.older
     pthread_mutex_lock(&table.mutex)
     while closing is not NULL:
@@ -345,6 +356,7 @@ cdef node_t *node_found(inode_table_t *table, const identity_t *what, node_t *pa
     cdef node_t *node
     cdef node_t *former_parent = NULL
     cdef node_t *closing = NULL
+    cdef context_t *contexts = NULL      # the old inode's
     cdef uint64_t nodeid = make_id(table.device, what.device, what.inode)
     cdef int fd = -1
     error[0] = 0
@@ -363,6 +375,8 @@ cdef node_t *node_found(inode_table_t *table, const identity_t *what, node_t *pa
             node.fd = -1
             unlink_lru_locked(table, node)
             closing = strip_names_locked(table, node)
+            if contexts_any(&node.contexts):
+                contexts_move(&node.contexts, &contexts)
             node.birth = what.birth
             stackfs_set_type(&node.type, what.type)
     if error[0] == 0 and node is NULL:
@@ -376,6 +390,8 @@ cdef node_t *node_found(inode_table_t *table, const identity_t *what, node_t *pa
     if fd >= 0:
         close(fd)
     close_chain(table, closing)
+    if contexts is not NULL:
+        contexts_gone(&contexts)
     if former_parent is not NULL:
         node_put(table, former_parent)
     return node if error[0] == 0 else NULL
@@ -405,12 +421,15 @@ cdef uint32_t name_changes(inode_table_t *table, const node_t *parent, const cha
 cdef node_t *node_unnamed(inode_table_t *table, const identity_t *what, node_t *directory, int fd) noexcept nogil:
     cdef node_t *node
     cdef node_t *closing = NULL
+    cdef context_t *contexts = NULL
     cdef name_t *name
     cdef uint64_t nodeid = make_id(table.device, what.device, what.inode)
     pthread_mutex_lock(&table.mutex)
     node = by_id_locked(table, nodeid)
     if node is not NULL and node.inode == what.inode and node.device == what.device and node.fd < 0:
         closing = strip_names_locked(table, node)                # the number was reused
+        if contexts_any(&node.contexts):
+            contexts_move(&node.contexts, &contexts)
         node.birth = what.birth
         stackfs_set_type(&node.type, what.type)
     elif node is not NULL:
@@ -436,6 +455,8 @@ cdef node_t *node_unnamed(inode_table_t *table, const identity_t *what, node_t *
     if fd >= 0:
         close(fd)
     close_chain(table, closing)
+    if contexts is not NULL:
+        contexts_gone(&contexts)
     return node
 
 
@@ -740,11 +761,14 @@ cdef node_t *add_name_locked(inode_table_t *table, node_t *node, node_t *parent,
         while link[0] is not NULL:
             name = link[0]
             if name.parent == parent and name.length == length and memcmp(name.bytes, bytes, length) == 0:
+                if link is not &node.names:
+                    names_changed_locked(table, node)
                 link[0] = name.next
                 name.next = node.names
                 node.names = name
                 return NULL
             link = &name.next
+    names_changed_locked(table, node)
     before = holder_locked(table, parent, bytes, length)
     if before is not NULL:
         remove_name_locked(table, before, parent, bytes, length)
@@ -784,6 +808,7 @@ cdef void remove_name_locked(inode_table_t *table, node_t *node, node_t *parent,
         name = link[0]
         if name.parent == parent and name.length == length and memcmp(name.bytes, bytes, length) == 0:
             unhash_name_locked(table, name)
+            names_changed_locked(table, node)
             if node.names == name and name.next is NULL:
                 node.deleted = 1         # the last name stays, out of the name table, for paths
                 return
@@ -883,6 +908,16 @@ cdef bint names_linked(inode_table_t *table, const node_t *parent, const char *n
     return linked
 
 
+cdef node_t *name_holder(inode_table_t *table, const node_t *parent, const char *name, uint16_t length) noexcept nogil:
+    cdef node_t *node
+    pthread_mutex_lock(&table.mutex)
+    node = holder_locked(table, parent, name, length)
+    if node is not NULL:
+        node.references += 1
+    pthread_mutex_unlock(&table.mutex)
+    return node
+
+
 cdef uint16_t name_of(inode_table_t *table, node_t *node, int index, char *buffer, node_t **parent) noexcept nogil:
     cdef uint16_t length
     pthread_mutex_lock(&table.mutex)
@@ -920,11 +955,12 @@ cdef uint16_t name_of_locked(node_t *node, int index, char *buffer, node_t **par
 
 # --- paths --------------------------------------------------------------------------------------------------------
 
-cdef int climb_locked(inode_table_t *table, const node_t *node, const name_t *first, char *buffer, size_t size) noexcept nogil:
+cdef int climb_locked(inode_table_t *table, const node_t *node, const name_t *first, char *buffer, size_t size,
+                      bint marks) noexcept nogil:
     """Writes the path right to left from the end of the buffer; returns where it begins, or -1 when it is too long."""
     cdef size_t at = size - 1
     cdef const name_t *name = first
-    cdef bint deleted = node.deleted
+    cdef bint deleted = marks and node.deleted
     if size < 2:
         return -1
     buffer[at] = 0
@@ -962,9 +998,93 @@ cdef int settle(char *buffer, size_t size, int start) noexcept nogil:
 cdef int node_path(inode_table_t *table, const node_t *node, char *buffer, size_t size) noexcept nogil:
     cdef int start
     pthread_mutex_lock(&table.mutex)
-    start = climb_locked(table, node, node.names, buffer, size)
+    start = climb_locked(table, node, node.names, buffer, size, True)
     pthread_mutex_unlock(&table.mutex)
     return settle(buffer, size, start)
+
+
+cdef int node_name(inode_table_t *table, const node_t *node, const node_t *directory, const char *name, uint16_t length,
+                   char *buffer, size_t size, name_version_t *changes) noexcept nogil:
+    cdef const name_t *first
+    cdef int start
+    pthread_mutex_lock(&table.mutex)
+    changes.path_changes = table.path_changes
+    changes.name_changes = node.name_changes
+    first = node.names
+    if directory is not NULL and not node.deleted and first is not NULL and first.next is not NULL:
+        first = find_name_locked(<node_t *>node, directory, name, length)
+        if first is NULL:
+            first = node.names
+    start = climb_locked(table, node, first, buffer, size, False)
+    pthread_mutex_unlock(&table.mutex)
+    return settle(buffer, size, start)
+
+
+# --- the cache of file name informations ------------------------------------------------------------------------------
+
+cdef void drop_cached_names_locked(node_t *node) noexcept nogil:
+    cdef FLT_FILE_NAME_INFORMATION *information
+    while node.cached_names is not NULL:
+        information = node.cached_names
+        node.cached_names = information.next
+        name_information_put(information)        # frees memory at most
+
+
+cdef void names_changed_locked(inode_table_t *table, node_t *node) noexcept nogil:
+    """What the cache has of the node, and, when it is a directory, of everything below it, is not true any more."""
+    drop_cached_names_locked(node)
+    node.name_changes += 1
+    if node.type == 0o040000 and node.names is not NULL:
+        table.path_changes += 1
+
+
+cdef FLT_FILE_NAME_INFORMATION *name_cache_find(
+        inode_table_t *table, node_t *node, const FLT_INSTANCE *provider, uint32_t format, const node_t *directory, const char *name,
+        uint16_t length) noexcept nogil:
+    cdef FLT_FILE_NAME_INFORMATION *information
+    pthread_mutex_lock(&table.mutex)
+    if node.cached_names is not NULL and node.cached_names.path_changes != table.path_changes:
+        drop_cached_names_locked(node)
+    information = node.cached_names
+    while information is not NULL and not (
+            information.provider == provider and information.Format == format and information.directory == directory
+            and information.link_length == length and (length == 0 or memcmp(information.link, name, length) == 0)):
+        information = information.next
+    if information is not NULL:
+        name_information_hold(information)
+    pthread_mutex_unlock(&table.mutex)
+    return information
+
+
+cdef void name_cache_store(
+        inode_table_t *table, node_t *node, FLT_FILE_NAME_INFORMATION *information, const name_version_t *changes) noexcept nogil:
+    cdef FLT_FILE_NAME_INFORMATION *other
+    cdef int count = 0
+    pthread_mutex_lock(&table.mutex)
+    if changes.path_changes == table.path_changes and changes.name_changes == node.name_changes:
+        if node.cached_names is not NULL and node.cached_names.path_changes != table.path_changes:
+            drop_cached_names_locked(node)
+        other = node.cached_names
+        while other is not NULL:
+            count += 1
+            other = other.next
+        if count >= CACHED_NAMES:
+            drop_cached_names_locked(node)
+        information.path_changes = table.path_changes
+        information.next = node.cached_names
+        node.cached_names = information
+        name_information_hold(information)
+    pthread_mutex_unlock(&table.mutex)
+
+
+cdef void name_cache_purge(inode_table_t *table, node_t *node) noexcept nogil:
+    pthread_mutex_lock(&table.mutex)
+    if node is NULL:
+        table.path_changes += 1
+    else:
+        drop_cached_names_locked(node)
+        node.name_changes += 1
+    pthread_mutex_unlock(&table.mutex)
 
 
 cdef int operation_path(const FLT_CALLBACK_DATA *Data, const FLT_RELATED_OBJECTS *FltObjects, char *buffer, size_t size) noexcept nogil:
@@ -999,6 +1119,6 @@ cdef int operation_path(const FLT_CALLBACK_DATA *Data, const FLT_RELATED_OBJECTS
         first = find_name_locked(node, opened.NameDirectory, opened.Name, opened.NameLength)
         if first is NULL:
             first = node.names
-    start = climb_locked(table, node, first, buffer, size)
+    start = climb_locked(table, node, first, buffer, size, True)
     pthread_mutex_unlock(&table.mutex)
     return settle(buffer, size, start)

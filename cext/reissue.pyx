@@ -20,7 +20,7 @@ from stackfs.cext.inode_table cimport node_forget, node_id
 from stackfs.cext.ntstatus cimport STATUS_INSUFFICIENT_RESOURCES, STATUS_INVALID_PARAMETER, STATUS_SUCCESS
 from stackfs.cext.requests cimport vfs_request_t
 from stackfs.cext.stack cimport (
-    INLINE_LAYERS, layer_t, list_hold, operation_begin, operation_end, operation_only_below, operation_t)
+    INLINE_LAYERS, layer_t, operation_begin, operation_end, operation_join_list, operation_only_below, operation_t)
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
@@ -58,8 +58,6 @@ cdef NTSTATUS FltReissueSynchronousIo(FLT_INSTANCE *InitiatingInstance, FLT_CALL
     again.data.IoStatus.Status = STATUS_SUCCESS
     again.data.IoStatus.Information = 0
     again.volume = op.volume
-    again.list = op.list
-    list_hold(op.list)
     again.current = op.current
     if op.data.Flags & <uint32_t>FLTFL_CALLBACK_DATA_DIRTY:
         again.current = op.shown
@@ -70,6 +68,7 @@ cdef NTSTATUS FltReissueSynchronousIo(FLT_INSTANCE *InitiatingInstance, FLT_CALL
     again.buffer_read_only = op.buffer_read_only
     again.announce_wait = op.announce_wait
     again.index = op.bottom + 1
+    operation_join_list(again, op.list)
     revert_to_self()
     run_in_place(again)
     revert_to_self()

@@ -34,7 +34,7 @@ from stackfs.cext.callback_data cimport (
     FILE_OVERWRITE, FILE_OVERWRITE_IF, FILE_READ_ATTRIBUTES, FILE_READ_DATA, FILE_READ_EA, FILE_WRITE_ATTRIBUTES,
     FILE_WRITE_DATA, FILE_WRITE_EA, FILE_WRITE_THROUGH, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION,
     FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION, FLTFL_CALLBACK_DATA_GENERATED_IO,
-    FLTFL_CALLBACK_DATA_SYSTEM_BUFFER, FLT_IO_PARAMETER_BLOCK, FO_DIRECTORY,
+    FLTFL_CALLBACK_DATA_SYSTEM_BUFFER, FLT_IO_PARAMETER_BLOCK, FO_CREATED, FO_DIRECTORY,
     FO_FILE_OPEN_CANCELLED, FO_LOCKED, FO_OPENED,
     FO_SYNTHESISED, FO_UNREADABLE, FSCTL_DUPLICATE_EXTENTS_TO_FILE, FSCTL_GET_REPARSE_POINT, FSCTL_MANAGE_BYPASS_IO,
     FSCTL_SET_REPARSE_POINT, FSCTL_SET_ZERO_DATA, GROUP_SECURITY_INFORMATION, IRP_MJ_CLEANUP, IRP_MJ_CLOSE,
@@ -47,12 +47,13 @@ from stackfs.cext.callback_data cimport (
     FileAllocationInformation, FileBasicInformation, FileDispositionInformation, FileEndOfFileInformation,
     FileLinkInformation, FileNetworkOpenInformation, FilePositionInformation, FileRenameInformation,
     FileRenameInformationEx, lock_range_t, statx_timestamp)
+from stackfs.cext.contexts cimport contexts_any, contexts_gone
 from stackfs.cext.extents cimport extent_mode_known, extent_mode_zeroes
 from stackfs.cext.file_flags cimport is_file_control
 from stackfs.cext.listing cimport listing_run, listing_t
 from stackfs.cext.handles cimport handle_free, handle_get, handle_new, handle_publish, handle_put, handle_take
 from stackfs.cext.inode_table cimport (
-    ROOT_ID, inode_table_t, name_of, name_t, node_forget, node_get, node_hold, node_id, node_put, node_type)
+    ROOT_ID, inode_table_t, name_holder, name_of, name_t, node_forget, node_get, node_hold, node_id, node_put, node_type)
 from stackfs.cext.locks cimport (
     lock_enter, lock_interrupt, lock_leave, lock_park, lock_wait, lock_wait_t, locks_cancel, locks_drop, locks_held,
     locks_released, locks_restart, locks_retry)
@@ -567,6 +568,10 @@ cdef bint applies(vfs_request_t *request, const step_t *which) noexcept nogil:
         if not operation_listed(request.volume, IRP_MJ_CREATE) and request.opcode != MKDIR and request.opcode != MKNOD and \
                 request.opcode != LOOKUP:
             request.opened = 1
+            request.synthesised.Flags |= FO_CREATED
+            if request.directory is not NULL and operation_listed(request.volume, IRP_MJ_SET_INFORMATION):
+                request.node = request.synthesised.Node = name_holder(
+                    backing_of(request).nodes, request.directory, request.name, request.name_length)
             return False
     if which.major == IRP_MJ_CLEANUP or which.major == IRP_MJ_CLOSE:
         return request.opened and by_path(request) and operation_listed(request.volume, which.major)
@@ -879,6 +884,8 @@ cdef void put_handle(backing_t *backing, handle_t *handle) noexcept nogil:
     """One user less. The last one closes the descriptor and gives back what the open file holds."""
     if not handle_put(backing.handles, handle):
         return
+    if contexts_any(&handle.file.Contexts):
+        contexts_gone(&handle.file.Contexts)
     if handle.file.fd >= 0:
         close(handle.file.fd)
         handle.file.fd = -1
@@ -972,6 +979,8 @@ cdef int finish(vfs_request_t *request) noexcept nogil:
     if request.source is not NULL:
         put_handle(backing, request.source)
         request.source = NULL
+    if contexts_any(&request.synthesised.Contexts):
+        contexts_gone(&request.synthesised.Contexts)
     if request.synthesised.Name is not NULL:
         free(request.synthesised.Name)
         node_put(backing.nodes, request.synthesised.NameDirectory)
@@ -1188,10 +1197,14 @@ cdef class Volume:
         if backing is not NULL:
             if self.stack.volume.holds.count:
                 raise RuntimeError("filters hold operations of this volume")
+            if self.stack.volume.close_files is not NULL:
+                with nogil:
+                    self.stack.volume.close_files(&self.stack.volume)
             with nogil:
                 holds_settle(self.stack.volume.holds)
             self.stack.volume.backing = NULL
             self.stack.volume.nodes = NULL
+            self.stack.close_contexts()
             with nogil:
                 backing_free(backing)
 

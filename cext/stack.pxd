@@ -10,8 +10,11 @@ from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from stackfs.cext.callback_data cimport (
     FILE_OBJECT, FLT_CALLBACK_DATA, FLT_FILTER, FLT_INSTANCE, FLT_IO_PARAMETER_BLOCK, FLT_RELATED_OBJECTS, FLT_VOLUME,
-    IO_STATUS_BLOCK, PFLT_POST_OPERATION_CALLBACK, PFLT_PRE_OPERATION_CALLBACK)
+    context_t, IO_STATUS_BLOCK, PFLT_POST_OPERATION_CALLBACK, PFLT_PRE_OPERATION_CALLBACK)
 from stackfs.cext.ntstatus cimport NTSTATUS
+from stackfs.cext.python_contexts cimport VolumeContexts
+from stackfs.cext.python_names cimport InstanceNames
+from stackfs.cext.threads cimport stackfs_spin_lock, stackfs_spin_unlock
 
 cdef enum:
     MAJOR_FUNCTIONS = 256
@@ -29,6 +32,7 @@ cdef enum:
 cdef struct FLT_FILTER:
     const char *Name                     # UTF-8, NUL-terminated
     PyObject *Object                     # the filter's Python object (borrowed from its owner)
+    void *Contexts                       # filter_contexts_t * (contexts.pxd): what it has registered, or NULL
 
 cdef struct FLT_INSTANCE:
     FLT_RELATED_OBJECTS Related          # handed to every callback, FileObject filled in per operation
@@ -44,6 +48,10 @@ cdef struct FLT_INSTANCE:
     int IoEnded                          # atomic: its filter starts no more
     PyObject *PythonPre[256]             # bound methods (borrowed from Object), or NULL
     PyObject *PythonPost[256]
+    context_t *Contexts                  # the instance context (contexts.pyx guards these three)
+    context_t *OwnedContexts[7]          # all of its contexts, by type
+    int ContextsClosed                   # it is being torn down: none can be set any more
+    void *NameProvider                   # name_provider_t * (names.pxd), or NULL: names are the same above it as below
 
 ctypedef struct callback_t:
     PFLT_PRE_OPERATION_CALLBACK pre      # NULL: none
@@ -129,6 +137,7 @@ cdef struct operation_t:
 
 ctypedef void (*base_function)(operation_t *op) noexcept nogil
 ctypedef void (*call_post_function)(operation_t *op, int layer) noexcept nogil                 # drain.pxd
+ctypedef void (*volume_function)(FLT_VOLUME *volume) noexcept nogil
 ctypedef bint (*target_function)(const operation_t *op, const FLT_INSTANCE *instance) noexcept nogil
 
 cdef struct FLT_VOLUME:
@@ -141,6 +150,7 @@ cdef struct FLT_VOLUME:
     void *nodes                          # inode_table_t* (inode_table.pxd)
     void *backing                        # backing_t* (backing.pxd)
     holds_t *holds
+    volume_function close_files          # those that filters have opened here (filter_names.pyx), at the volume's end; NULL: never any
     PyObject *Object                     # the Python Volume (borrowed)
     double entry_timeout, attr_timeout   # seconds, while every instance's answers are cacheable
     int direct_io                        # cache=strict: no page cache above the stack
@@ -149,6 +159,55 @@ cdef struct FLT_VOLUME:
     int writeback                        # writes stay in the page cache until it writes them back
     int filters_names_or_data            # some instance's answers are not cacheable: entry and attribute time-outs are 0
     int awaits                           # how many published lists have `awaits`
+    context_t *Contexts                  # volume contexts (contexts.pyx guards both)
+    int ContextsClosed                   # the volume ends
+    const char *Name                     # what names begin with (names.pyx); NULL: nothing
+    uint16_t NameLength
+
+cdef extern from *:
+    """
+    #define stackfs_hold_list(callbacks) ((void)__atomic_add_fetch(&(callbacks)->references, 1, __ATOMIC_ACQ_REL))
+    #define stackfs_drop_list(callbacks) ((void)__atomic_add_fetch(&(callbacks)->references, -1, __ATOMIC_ACQ_REL))
+    """
+    void stackfs_hold_list(callback_list_t *callbacks) nogil
+    void stackfs_drop_list(callback_list_t *callbacks) nogil
+
+# <0, 0, >0, as numbers, digit by digit: digits with at most one '.'; zeros before and behind mean nothing (A1.3).
+cdef inline int compare_altitudes(const char *a, const char *b) noexcept nogil:
+    cdef size_t whole_a = 0, whole_b = 0
+    cdef char digit_a, digit_b
+    while a[0] == c'0':
+        a += 1
+    while b[0] == c'0':
+        b += 1
+    while a[whole_a] != 0 and a[whole_a] != c'.':
+        whole_a += 1
+    while b[whole_b] != 0 and b[whole_b] != c'.':
+        whole_b += 1
+    if whole_a != whole_b:
+        return 1 if whole_a > whole_b else -1
+    while a[0] != 0 or b[0] != 0:        # equally many whole digits; the shorter fraction goes on with zeros
+        digit_a = c'0' if a[0] == 0 or a[0] == c'.' else a[0]
+        digit_b = c'0' if b[0] == 0 or b[0] == c'.' else b[0]
+        if digit_a != digit_b:
+            return 1 if digit_a > digit_b else -1
+        a += a[0] != 0
+        b += b[0] != 0
+    return 0
+
+# The instances that provide names (names.pyx) are published as a list of their own, at the index of no operation.
+cdef enum:
+    NAME_PROVIDERS = 0x40
+
+# A list with a reference, given back with stackfs_drop_list(); NULL: nobody.
+cdef inline callback_list_t *list_hold(FLT_VOLUME *volume, int index) noexcept nogil:
+    cdef callback_list_t *callbacks
+    stackfs_spin_lock(&volume.lock)
+    callbacks = volume.lists[index]
+    if callbacks is not NULL:
+        stackfs_hold_list(callbacks)
+    stackfs_spin_unlock(&volume.lock)
+    return callbacks
 
 # The walk. run() returns 1 when the operation is done. 0: it stopped. Either at the base (OPERATION_AT_BASE), because that
 # would block: then call operation_base() in a thread that may wait, and run() again in the first one. Or because a filter
@@ -170,20 +229,21 @@ cdef inline void about_to_call(operation_t *op) noexcept nogil:
         op.announce_wait(op, False)
 cdef void operation_end(operation_t *op) noexcept nogil                                        # drops the list reference
 cdef callback_list_t *operation_take_list(operation_t *op) noexcept nogil                      # its reference is the caller's now; not NULL
+cdef void operation_join_list(operation_t *op, callback_list_t *callbacks) noexcept nogil         # walks the list of one that has it
 cdef void list_release(callback_list_t *callbacks) noexcept nogil                              # drops a reference taken over from op.list
 cdef bint operation_listed(FLT_VOLUME *volume, int major) noexcept nogil                       # did anybody register it, just now
-cdef int compare_altitudes(const char *a, const char *b) noexcept nogil                        # <0, 0, >0
 
-cdef class Stack:
+cdef class Stack(VolumeContexts):
     """The stack of one volume: publishes callback lists (see stack.pyi)."""
     cdef FLT_VOLUME volume
     cdef readonly list entries           # InstanceEntry, highest altitude first
     cdef list retired                    # replaced lists, until unreferenced
     cdef list held                       # what FLT_VOLUME points to, kept alive
+    cdef int names_differ(self) except -1
     cdef publish_for(self, InstanceEntry entry)
     cdef callback_list_t *exchange(self, int major, callback_list_t *new) noexcept
 
-cdef class InstanceEntry:
+cdef class InstanceEntry(InstanceNames):
     """Owns one FLT_INSTANCE and keeps alive what it points to."""
     cdef FLT_INSTANCE instance
     cdef FLT_FILTER filter

@@ -3,6 +3,9 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from stackfs.cext.python_contexts import FilterContexts, VolumeContexts
+from stackfs.cext.python_names import InstanceNames, NameProvider
+
 ERROR_LIMIT: int
 """How often callbacks may raise before their instance is marked failed (on_error = fail) or detached (pass)."""
 
@@ -12,7 +15,7 @@ class NativeOperations:
     def registered(self) -> list[int]:
         """The IRP_MJ_* numbers registered."""
 
-class InstanceEntry:
+class InstanceEntry(InstanceNames):
     """One instance as the stack has it: names, error mode and callbacks.
 
     `object` is asked for callback_raised(routine, major, path, error), callback_misused(routine, major, path, status)
@@ -35,6 +38,8 @@ class InstanceEntry:
         callbacks: Iterable[tuple[int, int, Callable[..., Any] | None, Callable[..., Any] | None]] = (),
         native: NativeOperations | None = None,
         pass_on_error: bool = False,
+        contexts: FilterContexts | None = None,
+        names: NameProvider | None = None,
     ) -> None: ...
     @property
     def registered(self) -> list[int]:
@@ -48,14 +53,14 @@ class InstanceEntry:
     def mark_failed(self) -> None:
         """Treat the instance as failed from now on."""
 
-class Stack:
+class Stack(VolumeContexts):
     """The stack of one volume (requests.Volume.stack)."""
 
     @property
     def entries(self) -> list[InstanceEntry]:
         """Highest altitude first."""
     def introduce(self, entry: InstanceEntry) -> None:
-        """The instance is to be of this volume: what its set-up does itself (B4) goes there. It sees nothing yet."""
+        """The instance is to be of this volume: what its set-up does goes there. It sees no operation yet."""
     def insert(self, entry: InstanceEntry) -> None:
         """Publish an instance: operations that begin from now on see it. ValueError: name or altitude is taken."""
     def remove(self, entry: InstanceEntry) -> None:
@@ -73,6 +78,8 @@ class Stack:
         """Does any instance register this operation?"""
     def list_identity(self, major: int) -> int:
         """A number that changes when the operation's callback list is replaced; 0: nobody registered."""
+    name: bytes
+    """The volume's name, as it stands in front of every path in file name information. Set it before operations run."""
     names_or_data_filtered: bool
     """True: entry and attribute time-outs are zero, because an instance's answers are not cacheable."""
 

@@ -18,7 +18,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
-from libc.stdint cimport uint8_t, uint32_t, uintptr_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
@@ -38,8 +38,9 @@ from stackfs.cext.callback_data cimport (
     IRP_NOCACHE, IRP_PAGING_IO, callback_data_new)
 from stackfs.cext.drain cimport (
     all_threads_see, come_to, drain_list, owner_enter, owner_leave, position_of)
+from stackfs.cext.contexts cimport volume_contexts_close
 from stackfs.cext.impersonation cimport revert_to_self
-from stackfs.cext.inode_table cimport operation_path
+from stackfs.cext.inode_table cimport inode_table_t, name_cache_purge, operation_path
 from stackfs.cext.ntstatus cimport (
     NT_SUCCESS, STATUS_FLT_DISALLOW_FAST_IO, STATUS_FLT_INTERNAL_ERROR, STATUS_FLT_INVALID_ASYNCHRONOUS_REQUEST,
     STATUS_FLT_POST_OPERATION_CLEANUP, STATUS_IO_DEVICE_ERROR, STATUS_PENDING, STATUS_REPARSE, STATUS_SUCCESS)
@@ -47,6 +48,8 @@ from stackfs.cext.pending cimport (
     HOLD_RAISED, PASSIVE_LEVEL, hold_forget, hold_taken_over, holds_free, holds_new, holds_on_list, irql_set,
     operation_hold, operation_irql)
 from stackfs.cext.threads cimport add_int, stackfs_spin_lock, stackfs_spin_unlock
+from stackfs.cext.python_contexts cimport FilterContexts, VolumeContexts
+from stackfs.cext.python_names cimport InstanceNames, NameProvider
 
 from inspect import iscoroutinefunction
 from os import fsdecode
@@ -89,33 +92,24 @@ cdef enum:
     PATH_ROOM = 4608
 
 
-# --- altitudes ----------------------------------------------------------------------------------------------------
-
-cdef int compare_altitudes(const char *a, const char *b) noexcept nogil:
-    """As numbers, digit by digit: digits with at most one '.'; zeros before and behind mean nothing (A1.3)."""
-    cdef size_t whole_a = 0, whole_b = 0
-    cdef char digit_a, digit_b
-    while a[0] == c'0':
-        a += 1
-    while b[0] == c'0':
-        b += 1
-    while a[whole_a] != 0 and a[whole_a] != c'.':
-        whole_a += 1
-    while b[whole_b] != 0 and b[whole_b] != c'.':
-        whole_b += 1
-    if whole_a != whole_b:
-        return 1 if whole_a > whole_b else -1
-    while a[0] != 0 or b[0] != 0:        # equally many whole digits; the shorter fraction goes on with zeros
-        digit_a = c'0' if a[0] == 0 or a[0] == c'.' else a[0]
-        digit_b = c'0' if b[0] == 0 or b[0] == c'.' else b[0]
-        if digit_a != digit_b:
-            return 1 if digit_a > digit_b else -1
-        a += a[0] != 0
-        b += b[0] != 0
-    return 0
-
-
 # --- the walk -----------------------------------------------------------------------------------------------------
+
+cdef inline void join(operation_t *op, callback_list_t *callbacks) noexcept nogil:
+    """Under the volume's lock: a reference on the list, and a place among the operations that walk it."""
+    stackfs_add(&callbacks.references, 1)
+    op.next = callbacks.operations
+    op.at = &callbacks.operations
+    if op.next is not NULL:
+        op.next.at = &op.next
+    callbacks.operations = op
+
+
+cdef void operation_join_list(operation_t *op, callback_list_t *callbacks) noexcept nogil:
+    stackfs_spin_lock(&op.volume.lock)
+    join(op, callbacks)
+    stackfs_spin_unlock(&op.volume.lock)
+    op.list = callbacks
+
 
 cdef void operation_begin(operation_t *op, FLT_VOLUME *volume, uint8_t major) noexcept nogil:
     cdef callback_list_t *callbacks
@@ -131,12 +125,7 @@ cdef void operation_begin(operation_t *op, FLT_VOLUME *volume, uint8_t major) no
     stackfs_spin_lock(&volume.lock)
     callbacks = volume.lists[major]
     if callbacks is not NULL:
-        stackfs_add(&callbacks.references, 1)
-        op.next = callbacks.operations
-        op.at = &callbacks.operations
-        if op.next is not NULL:
-            op.next.at = &op.next
-        callbacks.operations = op
+        join(op, callbacks)
     stackfs_spin_unlock(&volume.lock)
     op.list = callbacks
     if callbacks is not NULL and callbacks.count > INLINE_LAYERS:
@@ -147,10 +136,6 @@ cdef void operation_begin(operation_t *op, FLT_VOLUME *volume, uint8_t major) no
             if not always_goes_on(op):
                 op.data.IoStatus.Status = STATUS_FLT_INTERNAL_ERROR
                 op.state = OPERATION_DONE
-
-
-cdef void list_hold(callback_list_t *callbacks) noexcept nogil:
-    stackfs_add(&callbacks.references, 1)
 
 
 cdef void list_release(callback_list_t *callbacks) noexcept nogil:
@@ -574,7 +559,7 @@ cdef bint operation_hidden_from(operation_t *op, uint8_t major) noexcept nogil:
         j = 0
         while op.list is not NULL and j < op.list.count and not (
                 op.list.callbacks[j].instance is callbacks.callbacks[i].instance
-                and op.list.callbacks[j].pre is not NULL and op.list.callbacks[j].flags == 0):
+                and op.list.callbacks[j].pre is not NULL and op.list.callbacks[j].flags & ~<uint32_t>CALLBACK_AS_ANYBODY == 0):
             j += 1
         if op.list is NULL or j == op.list.count:
             hidden = True
@@ -827,7 +812,7 @@ cdef class NativeOperations:
                 if self.operations[major].pre is not NULL or self.operations[major].post is not NULL]
 
 
-cdef class InstanceEntry:
+cdef class InstanceEntry(InstanceNames):
     """One instance as the stack has it: names, error mode and callbacks.
 
     `object` is asked for callback_raised(routine, major, path, error), callback_misused(routine, major, path, status)
@@ -836,8 +821,12 @@ cdef class InstanceEntry:
     `callbacks`: (major, flags, pre, post) with Python callables or None, and/or a NativeOperations.
     """
 
+    def __cinit__(self, *arguments, **keywords):
+        self.owner = &self.instance
+
     def __init__(self, object instance not None, str name not None, str altitude not None, str filter_name not None,
-                 callbacks=(), NativeOperations native=None, bint pass_on_error=False):
+                 callbacks=(), NativeOperations native=None, bint pass_on_error=False, FilterContexts contexts=None,
+                 NameProvider names=None):
         cdef int major
         cdef callback_t *operation
         self.object = instance
@@ -855,6 +844,13 @@ cdef class InstanceEntry:
         self.instance.PassOnError = pass_on_error
         self.instance.Related.Filter = &self.filter
         self.instance.Related.Instance = &self.instance
+        if contexts is not None:
+            self.registration = contexts
+            self.filter.Contexts = contexts.filter
+        if names is not None:
+            self.kept.append(names)
+            self.instance.NameProvider = &names.provider
+            self.operations[NAME_PROVIDERS].instance = &self.instance
         if native is not None:
             for major in range(MAJOR_FUNCTIONS):
                 if native.operations[major].pre is not NULL or native.operations[major].post is not NULL:
@@ -889,7 +885,8 @@ cdef class InstanceEntry:
     @property
     def registered(self):
         """The IRP_MJ_* numbers this instance registers, ascending."""
-        return [major for major in range(MAJOR_FUNCTIONS) if self.operations[major].instance is not NULL]
+        return [major for major in range(MAJOR_FUNCTIONS)
+                if self.operations[major].instance is not NULL and major != NAME_PROVIDERS]
 
     @property
     def failed(self):
@@ -919,6 +916,7 @@ cdef class _Retired:
     """A replaced list, and the instances it points to, until nobody walks it any more."""
     cdef callback_list_t *callbacks
     cdef list entries
+    cdef bint providers                  # of names: whoever asks one holds the list, and walks no operation
 
     cdef bint has(self, const FLT_INSTANCE *instance):
         return self.callbacks is not NULL and position_of(self.callbacks, instance) >= 0
@@ -941,7 +939,7 @@ cdef class _Retired:
             free(self.callbacks)
 
 
-cdef class Stack:
+cdef class Stack(VolumeContexts):
     """The stack of one volume. Give it a base and a table of inodes before operations run (see requests.Volume)."""
 
     def __cinit__(self):
@@ -950,18 +948,20 @@ cdef class Stack:
         if self.volume.holds is NULL:
             raise MemoryError()
         self.volume.Object = <PyObject *>self
+        self.owner = &self.volume
         self.entries = []
         self.retired = []
         self.held = []
 
     def __dealloc__(self):
         cdef int major
+        volume_contexts_close(&self.volume)
         for major in range(MAJOR_FUNCTIONS):
             free(self.volume.lists[major])
         holds_free(self.volume.holds)
 
     def introduce(self, InstanceEntry entry not None):
-        """The instance is to be of this volume: what its set-up does below itself (B4) goes there. It sees nothing yet."""
+        """The instance is to be of this volume: what its set-up does (I/O, a volume context) goes there. It sees nothing yet."""
         entry.instance.Related.Volume = &self.volume
 
     def insert(self, InstanceEntry entry not None):
@@ -983,6 +983,8 @@ cdef class Stack:
         except BaseException:
             self.entries.remove(entry)
             raise
+        if entry.instance.NameProvider is not NULL:
+            self.names_differ()
 
     def remove(self, InstanceEntry entry not None):
         """Take an instance out: operations that begin from now on do not see it, nor do those that have not come to it.
@@ -994,6 +996,8 @@ cdef class Stack:
         except BaseException:
             self.entries.insert(position, entry)
             raise
+        if entry.instance.NameProvider is not NULL:
+            self.names_differ()
         stackfs_raise_flag(&entry.instance.Failed, INSTANCE_LEAVING)
         with nogil:
             all_threads_see()
@@ -1021,13 +1025,32 @@ cdef class Stack:
                 stackfs_add(&one.callbacks.references, -1)
         return users
 
+    cdef int names_differ(self) except -1:
+        """What is cached of names was made by other providers."""
+        if self.volume.nodes is not NULL:
+            name_cache_purge(<inode_table_t *>self.volume.nodes, NULL)
+        return 0
+
+    @property
+    def name(self):
+        """The volume's name, as it stands in front of every path in file name information (bytes)."""
+        return b"" if self.volume.Name is NULL else <bytes>self.volume.Name[:self.volume.NameLength]
+
+    @name.setter
+    def name(self, bytes value not None):
+        if len(value) > 1024:
+            raise ValueError("a volume's name is at most 1,024 bytes")
+        self.held.append(value)
+        self.volume.NameLength = <uint16_t>len(value)
+        self.volume.Name = PyBytes_AS_STRING(value)
+
     cdef publish_for(self, InstanceEntry entry):
         """All of its operations' lists, or, where memory runs out, none."""
         cdef callback_list_t *new[MAJOR_FUNCTIONS]
         cdef InstanceEntry other
         cdef int major, i
         cdef uint32_t count
-        cdef list majors = entry.registered
+        cdef list majors = [major for major in range(MAJOR_FUNCTIONS) if entry.operations[major].instance is not NULL]
         cdef list retired = [_Retired.__new__(_Retired) for _ in majors]
         memset(new, 0, sizeof(new))
         for major in majors:
@@ -1054,6 +1077,7 @@ cdef class Stack:
             (<_Retired>one).entries = [*self.entries, entry]
         self.retired.extend(retired)
         for major, one in zip(majors, retired):
+            (<_Retired>one).providers = major == NAME_PROVIDERS
             (<_Retired>one).callbacks = self.exchange(major, new[<int>major])
 
     cdef callback_list_t *exchange(self, int major, callback_list_t *new) noexcept:

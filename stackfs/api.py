@@ -40,30 +40,71 @@ stackfs.work_items are for filters with threads of their own (docs/writing-filte
 What a callback changes in the parameters (a name, a buffer, an offset) counts only if it also calls
 `data.set_dirty()`, and only the layers below see it; its own post callback sees what it saw itself.
 
+What a filter keeps with an open file, a stream, a file, an instance or the volume is a context: a class of its own,
+named in `contexts`, and asked for where it is needed (semantics B2)::
+
+    class Written(StreamContext):
+        total = 0
+        def cleanup(self): ...                      # once, when the stream goes
+
+    class Counter(Filter):
+        contexts = (Written,)
+        operations = (Operation(IRP_MJ_WRITE, post="post_write"),)
+
+        def post_write(self, data, objects, context, flags):
+            data.ensure_context(Written).total += data.information
+
+A filter speaks with programs through ports (semantics B3), three lines in all::
+
+    self.port = self.open_port("\\ScannerPort")                            # in __init__
+    verdict = self.port.send(data.path.encode(), reply_size=1, timeout=5)   # in a callback: ask, and wait for the reply
+
+    for message in filterlib.connect("\\ScannerPort"): message.reply(b"\\1")  # in the program (stackfs.filterlib)
+
 A filter does I/O of its own below itself, by the backing directory and never by the mount: on the file in hand,
 `data.file.read(offset, size)`, on one beside it, `objects.open(".side", os.O_RDWR, directory=data.directory)`, or by
 path, `objects.rename("/a", "/b")` (B4; stackfs/filter_io.py and FileObject in cext/filter_file.pyi have it all).
 
-Plain callbacks run in the device's threads, several at once: guard what they share. Do not sleep, do not wait, and
-never touch the mount you filter (that is refused with EDEADLK). An exception out of a callback fails the operation
-with EIO, or lets it pass, as the manifest's on_error says; it never ends the mount.
+Plain callbacks run in the device's threads, several at once: guard what they share. One that waits holds up its own operation
+and one of 32 threads, so wait for a program with a time-out, and for nothing else. Never touch the mount you filter
+(that is refused with EDEADLK). An exception out of a callback fails the operation with EIO,
+or lets it pass, as the manifest's on_error says; it never ends the mount.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stackfs.cext import callback_data as _constants
+from stackfs.cext import contexts as _contexts
+from stackfs.cext import names as _names
 from stackfs.cext.callback_data import CallbackData, DirectoryEntry, major_name
 from stackfs.cext.cancel_safe_queue import CancelSafeQueue, QueueContext
 from stackfs.cext.filter_file import FileInformation, FileObject, FilterFile, GeneratedData
 from stackfs.cext.filter_io import IoFlags
-from stackfs.cext.ntstatus import NtStatus, from_errno, is_success, status_name, to_errno
+from stackfs.cext.ntstatus import NtStatus, NtStatusError, from_errno, is_success, status_name, to_errno
+from stackfs.cext.python_contexts import (
+    Context,
+    FileContext,
+    InstanceContext,
+    StreamContext,
+    StreamHandleContext,
+    VolumeContext,
+)
+from stackfs.cext.python_names import FileNameInformation
+from stackfs.errors import FltError
+from stackfs.security_descriptor import SecurityDescriptor
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stackfs.cext.python_contexts import NativeContexts
     from stackfs.cext.stack import NativeOperations
+    from stackfs.client_port import ClientPort
     from stackfs.manager import Instance
+    from stackfs.ports import FilterPorts, ServerPort
 
 FILTER_ABI = 1
 """Version of this interface; a manifest's "abi" may ask for it. 1 (2026-11): first release."""
@@ -89,6 +130,23 @@ class Operation:
     flags: int = 0
 
 
+@dataclass(frozen=True)
+class ContextRegistration:
+    """One way in which FltAllocateContext makes contexts of a type, by size (semantics B2.2).
+
+    A filter in Python rarely needs it: it names its classes of contexts instead. `size`: bytes, or
+    FLT_VARIABLE_SIZED_CONTEXTS. The callbacks are names of methods, or callables: cleanup(context, context_type),
+    allocate(pool_type, size, context_type) -> memory, free(memory, context_type).
+    """
+
+    context_type: int
+    cleanup: str | Callable[..., Any] | None = None
+    size: int = 0
+    flags: int = 0
+    allocate: str | Callable[..., Any] | None = None
+    free: str | Callable[..., Any] | None = None
+
+
 class Filter:
     """A filter: one object for all its instances, made when it is loaded.
 
@@ -103,9 +161,19 @@ class Filter:
     """FLTFL_REGISTRATION_* bits: DO_NOT_SUPPORT_SERVICE_STOP makes `stackfs stop` refuse (A2.9)."""
     native: NativeOperations | None = None
     """Native filters: callbacks in C, called without the GIL."""
+    contexts: tuple[type[Context] | ContextRegistration, ...] = ()
+    """The classes of contexts it uses (semantics B2)."""
+    native_contexts: NativeContexts | None = None
+    """Native filters: contexts that are C structures."""
+    _ports: FilterPorts | None = None
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = options
+
+    def operations_for(self, options: dict[str, Any]) -> tuple[tuple[Operation, ...], NativeOperations | None]:
+        """What an instance with these options registers, asked once before it is set up (A2.6): the tables above,
+        unless the filter says less for it. What no instance registers costs nothing, and blocks no bypass."""
+        return self.operations, self.native
 
     def filter_unload(self, flags: int) -> int:
         """Asked before the filter is unloaded (A2). flags: FLTFL_FILTER_UNLOAD_MANDATORY when the answer is ignored.
@@ -130,8 +198,45 @@ class Filter:
     def instance_teardown_start(self, instance: Instance, reason: int) -> None:
         """New operations no longer reach the instance; those under way still do. reason: FLTFL_INSTANCE_TEARDOWN_*."""
 
+    generate_file_name: Callable[..., Any] | None = None
+    """A filter that shows other names above itself than lie below has this method: generate_file_name(information,
+    objects) gets the name below (FileNameInformation) and returns the path above, from the volume's root; None: the
+    same; (path, False): do not cache it (semantics B1.8)."""
+    normalize_name_component: Callable[..., Any] | None = None
+    """normalize_name_component(parent, component, flags, context, objects): the component's real name in that directory
+    (None: the same), or (name, context) for the next component. NtStatusError(STATUS_NO_SUCH_FILE, ...): none there."""
+    normalize_context_cleanup: Callable[..., Any] | None = None
+    """normalize_context_cleanup(context), after a name's last component."""
+
     def instance_teardown_complete(self, instance: Instance, reason: int) -> None:
         """No callback of the instance runs, or ever will. Free what it holds."""
+
+
+    def open_port(
+        self,
+        name: str,
+        *,
+        connect: Callable[[ClientPort], int | None] | None = None,
+        disconnect: Callable[[ClientPort], object] | None = None,
+        message: Callable[[ClientPort, bytes], bytes | None] | None = None,
+        max_connections: int = 1,
+        allow: SecurityDescriptor | None = None,
+    ) -> ServerPort:
+        """Open a communication port (B3): from __init__ on, until the filter is unloaded; never the mount's to close.
+
+        name: begins with a backslash. allow: who may connect; as a rule the daemon's user and root.
+        connect(client): asked for each connection; any failure refuses it. `client.context` is what the program sent,
+        `client.pid` and `client.uid` whose it is. disconnect(client): it has gone. message(client, data): what a
+        program sent with Port.send(); the answer are bytes, or nothing. They run in threads of the port; FltError out
+        of one is the program's answer.
+        FltError: STATUS_OBJECT_NAME_COLLISION, STATUS_OBJECT_NAME_INVALID, STATUS_INVALID_PARAMETER.
+        """
+        if self._ports is None:
+            raise RuntimeError(f"{type(self).__name__} was not loaded by a Filter Manager: it can open no port")
+        asked = None if message is None else lambda client, data, room: message(client, data)
+        return self._ports.open(
+            name, connect=connect, disconnect=disconnect, message=asked, max_connections=max_connections, allow=allow
+        )
 
 
 class LegacyFilter(Filter):
@@ -189,6 +294,14 @@ for _enum in (
     _constants.FsControlCode,
     _constants.LockMinorFunction,
     _constants.SecurityInformation,
+    _contexts.ContextType,
+    _contexts.ContextRegistrationFlags,
+    _contexts.ContextSize,
+    _contexts.SetContextOperation,
+    _contexts.PoolType,
+    _names.FileNameOptions,
+    _names.NamesParsed,
+    _names.NormalizeFlags,
     IoFlags,
     NtStatus,
 ):
@@ -206,15 +319,26 @@ __all__ = [
     "FILTER_ABI",
     "CallbackData",
     "CancelSafeQueue",
+    "Context",
+    "ContextRegistration",
     "DirectoryEntry",
+    "FileContext",
     "FileInformation",
+    "FileNameInformation",
     "FileObject",
     "Filter",
     "FilterFile",
+    "FltError",
     "GeneratedData",
+    "InstanceContext",
     "LegacyFilter",
+    "NtStatusError",
     "Operation",
     "QueueContext",
+    "SecurityDescriptor",
+    "StreamContext",
+    "StreamHandleContext",
+    "VolumeContext",
     "from_errno",
     "is_success",
     "major_name",

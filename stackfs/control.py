@@ -1,8 +1,7 @@
 """The control socket: how fltmc and stackfs speak to the daemon of a mounted volume.
 
-Every daemon listens on one AF_UNIX stream socket in its user's runtime directory (runtime_directory.py). Its name is
-``<8 hex digits of sha256(volume name)>-<pid>.sock``. Directory and sockets are reached by descriptor
-(/proc/self/fd/N/...), so no path is walked twice and no path is too long for sun_path.
+Every daemon listens on one AF_UNIX stream socket in its user's runtime directory (runtime_directory.py); its name is
+made of the volume's (runtime_sockets.py).
 
 A message is a 4-byte big-endian length (at most 16 MiB) and that much JSON:
 
@@ -20,22 +19,16 @@ the owner of the directory or from root, checks every type and length, and leave
 limits, but a handler that has begun is never cancelled by its client's leaving, for half an unload is worse than a late
 one.
 
-A socket is bound under a temporary name and renamed once it listens: a published name that refuses a connection has
-therefore nobody behind it, and is removed by whoever finds it so.
-
 The server runs on the daemon's trio thread and holds no lock. The client is synchronous, imports no trio (start-up
 time), and a Client is for one thread.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import os
 import select
 import socket
-import stat
 import struct
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -43,8 +36,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 
-from stackfs import runtime_directory
-from stackfs.errors import ExitCode, FltError, StackfsError
+from stackfs import runtime_directory, runtime_sockets
+from stackfs.errors import ExitCode, FltError, NotAnswering, StackfsError
+from stackfs.runtime_sockets import socket_name
 
 if TYPE_CHECKING:
     import trio
@@ -64,7 +58,6 @@ RECEIVE_LIMIT = 10.0
 SEND_LIMIT = 10.0
 
 _LENGTH = struct.Struct(">I")
-_CREDENTIALS = struct.Struct("3i")
 
 Handler = Callable[[str, dict[str, Any]], Awaitable[Any]]
 Name = Annotated[str, msgspec.Meta(max_length=1024)]
@@ -139,46 +132,8 @@ class VolumeRow(msgspec.Struct):
     status: Name = ""
 
 
-class NotAnswering(StackfsError):
-    """A daemon that does not answer in time, hangs up, or answers with something that is no answer."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, exit_code=ExitCode.NOT_ANSWERING)
-
-
 class HungUp(NotAnswering):
     """The daemon closed the connection before it answered: what an unmounting daemon may do."""
-
-
-# ---- names of sockets ------------------------------------------------------------------------------------------------
-
-def socket_name(volume_name: str, pid: int) -> str:
-    return f"{hashlib.sha256(os.fsencode(volume_name)).hexdigest()[:8]}-{pid}.sock"
-
-
-def _pid_of(entry: str) -> int | None:
-    """The pid in a socket's name; None for a name that is not one of ours."""
-    stem, dot, suffix = entry.removeprefix(".").partition(".")
-    digest, dash, pid = stem.partition("-")
-    if not dash or not dot or len(digest) != 8 or suffix not in ("sock", "sock.new"):
-        return None
-    return int(pid) if pid.isascii() and pid.isdigit() and len(pid) <= 10 else None
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        pass
-    return True
-
-
-def _credentials(connection: Any) -> tuple[int, int]:
-    """(pid, uid) of the other end of a connected socket; for a client, of the process that called listen()."""
-    pid, uid, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-    return pid, uid
 
 
 def _frame(message: dict[str, Any]) -> bytes:
@@ -201,9 +156,9 @@ async def serve(handler: Handler, name: str, *, task_status: trio.TaskStatus[str
 
     directory = runtime_directory.opened(create=True)
     try:
-        _remove_leftovers(directory)
+        runtime_sockets.remove_leftovers(directory, socket.SOCK_STREAM)
         entry = socket_name(name, os.getpid())
-        listener = _listen(directory, entry)
+        listener = runtime_sockets.listen(directory, entry, socket.SOCK_STREAM, 0o600)
         mine = os.stat(entry, dir_fd=directory, follow_symlinks=False)
         try:
             async def connection(stream: trio.SocketStream) -> None:
@@ -213,27 +168,9 @@ async def serve(handler: Handler, name: str, *, task_status: trio.TaskStatus[str
             await trio.serve_listeners(connection, [trio.SocketListener(trio.socket.from_stdlib_socket(listener))])
         finally:
             listener.close()
-            _unlink(directory, entry, mine)
+            runtime_sockets.unlink(directory, entry, mine)
     finally:
         os.close(directory)
-
-
-def _listen(directory: int, entry: str) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        fresh = f".{entry}.new"
-        try:
-            os.unlink(fresh, dir_fd=directory)
-        except FileNotFoundError:
-            pass
-        listener.bind(f"/proc/self/fd/{directory}/{fresh}")
-        os.chmod(fresh, 0o600, dir_fd=directory)
-        listener.listen(64)
-        os.rename(fresh, entry, src_dir_fd=directory, dst_dir_fd=directory)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
 
 
 async def _serve_connection(handler: Handler, stream: trio.SocketStream, owner: int) -> None:
@@ -241,7 +178,7 @@ async def _serve_connection(handler: Handler, stream: trio.SocketStream, owner: 
 
     async with stream:
         try:
-            if _credentials(stream.socket)[1] not in (owner, 0):
+            if runtime_sockets.peer(stream.socket).uid not in (owner, 0):
                 answer = Answer(ok=False, error="only the owner of the volume and root may ask",
                                 status=_ACCESS_DENIED, exit_code=ExitCode.PERMISSION)
                 await _send(stream, answer)
@@ -306,26 +243,6 @@ async def _send(stream: trio.SocketStream, answer: Answer) -> None:
         raise trio.TooSlowError
 
 
-def _remove_leftovers(directory: int) -> None:
-    """Sockets, published or half-made, whose process is gone and where nobody listens."""
-    for entry in os.listdir(directory):
-        pid = _pid_of(entry)
-        if pid is None or _alive(pid):
-            continue
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as probe:
-            if probe.connect_ex(f"/proc/self/fd/{directory}/{entry}") == errno.ECONNREFUSED:
-                _unlink(directory, entry)
-
-
-def _unlink(directory: int, entry: str, expected: os.stat_result | None = None) -> None:
-    try:
-        found = os.stat(entry, dir_fd=directory, follow_symlinks=False)
-        if expected is None or os.path.samestat(found, expected):
-            os.unlink(entry, dir_fd=directory)
-    except OSError:
-        pass
-
-
 # ---- the client ------------------------------------------------------------------------------------------------------
 
 class Client:
@@ -338,7 +255,7 @@ class Client:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self.pid, self.uid = _credentials(connection)
+        self.pid, self.uid, _ = runtime_sockets.peer(connection)
 
     @property
     def own(self) -> bool:
@@ -459,13 +376,13 @@ def daemons(problems: list[StackfsError] | None = None) -> list[Client]:
             continue
         try:
             for entry in sorted(os.listdir(directory))[:MAX_SOCKETS]:
-                if not entry.startswith(".") and _pid_of(entry) is not None:
+                if not entry.startswith(".") and runtime_sockets.pid_of(entry) is not None:
                     try:
-                        client = _connect(directory, entry, owner)
+                        connection = runtime_sockets.connect(directory, entry, owner, socket.SOCK_STREAM, CONNECT_LIMIT)
                     except StackfsError as error:
                         problems.append(error)
                     else:
-                        asked += [client] if client else []
+                        asked += [Client(connection)] if connection else []
         finally:
             os.close(directory)
 
@@ -503,38 +420,6 @@ def _directories() -> Iterator[tuple[str, int]]:
         for user in users:
             if user.isascii() and user.isdigit() and user != "0":
                 yield f"{runtime_directory.USERS}/{user}/stackfs", int(user)
-
-
-def _connect(directory: int, entry: str, owner: int) -> Client | None:
-    """None if nobody listens any more (the socket is then removed)."""
-    try:
-        node = os.open(entry, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-    except FileNotFoundError:
-        return None
-    pid = _pid_of(entry)
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        found = os.fstat(node)
-        if not stat.S_ISSOCK(found.st_mode) or found.st_uid != owner:
-            raise NotAnswering(f"the control socket of process {pid} is not user {owner}'s socket: not trusted")
-        connection.settimeout(CONNECT_LIMIT)
-        try:
-            connection.connect(f"/proc/self/fd/{node}")
-        except (ConnectionRefusedError, FileNotFoundError):
-            _unlink(directory, entry, found)
-            connection.close()
-            return None
-        except (TimeoutError, OSError) as error:
-            raise NotAnswering(f"a daemon does not answer (process {pid}: {error.strerror or error})") from None
-        client = Client(connection)
-        if client.uid not in (owner, 0):
-            raise NotAnswering(f"user {client.uid} answers in user {owner}'s runtime directory: not trusted")
-        return client
-    except BaseException:
-        connection.close()
-        raise
-    finally:
-        os.close(node)
 
 
 def _left(deadline: float) -> float:

@@ -23,14 +23,17 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import structlog
 import trio
 
-from stackfs import __version__, api, control, mounting
+from stackfs import __version__, api, control, mounting, ports
 from stackfs.errors import ExitCode, FltError, StackfsError
 from stackfs.options import MountConfig
+
+if TYPE_CHECKING:
+    from stackfs.cext.device import Device
 
 log = structlog.get_logger("stackfs")
 
@@ -254,6 +257,7 @@ class Mounted:
             raise
         finally:
             with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self.manager.close_ports)
                 if self.device is not None:
                     await trio.to_thread.run_sync(self._let_go)
                 for volume in reversed(self.manager.volumes[:]):
@@ -298,10 +302,12 @@ class Mounted:
                 stack_locks=self.locks == "stack",
                 writeback=options.writeback,
             )
-            self.operations = irp_lane.start(self.device, self.core)
+            self.operations = irp_lane.start(self.device, self.core, keep_cache=options.exclusive)
+            self.operations.callbacks_wait = lambda: any(each.filter.ports.used for each in self.volume.instances)
             self.lane_started = True
             self.device.start()
             self.volume.invalidate = self._invalidate
+            self.volume.write_back = self._write_back
             self.volume.is_mounted = self._is_mounted
             nursery.start_soon(self._serve_lane)
             nursery.start_soon(self._watch_end)
@@ -328,11 +334,10 @@ class Mounted:
         return "stack" if seen else "kernel"
 
     async def _invalidate(self) -> None:
-        """The kernel forgets data, attributes and names. From a thread of the device's own: never inside a request."""
-        device = self.device
+        """The kernel forgets data, attributes and names."""
         opened, others, names = self.core.known()
 
-        def forget() -> None:
+        def forget(device: Device) -> None:
             for nodeid in opened:
                 device.invalidate_inode(nodeid)
             for nodeid in others:
@@ -340,11 +345,31 @@ class Mounted:
             if not device.invalidate_all_entries():
                 for parent, name in names:
                     device.invalidate_entry(parent, name)
+
+        await self._notify(forget, len(opened) + len(others))
+
+    async def _write_back(self) -> None:
+        """The kernel writes its dirty pages: only files that are open, or mapped, have any. To drop a page means to
+        write it first; nothing else that can be asked of the kernel waits for that without a request of our own."""
+        opened, _, _ = self.core.known()
+
+        def drop(device: Device) -> None:
+            for nodeid in opened:
+                device.invalidate_inode(nodeid)
+
+        await self._notify(drop, len(opened))
+
+    async def _notify(self, queue: Callable[[Device], None], inodes: int) -> None:
+        """Queues notifications and waits for them, in a thread of its own: never inside a request."""
+        device = self.device
+
+        def send() -> None:
+            queue(device)
             if not device.flush_notifications(NOTIFICATIONS_LIMIT):
-                log.warning("the kernel is slow to give up its caches", inodes=len(opened) + len(others))
+                log.warning("the kernel is slow to give up its caches", inodes=inodes)
 
         if not device.ended:
-            await trio.to_thread.run_sync(forget)
+            await trio.to_thread.run_sync(send)
 
     # --- end --------------------------------------------------------------------------------------------------------
 
@@ -361,6 +386,7 @@ class Mounted:
         await trio.lowlevel.wait_readable(self.device.ended_fd)
         if self.device.error:
             log.error("the connection to the kernel is unusable", error=os.strerror(self.device.error))
+        await trio.to_thread.run_sync(self.manager.close_ports)  # nobody waits for the answers any more
         irp_lane.terminate()
         with trio.move_on_after(HANDLERS_GRACE):
             await self.ended.wait()
@@ -543,6 +569,7 @@ class Mounted:
             "max_write": device.max_write,
             "further_volumes": [volume.name for volume in self.manager.volumes if volume is not self.volume],
             "instances": len(self.volume.instances),
+            "ports": ports.listing(loaded.ports for loaded in self.manager.loaded.values()),
             "failed_instances": [instance.name for instance in self.volume.instances if instance.failed],
             "unloading": {row["name"]: row["held_by"] for row in self.manager.filters() if row["state"] == "Unloading"},
         }

@@ -42,6 +42,13 @@ class StackfsError(Exception):
         self.exit_code = ExitCode(exit_code)
 
 
+class NotAnswering(StackfsError):
+    """A daemon that does not answer in time, hangs up, or answers with something that is no answer."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, ExitCode.NOT_ANSWERING)
+
+
 class UsageError(StackfsError):
     """The command line, an option or a volume TOML is wrong."""
 

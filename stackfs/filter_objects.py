@@ -8,6 +8,7 @@ object ends, contexts for one, is handed over with at_end().
 from __future__ import annotations
 
 import enum
+import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
@@ -15,12 +16,13 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 import trio
 
-from stackfs import api
+from stackfs import api, contexts, names
 from stackfs.altitude import AltitudeKey, sort_key
 from stackfs.cext.callback_data import CallbackData
 from stackfs.cext.requests import Volume as CoreVolume
 from stackfs.cext.stack import InstanceEntry
 from stackfs.errors import FltError
+from stackfs.filter_io import FilterIo
 from stackfs.frames import Legacy
 from stackfs.rundown import Rundown
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from stackfs.discovery import Found
     from stackfs.manager import FilterManager
     from stackfs.manifest import Manifest
+    from stackfs.ports import FilterPorts
 
 log = structlog.get_logger("stackfs.manager")
 
@@ -111,11 +114,14 @@ class FltObject:
 class LoadedFilter(FltObject):
     """A filter that is registered: its callbacks, and its instances."""
 
-    def __init__(self, manager: FilterManager, found: Found, filter_object: api.Filter) -> None:
+    def __init__(
+        self, manager: FilterManager, found: Found, filter_object: api.Filter, ports: FilterPorts
+    ) -> None:
         super().__init__()
         self.manager = manager
         self.found = found
         self.object = filter_object
+        self.ports = ports
         self.instances: list[Instance] = []
         """Every one that is not gone."""
         self.former: list[Instance] = []
@@ -128,6 +134,12 @@ class LoadedFilter(FltObject):
         """The number of the frame that its default instance's altitude lies in."""
         self.legacy: Legacy | None = None
         """A legacy filter's layer: it has no frame, and the Filter Manager does not manage it."""
+        try:
+            self.contexts = contexts.register(self.name, filter_object)
+        except ValueError as error:
+            raise FltError(
+                api.STATUS_FLT_INVALID_CONTEXT_REGISTRATION, f"{found.path}: {self.manifest.filter}.contexts: {error}"
+            ) from error
 
     def __str__(self) -> str:
         return f"filter {self.name!r}"
@@ -164,7 +176,7 @@ class LoadedFilter(FltObject):
         return found
 
 
-class Instance(FltObject):
+class Instance(FltObject, contexts.InstanceFace, FilterIo):
     """One attachment of a filter to a volume. Callbacks get it as `objects`."""
 
     def __init__(
@@ -183,6 +195,7 @@ class Instance(FltObject):
         self.settled = trio.Event()
         """It has been set up, or not."""
         self.gone = trio.Event()
+        operations, native = filter.object.operations_for(options)
         self.entry = InstanceEntry(
             self,
             name,
@@ -195,11 +208,14 @@ class Instance(FltObject):
                     getattr(filter.object, operation.pre) if operation.pre else None,
                     getattr(filter.object, operation.post) if operation.post else None,
                 )
-                for operation in filter.object.operations
+                for operation in operations
             ],
-            filter.object.native,
+            native,
             filter.manifest.on_error == "pass",
+            filter.contexts,
+            names.provider(filter.object),
         )
+        volume.core.stack.introduce(self.entry)
 
     def __str__(self) -> str:
         return f"instance {self.name!r} on volume {self.volume.name!r}"
@@ -295,6 +311,7 @@ class Volume(FltObject):
         self.mountpoint = mountpoint
         self.source = source
         self.core = core
+        core.stack.name = os.fsencode(name)
         self.instances: list[Instance] = []
         """Those attached, highest altitude first, but for legacy filters'."""
         self.legacies: list[Instance] = []
@@ -303,6 +320,8 @@ class Volume(FltObject):
         """Those being set up or torn down: names and altitudes are taken."""
         self.invalidate: Callable[[], Awaitable[None]] | None = None
         """Makes the kernel forget what it cached; set by whoever mounted the volume."""
+        self.write_back: Callable[[], Awaitable[None]] | None = None
+        """Makes the kernel write the page cache's dirty pages; set by whoever mounted the volume."""
         self.is_mounted: Callable[[], bool] | None = None
         """Is it still mounted? Set by whoever mounted it."""
 

@@ -49,6 +49,9 @@ MAX_TASKS = 10_000
 WORKERS = 16
 """Threads that may wait for the disk at once."""
 
+ASKING_WORKERS = 32
+"""Requests that may be with filters that wait for programs at once; as many as the device has threads."""
+
 
 class LaneError(Exception):
     """The header queue and pyfuse3's messages do not match any more."""
@@ -74,14 +77,18 @@ class Operations:
     enable_acl = False  # INIT is answered by the device, which asks for ACLs
     supports_dot_lookup = False
 
-    def __init__(self, device: Device, volume: Volume) -> None:
+    def __init__(self, device: Device, volume: Volume, keep_cache: bool) -> None:
         self.device = device
         self.volume = volume
+        self.keep_cache = keep_cache
         self.broken: LaneError | None = None
         self.on_broken = trio.Event()
+        self.callbacks_wait: Callable[[], bool] = lambda: False
+        """Is a filter attached that may wait for a program? Its callbacks then never run on the loop."""
         self._workers = trio.CapacityLimiter(WORKERS)
         self._token = trio.lowlevel.current_trio_token()
         self._thread = threading.get_ident()
+        self._asking_workers = trio.CapacityLimiter(ASKING_WORKERS)
 
     def init(self) -> None:
         """libfuse has got its INIT."""
@@ -103,27 +110,45 @@ class Operations:
 
         Most requests end in place: they then cost no coroutine. One that has to wait goes on in a worker thread.
         """
+        if self.callbacks_wait():
+            return self._run_in_thread(request, answer)
         if not request.run():
             return self._wait(request, answer)
         if request.error:
             raise pyfuse3.FUSEError(request.error)
         return Done(answer(request))
 
+    async def _run_in_thread(self, request: Request, answer: Callable[[Request], T]) -> T:
+        """All callbacks in worker threads, where they may wait for a program."""
+        while True:
+            with trio.CancelScope(shield=True):
+                done = await trio.to_thread.run_sync(request.run, limiter=self._asking_workers)
+            if done:
+                break
+            await self._until_ready(request)
+        if request.error:
+            raise pyfuse3.FUSEError(request.error)
+        return answer(request)
+
     async def _wait(self, request: Request, answer: Callable[[Request], T]) -> T:
         while True:
-            if request.is_held:
-                woken = trio.Event()
-                if request.park(functools.partial(self._wake, woken)):
-                    await woken.wait()
-            else:
-                # Shielded: the thread uses the request's memory until it is done.
-                with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(request.wait, limiter=self._workers)
+            await self._until_ready(request)
             if request.run():
                 break
         if request.error:
             raise pyfuse3.FUSEError(request.error)
         return answer(request)
+
+    async def _until_ready(self, request: Request) -> None:
+        """What run() stopped at. Shielded, but for what a filter holds: the thread uses the request's memory until it is
+        done."""
+        if request.is_held:
+            woken = trio.Event()
+            if request.park(functools.partial(self._wake, woken)):
+                await woken.wait()
+            return
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(request.wait, limiter=self._workers)
 
     def _wake(self, woken: trio.Event) -> None:
         """By whatever thread has carried the request on."""
@@ -201,11 +226,20 @@ class Operations:
     # --- open files ---------------------------------------------------------------------------------------------------
 
     def open(self, inode: int, flags: int, ctx: Any) -> Awaitable[pyfuse3.FileInfo]:
-        return self._finish(self._take(OPEN, inode), _file_info)
+        return self._finish(self._take(OPEN, inode), self._file_info)
 
     def create(self, parent_inode: int, name: bytes, mode: int, flags: int,
                ctx: Any) -> Awaitable[tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]]:  # fmt: skip
-        return self._finish(self._take(CREATE, parent_inode).named(name), lambda made: (_file_info(made), _entry(made)))
+        return self._finish(
+            self._take(CREATE, parent_inode).named(name), lambda made: (self._file_info(made), _entry(made))
+        )
+
+    def _file_info(self, request: Request) -> pyfuse3.FileInfo:
+        """Unless told otherwise pyfuse3 would have the kernel keep a file's pages from one open to the next."""
+        direct = request.direct_io
+        return pyfuse3.FileInfo(
+            fh=pyfuse3.FileHandleT(request.fh), direct_io=direct, keep_cache=self.keep_cache and not direct
+        )
 
     def read(self, fh: int, off: int, size: int) -> Awaitable[bytes]:
         return self._finish(self._take(READ).receiving(size), _result)
@@ -281,10 +315,6 @@ def _names(request: Request) -> list[bytes]:
     return request.result().split(b"\0")[:-1]
 
 
-def _file_info(request: Request) -> pyfuse3.FileInfo:
-    return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(request.fh), direct_io=request.direct_io)
-
-
 def _statistics(request: Request) -> pyfuse3.StatvfsData:
     data = pyfuse3.StatvfsData()
     (data.f_bsize, data.f_frsize, data.f_blocks, data.f_bfree, data.f_bavail,
@@ -292,9 +322,12 @@ def _statistics(request: Request) -> pyfuse3.StatvfsData:
     return data
 
 
-def start(device: Device, volume: Volume) -> Operations:
-    """Give pyfuse3 its end of the device's socket pair. Before device.start(); run() then serves."""
-    operations = Operations(device, volume)
+def start(device: Device, volume: Volume, *, keep_cache: bool) -> Operations:
+    """Give pyfuse3 its end of the device's socket pair. Before device.start(); run() then serves.
+
+    keep_cache: as the volume has it; an open leaves the page cache as it is.
+    """
+    operations = Operations(device, volume, keep_cache)
     handlers: Any = operations
     pyfuse3.init(handlers, f"/dev/fd/{device.detach_lane_fd()}", set())
     return operations

@@ -314,7 +314,7 @@ def refuse(found: Found, field: str, reason: str) -> NoReturn:
 
 def check_registration(found: Found, wanted: str, cls: type[Filter] | Filter) -> None:
     """Holds a filter's registration against the rules. wanted: what to call it. FilterImageError: what is wrong."""
-    from stackfs import api
+    from stackfs import api, contexts, names
     from stackfs.cext.stack import may_be_irp
 
     if isinstance(cls.flags, bool) or not isinstance(cls.flags, int) or not 0 <= cls.flags <= 0xF:
@@ -325,6 +325,14 @@ def check_registration(found: Found, wanted: str, cls: type[Filter] | Filter) ->
             refuse(found, f"{wanted}.{name}", "must be a method, or None")
         if inspect.iscoroutinefunction(callback):
             refuse(found, f"{wanted}.{name}", "is async; it must be a plain method")
+    try:
+        contexts.check(cls)
+    except ValueError as error:
+        refuse(found, f"{wanted}.contexts", str(error))
+    try:
+        names.check(cls)
+    except ValueError as error:
+        refuse(found, wanted, str(error))
     if not isinstance(cls.operations, (tuple, list)):
         refuse(found, f"{wanted}.operations", "must be a tuple of Operation")
     majors = {int(value): name for name, value in vars(api).items() if name.startswith("IRP_MJ_")}

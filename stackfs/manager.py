@@ -23,15 +23,17 @@ from typing import Any, TypeVar
 import structlog
 import trio
 
-from stackfs import api, discovery, loader
+from stackfs import api, contexts, discovery, loader
 from stackfs.altitude import AltitudeError, sort_key
 from stackfs.async_callbacks import AsyncCallbacks
+from stackfs.cext import filter_file
 from stackfs.cext.requests import Volume as CoreVolume
 from stackfs.driver_object import DriverObject
 from stackfs.errors import ExitCode, FltError, StackfsError
 from stackfs.filter_objects import FilterState, FltObject, Instance, InstanceState, LoadedFilter, Volume
 from stackfs.frames import BetweenLegacyFilters, DeviceStack
 from stackfs.manifest import START_TYPES
+from stackfs.ports import FilterPorts
 
 __all__ = ["FilterManager", "Instance", "LoadedFilter", "Volume", "current", "running"]
 
@@ -63,6 +65,9 @@ CANCEL_EVERY = 0.05
 
 PATIENCE = 2.0
 """Seconds after which an unload or teardown that waits, for references or for what filters hold, says so in the log."""
+
+PORTS_LIMIT = 5.0
+"""Seconds that callbacks of ports have to return when their process ends."""
 
 OPENDIR, RELEASEDIR = 27, 29
 """Requests, as FUSE numbers them."""
@@ -211,12 +216,25 @@ class FilterManager:
             while volume.instances or volume.legacies or volume.unsettled:
                 instances = self._in_order([*volume.instances, *volume.legacies, *volume.unsettled])
                 await self._tear_down(instances, api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT)
+            await self._replaced(volume)  # what was drained is still on its way to its end
             await self._end(volume)
             self.volumes.remove(volume)
             # What was drained or let go of is still on its way to its end.
             while not volume.core.stack.settled or volume.core.held() or volume.core.resuming:
                 await trio.sleep(DRAIN_POLL)
         volume.core.close()
+
+    def volume_names(self) -> list[tuple[str, str]]:
+        """Name and mountpoint of each; from any thread."""
+        return [(volume.name, volume.mountpoint) for volume in list(self.volumes)]
+
+    def close_ports(self) -> None:
+        """The process ends: programs are shown out, and callbacks that wait for them go on. In a thread that may wait.
+
+        Each callback has PORTS_LIMIT seconds to return.
+        """
+        for loaded in list(self.loaded.values()):
+            loaded.ports.close(PORTS_LIMIT)
 
     def volume(self, name: str) -> Volume:
         """By name or mountpoint."""
@@ -264,7 +282,7 @@ class FilterManager:
                 if options is None:
                     options = found.manifest.validate_options({})
                 if isinstance(entry, type):
-                    loaded = self.register(found, await self._new_object(found, entry, dict(options)))
+                    loaded = await self._make(found, entry, dict(options))
                     loaded.become(FilterState.FILTERING)
                 else:
                     loaded = await self._run_driver_entry(found, entry, dict(options))
@@ -286,11 +304,14 @@ class FilterManager:
         if name in self.loaded or name in self._loading:
             raise FltError(api.STATUS_IMAGE_ALREADY_LOADED, f"filter {name!r} is loaded already")
 
-    @staticmethod
-    async def _new_object(found: discovery.Found, cls: type[api.Filter], options: dict[str, Any]) -> api.Filter:
-        def make() -> api.Filter:
+    async def _make(self, found: discovery.Found, cls: type[api.Filter], options: dict[str, Any]) -> LoadedFilter:
+        """A filter's object, registered. Where that fails, the ports are closed that it has opened."""
+        filter_object = cls.__new__(cls)
+        ports = filter_object._ports = FilterPorts(found.name, self.volume_names)
+
+        def make() -> None:
             try:
-                return cls(options)
+                filter_object.__init__(options)  # type: ignore[misc]
             except StackfsError:
                 raise
             except BaseException as error:
@@ -298,7 +319,13 @@ class FilterManager:
                     api.STATUS_FAILED_DRIVER_ENTRY, f"{found.path}: {type(error).__name__}: {error}"
                 ) from error
 
-        return await _in_thread(make)
+        try:
+            await _in_thread(make)
+            return self.register(found, filter_object)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await _in_thread(ports.close, PORTS_LIMIT)
+            raise
 
     async def _run_driver_entry(
         self, found: discovery.Found, entry: Callable[[DriverObject, str], int | None], options: dict[str, Any]
@@ -332,7 +359,9 @@ class FilterManager:
         """FltRegisterFilter. FltError: STATUS_FLT_INSTANCE_ALTITUDE_COLLISION, it is registered already."""
         if found.name in self.loaded:
             raise FltError(api.STATUS_FLT_INSTANCE_ALTITUDE_COLLISION, f"filter {found.name!r} is registered already")
-        loaded = LoadedFilter(self, found, filter_object)
+        if filter_object._ports is None:
+            filter_object._ports = FilterPorts(found.name, self.volume_names)
+        loaded = LoadedFilter(self, found, filter_object, filter_object._ports)
         altitude = found.manifest.altitude
         if isinstance(filter_object, api.LegacyFilter):
             loaded.legacy = self.frames.add_legacy(found.name, altitude, self._highest())
@@ -417,6 +446,8 @@ class FilterManager:
             else api.FLTFL_INSTANCE_TEARDOWN_FILTER_UNLOAD
         )
         with trio.CancelScope(shield=True):
+            # First: what a callback waits for on a port must not hold up the instances that are torn down.
+            await _in_thread(loaded.ports.close)
             while loaded.instances:
                 await self._tear_down(self._in_order(loaded.instances), reason)
         with trio.move_on_after(PATIENCE) as patience:
@@ -425,6 +456,7 @@ class FilterManager:
             log.warning("an unload waits for what holds the filter", filter=loaded.name, held_by=loaded.held_by())
             await self._unreferenced(loaded)
         with trio.CancelScope(shield=True):
+            await contexts.unregister(loaded.name, loaded.contexts)
             await self._end(loaded)
             await _in_thread(loader.unload, loaded.found)
         del self.loaded[loaded.name]
@@ -583,6 +615,7 @@ class FilterManager:
                     status,
                     f"filter {loaded.name!r} does not attach to volume {volume.name!r} ({api.status_name(status)})",
                 )
+            await self._write_back(instance)
             try:
                 self._check_alive(loaded, volume)  # it may have begun to go meanwhile
                 self._yield_bypass(instance)
@@ -597,6 +630,8 @@ class FilterManager:
             instance.rundown.run_down()
             instance.become(InstanceState.GONE)
             with trio.CancelScope(shield=True):
+                await self._end_io(instance)
+                await contexts.delete_all(instance.entry)
                 await self._end(instance)
             raise
         volume.unsettled.remove(instance)
@@ -633,7 +668,9 @@ class FilterManager:
             instance = Instance(
                 loaded, volume, name, altitude, dict(loaded.object.options) if options is None else options
             )
-        except Exception as error:  # a registration that was changed after it was checked
+        except StackfsError:  # options that the filter cannot register by
+            raise
+        except BaseException as error:  # out of operations_for(), or a registration that was changed after the check
             what = f"filter {loaded.name!r} cannot be attached: {type(error).__name__}: {error}"
             raise FltError(api.STATUS_INVALID_PARAMETER, what) from error
         if loaded.legacy is None:
@@ -715,11 +752,14 @@ class FilterManager:
     async def _start_teardown(self, instance: Instance, reason: int) -> None:
         volume, loaded = instance.volume, instance.filter
         instance.rundown.run_down()
+        if reason != api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT:
+            await self._write_back(instance)
         volume.core.stack.remove(instance.entry)
         volume.attached(loaded).remove(instance)
         volume.unsettled.append(instance)
         volume.settle_timeouts()
         volume.settle_bypass()
+        instance.entry.close_contexts()
         await self._tell(f"{loaded.name}: instance_teardown_start", loaded.object.instance_teardown_start,
                          instance, reason)  # fmt: skip
 
@@ -732,10 +772,14 @@ class FilterManager:
             held = instance.rundown.holders()
             log.warning("a teardown waits for what is under way", instance=instance.name, held_by=held)
             await instance.rundown.wait(work_alone=True)
+        while filter_file.io_pending(instance.entry):
+            await trio.sleep(DRAIN_POLL)
         if reason != api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT:
             await self._invalidate(instance)
         await self._tell(f"{loaded.name}: instance_teardown_complete", loaded.object.instance_teardown_complete,
                          instance, reason)  # fmt: skip
+        await self._end_io(instance)
+        await contexts.delete_all(instance.entry)
         await self._end(instance)
         volume.unsettled.remove(instance)
         loaded.instances.remove(instance)
@@ -788,6 +832,22 @@ class FilterManager:
 
         if not volume.core.stack.settled:
             self.soon(wait)
+    @staticmethod
+    async def _write_back(instance: Instance) -> None:
+        """What was written before the instance comes, or before it goes, takes the way that it was written for (D9)."""
+        if instance.volume.write_back is not None and instance.sees_data:
+            with trio.CancelScope(shield=True):
+                await instance.volume.write_back()
+
+    @staticmethod
+    async def _end_io(instance: Instance) -> None:
+        """The filter starts no more I/O on this volume; what it left open is closed (B4.8)."""
+        filter_file.end_io(instance.entry)
+        while filter_file.io_pending(instance.entry):
+            await trio.sleep(DRAIN_POLL)
+        left = filter_file.close_left_open(instance.entry)
+        if left:
+            log.warning("files left open", filter=instance.filter.name, instance=instance.name, files=left)
 
     @staticmethod
     async def _invalidate(instance: Instance) -> None:
@@ -919,6 +979,7 @@ async def running(manager: FilterManager) -> AsyncIterator[FilterManager]:
             yield manager
         finally:
             with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(manager.close_ports)
                 for volume in list(manager.volumes):
                     await manager.remove_volume(volume)
             nursery.cancel_scope.cancel()

@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -165,6 +166,21 @@ def core(tmp_path: Path) -> Iterator[object]:
     volume = Volume(os.open(tmp_path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
     yield volume
     volume.close()
+
+
+@pytest.fixture
+def port_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the runtime directories of root and of all users are made, for tests of ports: others can reach it."""
+    from stackfs import runtime_directory
+
+    with tempfile.TemporaryDirectory(prefix="stackfs-test-") as top:
+        os.chmod(top, 0o755)
+        (Path(top) / "run").mkdir(mode=0o755)
+        monkeypatch.setattr(runtime_directory, "ROOT", f"{top}/run/stackfs")
+        monkeypatch.setattr(runtime_directory, "USERS", f"{top}/user")
+        if os.geteuid() != 0:
+            monkeypatch.setattr(runtime_directory, "path", lambda: f"{top}/run/stackfs")
+        yield Path(top) / "run"
 
 
 @pytest.fixture

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from stackfs.api import FLT_PREOP_SUCCESS_WITH_CALLBACK
 from stackfs.cext.requests import VfsError, Volume
 from stackfs.cext.stack import InstanceEntry
-
-from stackfs.api import FLT_PREOP_SUCCESS_WITH_CALLBACK
 
 # FUSE's numbers of the requests used here.
 LOOKUP, GETATTR, MKDIR, UNLINK, RMDIR, OPEN, READ, WRITE, RELEASE = 1, 3, 9, 10, 11, 14, 15, 16, 18

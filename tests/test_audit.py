@@ -25,7 +25,7 @@ def shown(top: Path, *arguments: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in lines]
 
 
-def test_each_request_has_one_right_record(drive: Callable[..., Drive], tmp_path: Path) -> None:
+def test_each_request_has_one_right_record(drive: Callable[..., Drive], tmp_path: Path, lanes: str) -> None:
     made = drive(options(tmp_path))
     run("sh", "-c", f"cd {made.mnt} && mkdir d && echo 0123456789 > d/a && mv d/a d/b && chmod 600 d/b && ln d/b c "
         "&& ln -s x l && readlink l && cat d/b && ls d && rm c && rm d/b && rmdir d; cat nothing; true")  # fmt: skip

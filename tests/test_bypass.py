@@ -253,6 +253,26 @@ def test_supporting_bypass_and_vetoing_it_for_one_file(bypassing: Drive, tmp_pat
     assert rows[0]["features"] == 8
 
 
+def test_a_trail_without_reads_and_writes_leaves_files_bypassed(bypassing: Drive, tmp_path: Path) -> None:
+    """audit registers what it watches: opens have their records, data goes past it. Watching writes, too, ends that."""
+    audit = f"filter=audit,audit.directory={tmp_path}/trail,audit.key={tmp_path}/key"
+    bypassing.umount()
+    bypassing.mount(audit, "audit.operations=create open unlink")
+    assert lane(bypassing)["bypass"] == "on"
+    path = bypassing.mnt / "f"
+    path.write_bytes(b"x" * 5000)
+    assert path.read_bytes() == b"x" * 5000
+    path.unlink()
+    assert served(bypassing, "READ") == served(bypassing, "WRITE") == 0
+    bypassing.umount()
+    shown = run(STACKFS, "audit", "show", tmp_path / "trail", "--json", "--path", "/f").stdout.splitlines()
+    assert [json.loads(each)["operation"] for each in shown] == ["create", "open", "unlink"]
+    bypassing.mount(f"{audit},audit.operations=create write")
+    assert lane(bypassing)["bypass"] == "off: audit sees reads or writes and does not support it"
+    path.write_bytes(b"x")
+    assert served(bypassing, "WRITE") == 1
+
+
 def test_opening_and_closing_from_many_threads_never_fails(bypassing: Drive) -> None:
     """Every wrong combination of modes on one inode would be an EIO of open(2)."""
     path = bypassing.mnt / "f"
@@ -276,7 +296,8 @@ def test_opening_and_closing_from_many_threads_never_fails(bypassing: Drive) -> 
         assert worker.returncode == 0 and not wrong, wrong.decode()
 
 
-@pytest.mark.parametrize("options", [(), ("bypass=off",), ("bypass=off", "cache=strict"), ("lanes=irp",)], ids="/".join)
+@pytest.mark.parametrize("options", [(), ("bypass=off",), ("bypass=off", "cache=strict"), ("lanes=irp",),
+                                     ("lanes=irp", "cache=strict")], ids="/".join)
 def test_a_write_by_another_user_takes_set_id_bits_away(drive: Callable[..., Drive], options: tuple[str, ...]) -> None:
     made = drive(*options, "allow_other")
     program = (

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from stackfs import control, discovery, runtime_directory
-from stackfs.cli import fltmc_main, hresult, stackfs_main, tables, umount
+from stackfs import control, discovery, hresult, runtime_directory
+from stackfs.cli import fltmc_main, stackfs_main, tables, umount
 from stackfs.control import FilterRow, InstanceRow, VolumeRow
 from stackfs.errors import ExitCode, FltError, StackfsError
+from stackfs.filterlib import management
 
 FAKE_DAEMON = str(Path(__file__).with_name("fake_daemon.py"))
 AUDIT = {"name": "audit", "instances": 1, "altitude": "385100", "frame": 0, "start": "demand", "on_error": "fail"}
@@ -165,7 +166,7 @@ def test_a_report_is_outlined_and_escaped() -> None:
 
 def test_what_is_no_altitude_is_sorted_last() -> None:
     given = ["20", "junk", "100.5", "100.49", "3"]
-    assert sorted(given, key=tables.by_altitude, reverse=True) == ["100.5", "100.49", "20", "3", "junk"]
+    assert sorted(given, key=management.by_altitude, reverse=True) == ["100.5", "100.49", "20", "3", "junk"]
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 import trio
 
-from stackfs import control, runtime_directory
-from stackfs.errors import ExitCode, FltError, StackfsError
+from stackfs import control, runtime_directory, runtime_sockets
+from stackfs.errors import ExitCode, FltError, NotAnswering, StackfsError
 
 HELLO = {"pid": 1, "uid": 0, "volume_name": "data", "mountpoint": "/mnt/data", "source": "/srv/data", "version": "0"}
 NOBODY = 65534
@@ -170,7 +170,7 @@ def test_rows_are_checked(serve: Serve) -> None:
     with only_daemon() as client:
         assert client.rows("filters", control.FilterRow) == [control.FilterRow("audit", 1, "385100", 0)]
         for verb, kind in (("instances", control.InstanceRow), ("volumes", control.VolumeRow)):
-            with pytest.raises(control.NotAnswering, match=f"wrong answer to {verb}"):
+            with pytest.raises(NotAnswering, match=f"wrong answer to {verb}"):
                 client.rows(verb, kind)
 
 
@@ -255,7 +255,7 @@ def test_directory_and_socket_are_the_owners_alone(serve: Serve, run_directory: 
     server = serve(echo, "a volume's name of any length " * 10)
     assert stat.S_IMODE(run_directory.stat().st_mode) == 0o700
     name, = os.listdir(run_directory)
-    assert name == control.socket_name("a volume's name of any length " * 10, os.getpid())
+    assert name == runtime_sockets.socket_name("a volume's name of any length " * 10, os.getpid())
     assert len(name) <= 24
     assert server.path == str(run_directory / name)
     assert stat.S_IMODE((run_directory / name).stat().st_mode) == 0o600
@@ -349,21 +349,21 @@ def left_behind(directory: Path, name: str) -> None:
 
 
 def test_a_dead_daemons_socket_is_removed_by_whoever_looks(run_directory: Path) -> None:
-    left_behind(run_directory, control.socket_name("data", dead_pid()))
-    left_behind(run_directory, control.socket_name("data", os.getpid()))    # its number in use again
+    left_behind(run_directory, runtime_sockets.socket_name("data", dead_pid()))
+    left_behind(run_directory, runtime_sockets.socket_name("data", os.getpid()))    # its number in use again
     (run_directory / "not-ours").touch()
     assert control.daemons() == []
     assert os.listdir(run_directory) == ["not-ours"]
 
 
 def test_a_new_daemon_removes_what_dead_ones_left(serve: Serve, run_directory: Path) -> None:
-    published = control.socket_name("other", dead_pid())
-    half_made = f".{control.socket_name('more', dead_pid())}.new"
-    being_made = f".{control.socket_name('more', os.getppid())}.new"
+    published = runtime_sockets.socket_name("other", dead_pid())
+    half_made = f".{runtime_sockets.socket_name('more', dead_pid())}.new"
+    being_made = f".{runtime_sockets.socket_name('more', os.getppid())}.new"
     for name in (published, half_made, being_made):
         left_behind(run_directory, name)
     serve(echo)
-    assert sorted(os.listdir(run_directory)) == sorted([being_made, control.socket_name("data", os.getpid())])
+    assert sorted(os.listdir(run_directory)) == sorted([being_made, runtime_sockets.socket_name("data", os.getpid())])
 
 
 Impostor = Callable[[bytes | None], None]
@@ -377,7 +377,7 @@ def impostor(run_directory: Path) -> Iterator[Impostor]:
     connections: list[socket.socket] = []
 
     def start(says: bytes | None) -> None:
-        listener.bind(str(run_directory / control.socket_name("data", os.getpid())))
+        listener.bind(str(run_directory / runtime_sockets.socket_name("data", os.getpid())))
         listener.listen()
 
         def answer() -> None:
@@ -451,8 +451,8 @@ def test_an_unknown_exit_code_becomes_a_plain_failure(impostor: Impostor) -> Non
 
 def test_what_is_no_socket_is_not_asked(run_directory: Path) -> None:
     run_directory.mkdir(mode=0o700)
-    (run_directory / control.socket_name("file", os.getpid())).touch()
-    (run_directory / control.socket_name("link", os.getpid())).symlink_to("/run/nowhere")
+    (run_directory / runtime_sockets.socket_name("file", os.getpid())).touch()
+    (run_directory / runtime_sockets.socket_name("link", os.getpid())).symlink_to("/run/nowhere")
     problems: list[StackfsError] = []
     assert control.daemons(problems) == []
     assert ["not trusted" in str(each) for each in problems] == [True, True]
@@ -524,7 +524,7 @@ def serving_as(uid: int, directory: Path, listener: socket.socket) -> int:
 def test_another_user_in_roots_directory_is_not_trusted(run_directory: Path) -> None:
     run_directory.mkdir(mode=0o700)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(str(run_directory / control.socket_name("data", os.getpid())))
+        listener.bind(str(run_directory / runtime_sockets.socket_name("data", os.getpid())))
         pid = serving_as(NOBODY, run_directory, listener)
         try:
             problems: list[StackfsError] = []
@@ -544,7 +544,7 @@ def test_root_sees_every_users_daemons(tmp_path: Path) -> None:
     directory.parent.mkdir(mode=0o700)
     directory.mkdir(mode=0o700)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        entry = directory / control.socket_name("data", 1)
+        entry = directory / runtime_sockets.socket_name("data", 1)
         listener.bind(str(entry))
         for path in (directory.parent, directory, entry):
             os.chown(path, NOBODY, NOBODY)

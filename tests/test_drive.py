@@ -52,7 +52,7 @@ def in_drive(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("error", ["RuntimeError", "KeyboardInterrupt", "SystemExit"])
 def test_a_filter_that_raises_fails_its_operations_and_no_other(
-    drive: Callable[..., Drive], tmp_path: Path, error: str
+    drive: Callable[..., Drive], tmp_path: Path, lanes: str, error: str
 ) -> None:
     where = drop_in(tmp_path / "f", "raises", RAISES.format(error=error))
     made = drive(where, "filter=raises", "cache=strict")
@@ -75,7 +75,9 @@ def test_a_filter_that_raises_fails_its_operations_and_no_other(
     assert mine["status"]["open_files"] == 0  # CLEANUP and CLOSE reached the base all the same
 
 
-def test_on_error_pass_lets_operations_by_and_then_detaches(drive: Callable[..., Drive], tmp_path: Path) -> None:
+def test_on_error_pass_lets_operations_by_and_then_detaches(
+    drive: Callable[..., Drive], tmp_path: Path, lanes: str
+) -> None:
     where = drop_in(tmp_path / "f", "raises", RAISES.format(error="ValueError"), on_error="pass")
     made = drive(where, "filter=raises", "cache=strict")
     made.expected_log = ["a callback raised", "failed too often"]
@@ -125,7 +127,7 @@ WORK = (
 
 @pytest.mark.parametrize("on_error", ["fail", "pass"])
 def test_a_filter_that_raises_in_every_callback_of_every_operation(
-    drive: Callable[..., Drive], tmp_path: Path, on_error: str
+    drive: Callable[..., Drive], tmp_path: Path, lanes: str, on_error: str
 ) -> None:
     """`fail` refuses all of it and stays; `pass` is as if it were not there, and goes. The drive outlives both, nothing
     stays open or undone, and without it everything is as before."""
@@ -162,7 +164,9 @@ def test_a_filter_that_raises_in_every_callback_of_every_operation(
     assert mine["open_files"] == 0 and mine["failed_instances"] == []
 
 
-def test_a_callback_that_touches_its_own_mount_gets_edeadlk(drive: Callable[..., Drive], tmp_path: Path) -> None:
+def test_a_callback_that_touches_its_own_mount_gets_edeadlk(
+    drive: Callable[..., Drive], tmp_path: Path, lanes: str
+) -> None:
     body = """
 import os
 from stackfs.api import *
@@ -261,7 +265,7 @@ def test_a_second_signal_ends_a_drive_with_open_files(drive: Callable[..., Drive
         holder.communicate()
 
 
-def test_lazy_unmount_serves_open_files_to_their_end(drive: Callable[..., Drive]) -> None:
+def test_lazy_unmount_serves_open_files_to_their_end(drive: Callable[..., Drive], lanes: str) -> None:
     made = drive()
     code = ("import os,sys\nfd=os.open(sys.argv[1],os.O_RDWR|os.O_CREAT)\nprint('x',flush=True)\nsys.stdin.readline()\n"
             "assert os.write(fd,b'late')==4; os.fsync(fd); os.close(fd)")  # fmt: skip
@@ -275,7 +279,7 @@ def test_lazy_unmount_serves_open_files_to_their_end(drive: Callable[..., Drive]
     assert (made.src / "held").read_text() == "late"
 
 
-def test_readonly_refuses_and_leaves(drive: Callable[..., Drive]) -> None:
+def test_readonly_refuses_and_leaves(drive: Callable[..., Drive], lanes: str) -> None:
     made = drive("filter=passthrough")
     run("sh", "-c", f"echo 1 > {made.mnt}/a")
     made.fltmc("load", "readonly", "-v", str(made.mnt))

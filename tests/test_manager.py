@@ -7,6 +7,7 @@ import itertools
 import os
 import threading
 import weakref
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -31,6 +32,7 @@ from stackfs.api import (
 from stackfs.cext.stack import ERROR_LIMIT
 from stackfs.errors import FltError, StackfsError
 from stackfs.manager import Volume
+from stackfs.options import InstanceSpec
 
 # ---- how an instance goes -------------------------------------------------------------------------------------------
 
@@ -390,6 +392,79 @@ def test_time_outs_follow_what_is_attached(bench: Bench) -> None:
         assert volume.core.stack.names_or_data_filtered
         await bench.manager.unload("f")
         assert not volume.core.stack.names_or_data_filtered
+
+    test(bench)
+
+
+BY_OPTION = '''
+class Dropped(Filter):
+    """Which operation an instance sees is an option."""
+
+    operations = (Operation(IRP_MJ_CLEANUP, pre="pre"),)
+
+    def operations_for(self, options):
+        if options["major"] == 5:
+            raise StackfsError("5 is never seen")
+        return (Operation(options["major"], pre="pre"),) if options["major"] else self.operations, None
+
+    def pre(self, data, objects):
+        return FLT_PREOP_SUCCESS_NO_CALLBACK
+'''
+
+
+def test_an_instance_registers_what_its_options_say(bench: Bench) -> None:
+    """A2.6: each instance of a filter for itself; one whose options do not do is not attached, and nothing changes."""
+
+    @on_trio
+    async def test(bench: Bench) -> None:
+        bench.drop(BY_OPTION, fields='"options": {"major": {"type": "int", "default": 3, "doc": "What it sees."}}')
+        volume = bench.volume()
+
+        async def attach(number: int, major: int) -> None:
+            spec = InstanceSpec("f", f"i{number}", f"37050{number}", {"major": major})
+            await bench.manager.attach_configured(volume, [spec], 0)
+
+        await attach(1, api.IRP_MJ_WRITE)
+        await attach(2, api.IRP_MJ_FLUSH_BUFFERS)
+        await attach(3, 0)
+        registered = {each.name: each.entry.registered for each in volume.instances}
+        assert registered == {"i1": [api.IRP_MJ_WRITE], "i2": [api.IRP_MJ_FLUSH_BUFFERS], "i3": [api.IRP_MJ_CLEANUP]}
+        assert {each.name for each in volume.instances if each.blocks_bypass} == {"i1"}
+        with pytest.raises(StackfsError, match="5 is never seen"):
+            await attach(4, 5)
+        async with refused(STATUS_INVALID_PARAMETER, "cannot be registered"):
+            await attach(4, api.IRP_MJ_POWER)
+        assert len(volume.instances) == 3
+        await bench.manager.detach("f", volume, "i1")
+        assert not volume.core.stack.registered(api.IRP_MJ_WRITE)
+
+    test(bench)
+
+
+def test_dirty_pages_are_written_before_and_forgotten_after(bench: Bench) -> None:
+    """D9: an instance on data comes and goes in this order; one that sees none of it moves no page."""
+
+    @on_trio
+    async def test(bench: Bench) -> None:
+        body = PLAIN % "operations = (Operation(IRP_MJ_{}, pre='pre'),)\n    def pre(self, *_): return 1"
+        bench.drop(body.format("WRITE"))
+        bench.drop(body.format("FLUSH_BUFFERS"), name="g", altitude="370501")
+        volume = bench.volume()
+        steps: list[tuple[str, bool]] = []
+
+        def step(name: str) -> Callable[[], Awaitable[None]]:
+            async def take() -> None:
+                steps.append((name, volume.core.stack.registered(api.IRP_MJ_WRITE)))
+
+            return take
+
+        volume.write_back, volume.invalidate = step("written"), step("forgotten")
+        await bench.manager.load("f")
+        await bench.manager.load("g")
+        assert steps == [("written", False), ("forgotten", True)]
+        await bench.manager.detach("f", volume)
+        await bench.manager.unload("g")
+        assert steps[2:] == [("written", True), ("forgotten", False)]
 
     test(bench)
 

@@ -168,7 +168,9 @@ def test_fallocate_by_another_user_takes_set_id_bits(mounted: Drive, plain: Path
 
 
 @pytest.mark.parametrize("options", [["filter=null"], ["filter=passthrough"]])
-def test_cp_copies_with_and_without_filters_of_data(drive: Callable[..., Drive], options: list[str]) -> None:
+def test_cp_copies_with_and_without_filters_of_data(
+    drive: Callable[..., Drive], lanes: str, options: list[str]
+) -> None:
     """What the kernel offers to copy inside (copy_file_range) or has to read and write: the copy is right."""
     made = drive(*options)
     content = os.urandom(3 << 20)
@@ -243,7 +245,7 @@ def test_a_file_without_a_name_is_bypassed(drive: Callable[..., Drive]) -> None:
     assert requests["TMPFILE"] == 1 and "READ" not in requests and "WRITE" not in requests
 
 
-def test_a_file_without_a_name_only_for_writing_in_the_cache(drive: Callable[..., Drive]) -> None:
+def test_a_file_without_a_name_only_for_writing_in_the_cache(drive: Callable[..., Drive], lanes: str) -> None:
     """Writing a part of a page back may read the rest of it."""
     made = drive("writeback")
     fd = os.open(made.mnt, os.O_TMPFILE | os.O_WRONLY, 0o600)
@@ -334,7 +336,7 @@ def lockers() -> Iterator[Callable[[Path], Locker]]:
 
 
 @pytest.fixture
-def locking(drive: Callable[..., Drive]) -> Drive:
+def locking(drive: Callable[..., Drive], lanes: str) -> Drive:
     made = drive("filter=passthrough", "locks=stack")
     (made.mnt / "file").write_bytes(b"x" * 100)
     return made

@@ -1,9 +1,9 @@
 """Real programs on a real mount: what people do with a drive, with passthrough and audit attached.
 
-One volume for each cache mode, mounted and unmounted with the commands a user types; every test works in a folder of
-its own on it. In the end everything is removed through the drive, the trail has to verify, nothing may be left in the
-backing directory, and the daemon's log may hold no warning. What touches the mount runs in other processes with a time
-limit: a filesystem that hangs fails the test and is unmounted by force.
+One volume for each cache mode, and for the other lanes, mounted and unmounted with the commands a user types; every
+test works in a folder of its own on it. In the end everything is removed through the drive, the trail has to verify,
+nothing may be left in the backing directory, and the daemon's log may hold no warning. What touches the mount runs in
+other processes with a time limit: a filesystem that hangs fails the test and is unmounted by force.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,11 +100,11 @@ def mount(top: Path, *options: str) -> Volume:
     return volume
 
 
-def log_of(volume: Volume) -> Path:
-    """Its daemon's log. (7: somebody else's daemon on this machine does not answer.)"""
+def status_of(volume: Volume) -> dict[str, Any]:
+    """What its daemon says. (7: somebody else's daemon on this machine does not answer.)"""
     answer = json.loads(run(command("stackfs"), "status", "--json", ok=(0, 7)))
     (status,) = [each["status"] for each in answer["volumes"] if each["mountpoint"] == str(volume.drive)]
-    return Path(status["log"])
+    return dict(status)
 
 
 def unmount(volume: Volume) -> None:
@@ -117,14 +118,34 @@ def unmount(volume: Volume) -> None:
             subprocess.run([*by_force, str(volume.drive)], timeout=30, check=False)
 
 
-@pytest.fixture(scope="module", params=["normal", "strict"])
+VOLUMES = {
+    "normal": ("filter=passthrough", "filter=audit", "cache=normal"),
+    "strict": ("filter=passthrough", "filter=audit", "cache=strict"),
+    "irp": ("filter=passthrough", "filter=audit", "cache=strict", "lanes=irp"),
+    "bypass": ("filter=audit", "audit.operations=all -read -write"),
+}
+ON_SOME = {
+    "irp": ("test_tar", "test_fio_verify", "test_compile", "test_mmap", "test_appenders"),
+    "bypass": ("test_sqlite", "test_fio_verify", "test_mmap", "test_appenders"),
+}
+"""The other lanes have what is quick there, and what is about data."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "volume" in metafunc.fixturenames:
+        test = metafunc.function.__name__
+        names = [name for name in VOLUMES if test in ON_SOME.get(name, (test,))]
+        metafunc.parametrize("volume", names, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def volume(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Volume]:
-    mounted = mount(
-        tmp_path_factory.mktemp(f"workload-{request.param}"),
-        "filter=passthrough", "filter=audit", f"cache={request.param}",
-    )  # fmt: skip
+    mounted = mount(tmp_path_factory.mktemp(f"workload-{request.param}"), *VOLUMES[request.param])
     try:
-        log = log_of(mounted)
+        status = status_of(mounted)
+        log = Path(status["log"])
+        if request.param == "bypass" and status["lanes"]["bypass"] != "on":
+            pytest.skip(f"bypass is {status['lanes']['bypass']}")
         yield mounted
         assert os.listdir(mounted.source) == [], "the drive was emptied, its backing directory was not"
     finally:

@@ -11,10 +11,11 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
-from stackfs.api import STATUS_FLT_DO_NOT_ATTACH, STATUS_INVALID_PARAMETER, STATUS_SUCCESS, Filter
+from stackfs.api import STATUS_FLT_DO_NOT_ATTACH, STATUS_INVALID_PARAMETER, STATUS_SUCCESS, Filter, Operation
 from stackfs.errors import FltError
 
 if TYPE_CHECKING:
+    from stackfs.cext.stack import NativeOperations
     from stackfs.filters.audit.trail import OpenTrail
 
 MANIFEST = {
@@ -69,23 +70,19 @@ MANIFEST = {
 
 
 class Audit(Filter):
-    """One trail for each instance."""
+    """One trail for each instance, which registers only what its option `operations` watches."""
 
-    def __init__(self, options: dict[str, Any]) -> None:
-        from stackfs.filters.audit._callbacks import operations
+    def operations_for(self, options: dict[str, Any]) -> tuple[tuple[Operation, ...], NativeOperations]:
+        from stackfs.filters.audit import _callbacks, records
 
-        super().__init__(options)
-        self.native = operations()
+        return (), _callbacks.operations(records.watched_majors(watch_mask(options)))
 
     def instance_setup(self, instance: Any, flags: int) -> int:
-        from stackfs.filters.audit import records, trail
+        from stackfs.filters.audit import trail
         from stackfs.filters.audit._callbacks import Watch
 
         options = instance.options
-        try:
-            mask = records.watch_mask(options["operations"])
-        except ValueError as error:
-            raise FltError(STATUS_INVALID_PARAMETER, f"audit: {error}") from error
+        mask = watch_mask(options)
         settings = trail.Settings(
             ring_size=options["ring_size"],
             full=options["full"],
@@ -121,6 +118,16 @@ class Audit(Filter):
             structlog.get_logger("stackfs.audit").error(
                 "the trail could not be written to its end: records are missing", trail=opened.path
             )
+
+
+def watch_mask(options: dict[str, Any]) -> int:
+    """What an instance with these options watches (records.watch_mask). FltError: the option says nothing sensible."""
+    from stackfs.filters.audit import records
+
+    try:
+        return records.watch_mask(options["operations"])
+    except ValueError as error:
+        raise FltError(STATUS_INVALID_PARAMETER, f"audit: {error}") from error
 
 
 def _report(opened: OpenTrail) -> None:

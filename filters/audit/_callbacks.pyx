@@ -10,22 +10,19 @@ Any thread may run these callbacks. A watch is read only while its instance is a
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcmp, memcpy, memset
-from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
+from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 
 from stackfs.cext.callback_data cimport (
     FLTFL_POST_OPERATION_DRAINING,
     FLT_CALLBACK_DATA, FLT_POSTOP_FINISHED_PROCESSING, FLT_PREOP_COMPLETE, FLT_PREOP_SUCCESS_NO_CALLBACK,
     FLT_PREOP_SUCCESS_WITH_CALLBACK, FLT_RELATED_OBJECTS, FileEndOfFileInformation, FileLinkInformation, FileRenameInformation,
-    FileRenameInformationEx, IRP_MJ_CLEANUP, IRP_MJ_CREATE, IRP_MJ_DEVICE_CONTROL, IRP_MJ_DIRECTORY_CONTROL,
-    IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_FLUSH_BUFFERS, IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_QUERY_EA,
-    IRP_MJ_QUERY_INFORMATION, IRP_MJ_QUERY_OPEN, IRP_MJ_QUERY_SECURITY, IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_READ,
-    IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY, IRP_MJ_WRITE, REQUEST_PRINCIPAL)
+    FileRenameInformationEx, IRP_MJ_CLEANUP, IRP_MJ_CREATE, IRP_MJ_READ, IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY,
+    IRP_MJ_WRITE, REQUEST_PRINCIPAL)
 from stackfs.cext.inode_table cimport inode_table_t, node_path, operation_path
 from stackfs.cext.ntstatus cimport NT_SUCCESS, STATUS_DISK_FULL, STATUS_FLT_DISALLOW_FAST_IO, nt_to_errno
 from stackfs.cext.process cimport requestor_recently
-from stackfs.cext.requests cimport Volume, request_free, request_new, request_run, vfs_request_t
 from stackfs.cext.stack cimport (
-    CALLBACK_AS_ANYBODY, FLT_VOLUME, NativeOperations, about_to_wait, instance_pointer, operation_t)
+    CALLBACK_AS_ANYBODY, FLT_VOLUME, MAJOR_FUNCTIONS, NativeOperations, about_to_wait, instance_pointer, operation_t)
 from stackfs.filters.audit._trail cimport (
     BOUND_ONE, BOUND_TWO, RECORD_DRAINED, RECORD_KERNEL, RECORD_OTHER_PARTIAL, RECORD_PATH_DELETED, RECORD_PATH_PARTIAL,
     REQUEST_FIXED, TEXT_ROOM, TRAIL_FULL, TRAIL_PASSED, TRAIL_REFUSED, Trail, request_record_t, trail_cancel, trail_commit, trail_reserve)
@@ -33,21 +30,11 @@ from stackfs.filters.audit._trail cimport (
 cdef extern from *:
     """
     #include <fcntl.h>
-    #include <pthread.h>
-    #include <sys/syscall.h>
-    #include <unistd.h>
     """
     int O_TRUNC
-    ctypedef struct pthread_t:
-        pass
-    int pthread_create(pthread_t *t, void *attributes, void *(*start)(void *) noexcept nogil, void *argument) nogil
-    int pthread_join(pthread_t t, void **result) nogil
-    long syscall(long number, ...) nogil
-    long SYS_gettid
 
 cdef enum:
     OPCODE_OPEN = 14
-    OPCODE_READ = 15
     DELETED_LENGTH = 10                  # " (deleted)", behind the last path of a file without a name
     TRUNCATING = 63
 
@@ -185,77 +172,12 @@ cdef class Watch:
         self.trail = None
 
 
-def operations():
+def operations(list majors not None):
+    """See _callbacks.pyi."""
     cdef NativeOperations table = NativeOperations()
     cdef int major
-    for major in (IRP_MJ_CREATE, IRP_MJ_CLEANUP, IRP_MJ_READ, IRP_MJ_WRITE, IRP_MJ_QUERY_INFORMATION,
-                  IRP_MJ_SET_INFORMATION, IRP_MJ_QUERY_EA, IRP_MJ_SET_EA, IRP_MJ_FLUSH_BUFFERS,
-                  IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL,
-                  IRP_MJ_DEVICE_CONTROL, IRP_MJ_QUERY_SECURITY, IRP_MJ_SET_SECURITY, IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_QUERY_OPEN):
+    for major in majors:
+        if not 0 <= major < MAJOR_FUNCTIONS:
+            raise ValueError(f"{major:#x} is no operation")
         table.set(major, pre, post, <uint32_t>CALLBACK_AS_ANYBODY)
     return table
-
-
-# --- measuring ----------------------------------------------------------------------------------------------------------
-
-cdef enum:
-    MOST_THREADS = 64
-
-cdef struct reader_t:
-    pthread_t thread
-    vfs_request_t *request
-    uint64_t fh
-    long count
-    uint64_t cpu
-    int error
-
-
-cdef void *read_often(void *argument) noexcept nogil:
-    """Reads nothing at offset 0, 1, 2, ...: a request's cost but for the data's."""
-    cdef reader_t *reader = <reader_t *>argument
-    cdef vfs_request_t *request = reader.request
-    cdef long i
-    cdef char room[1]
-    for i in range(reader.count):
-        request.plan = NULL
-        request.step = request.started = request.error = request.failed = 0
-        request.unique = 0
-        request.opcode = OPCODE_READ
-        request.arguments.fh = reader.fh
-        request.arguments.offset = <uint64_t>i
-        request.buffer = room
-        request.who.tid = <uint32_t>syscall(SYS_gettid)
-        request_run(request)
-        if request.error:
-            reader.error = request.error
-    reader.cpu = now(CLOCK_THREAD_CPUTIME_ID)
-    return NULL
-
-
-def time_reads(Volume volume not None, list handles not None, long count):
-    """See _callbacks.pyi."""
-    cdef reader_t readers[MOST_THREADS]
-    cdef int threads = <int>len(handles)
-    cdef int i
-    cdef uint64_t begun, taken
-    cdef uint64_t cpu = 0
-    if not 1 <= threads <= MOST_THREADS:
-        raise ValueError("one to 64 threads")
-    memset(readers, 0, sizeof(readers))
-    for i in range(threads):
-        readers[i].request = request_new(&volume.stack.volume)
-        readers[i].fh = handles[i]
-        readers[i].count = count
-    with nogil:
-        begun = now(CLOCK_MONOTONIC)
-        for i in range(threads):
-            pthread_create(&readers[i].thread, NULL, read_often, &readers[i])
-        for i in range(threads):
-            pthread_join(readers[i].thread, NULL)
-        taken = now(CLOCK_MONOTONIC) - begun
-    for i in range(threads):
-        request_free(readers[i].request)
-        cpu += readers[i].cpu
-        if readers[i].error:
-            raise OSError(readers[i].error, "a read failed")
-    return <double>taken / (count * threads), <double>cpu / (count * threads)

@@ -117,9 +117,11 @@ OPERATIONS = {
     50: "syncfs",
     51: "tmpfile",
     52: "statx",
+    53: "copy_file_range_64",
 }
 NAMES = {name: number for number, name in OPERATIONS.items()}
-SAME_NAME = {"rename2": "rename", "readdirplus": "readdir"}  # shown, and asked for, under one name
+# Shown, and asked for, under one name.
+SAME_NAME = {"rename2": "rename", "readdirplus": "readdir", "copy_file_range_64": "copy_file_range"}
 
 _DATA = (
     "open",
@@ -167,9 +169,11 @@ _NAMES = (
     "readdir",
     "releasedir",
 )
-NO_OPERATION = frozenset({"forget", "flush", "poll", "bmap"})  # no filter sees these (semantics D)
+NO_OPERATION = frozenset({"forget", "flush", "poll", "bmap", "syncfs"})  # no filter sees these (semantics D)
+# A lock may wait for hours, and would keep its record's room in the ring all the while.
+NOT_RECORDED = frozenset({"getlk", "setlk", "setlkw"})
 GROUPS: dict[str, tuple[str, ...]] = {
-    "all": tuple(name for name in NAMES if name not in NO_OPERATION),
+    "all": tuple(name for name in NAMES if name not in NO_OPERATION | NOT_RECORDED),
     "data": _DATA,
     "changes": _CHANGES,  # and an open that truncates (WATCH_TRUNCATING)
     "names": _NAMES,
@@ -198,6 +202,46 @@ MAJORS = {
     0xF9: "QUERY_OPEN",
 }
 
+# Which operations can write a request's record: the one that stands for it, in each form it may take (by path, by
+# handle, refused as fast I/O, security instead of an extended attribute), and those before it that may end the request
+# (semantics D). What no watched request needs is not registered.
+_ATTRIBUTES = "CREATE QUERY_INFORMATION NETWORK_QUERY_OPEN"
+RECORDED_BY = {
+    "lookup": "CREATE QUERY_INFORMATION QUERY_OPEN",
+    "access": "CREATE QUERY_INFORMATION QUERY_OPEN",
+    "getattr": _ATTRIBUTES,
+    "statx": _ATTRIBUTES,
+    "setattr": "CREATE SET_SECURITY SET_INFORMATION QUERY_INFORMATION",
+    "readlink": "CREATE FILE_SYSTEM_CONTROL",
+    "symlink": "CREATE FILE_SYSTEM_CONTROL",
+    "mknod": "CREATE",
+    "mkdir": "CREATE",
+    "unlink": "CREATE SET_INFORMATION",
+    "rmdir": "CREATE SET_INFORMATION",
+    "rename": "CREATE SET_INFORMATION",
+    "link": "CREATE SET_INFORMATION",
+    "open": "CREATE",
+    "opendir": "CREATE",
+    "create": "CREATE",
+    "tmpfile": "CREATE",
+    "read": "READ",
+    "write": "WRITE",
+    "statfs": "QUERY_VOLUME_INFORMATION",
+    "release": "CLEANUP",
+    "releasedir": "CLEANUP",
+    "fsync": "FLUSH_BUFFERS",
+    "fsyncdir": "FLUSH_BUFFERS",
+    "getxattr": "CREATE QUERY_EA QUERY_SECURITY",
+    "listxattr": "CREATE QUERY_EA QUERY_SECURITY",
+    "setxattr": "CREATE SET_EA SET_SECURITY",
+    "removexattr": "CREATE SET_EA SET_SECURITY",
+    "readdir": "DIRECTORY_CONTROL",
+    "lseek": "QUERY_INFORMATION",
+    "fallocate": "SET_INFORMATION FILE_SYSTEM_CONTROL",
+    "copy_file_range": "FILE_SYSTEM_CONTROL",
+    "ioctl": "FILE_SYSTEM_CONTROL DEVICE_CONTROL",
+}
+
 
 class FormatError(ValueError):
     """Bytes that are no record, head, state or key file of a trail."""
@@ -223,10 +267,12 @@ def watch_mask(text: str) -> int:
             continue
         name = word.removeprefix("-")
         if name not in GROUPS and name not in NAMES:
-            known = ", ".join([*GROUPS, *sorted(set(NAMES) - set(SAME_NAME) - NO_OPERATION)])
+            known = ", ".join([*GROUPS, *sorted(set(NAMES) - set(SAME_NAME) - NO_OPERATION - NOT_RECORDED)])
             raise ValueError(f"operations: {name!r} is neither a group nor a request ({known})")
         if name in NO_OPERATION:
             raise ValueError(f"operations: {name!r} is a request that no filter sees, so it cannot be watched")
+        if name in NOT_RECORDED:
+            raise ValueError(f"operations: {name!r} is not recorded: a lock may wait for as long as it likes")
         bits = 0
         for member in GROUPS.get(name, (name,)):
             bits |= 1 << NAMES[member]
@@ -239,6 +285,15 @@ def watch_mask(text: str) -> int:
     if not mask & ~WATCH_TRUNCATING:
         raise ValueError(f"operations: {text!r} names no request to watch")
     return mask
+
+
+def watched_majors(mask: int) -> list[int]:
+    """The IRP_MJ_* operations to register so that each request in a watch mask gets its record."""
+    wanted = {"CREATE"} if mask & WATCH_TRUNCATING else set()
+    for number in OPERATIONS:
+        if mask >> number & 1:
+            wanted.update(RECORDED_BY[operation_name(number)].split())
+    return [major for major, name in MAJORS.items() if name in wanted]
 
 
 # Keys ----------------------------------------------------------------------------------------------------------------

@@ -24,17 +24,17 @@ def add(app: typer.Typer) -> None:
 
 
 def load(context: typer.Context, name: Name, volume: OneVolume = None, json: Json = False) -> None:
-    from stackfs.cli import actions
+    from stackfs.filterlib import management
 
     with reporting("Load", wants_json(context, json)):
-        _done(context, json, actions.load(name, volume))
+        _done(context, json, management.load(name, volume))
 
 
 def unload(context: typer.Context, name: Name, volume: OneVolume = None, json: Json = False) -> None:
-    from stackfs.cli import actions
+    from stackfs.filterlib import management
 
     with reporting("Unload", wants_json(context, json)):
-        _done(context, json, actions.unload(name, volume, mandatory=False))
+        _done(context, json, management.unload(name, volume, mandatory=False))
 
 
 def attach(
@@ -51,10 +51,10 @@ def attach(
     ] = None,
     json: Json = False,
 ) -> None:
-    from stackfs.cli import actions
+    from stackfs.filterlib import management
 
     with reporting("Attach", wants_json(context, json)):
-        _done(context, json, actions.attach(name, volume, instance, altitude))
+        _done(context, json, management.attach(name, volume, instance, altitude))
 
 
 def detach(
@@ -66,10 +66,10 @@ def detach(
     ] = None,
     json: Json = False,
 ) -> None:
-    from stackfs.cli import actions
+    from stackfs.filterlib import management
 
     with reporting("Detach", wants_json(context, json)):
-        _done(context, json, actions.detach(name, volume, instance))
+        _done(context, json, management.detach(name, volume, instance))
 
 
 def _done(context: typer.Context, json: bool, results: list[dict[str, object]]) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from stackfs.cli.fltmc_output import Json, as_json, print_failure, reporting, wants_json
+
+if TYPE_CHECKING:
+    from stackfs.errors import StackfsError
 
 T = TypeVar("T")
 
@@ -24,9 +27,9 @@ def filters(context: typer.Context, json: Json = False) -> None:
 
 def show_filters(json: bool) -> None:
     from stackfs.cli import tables
-    from stackfs.control import FilterRow
+    from stackfs.filterlib import management
 
-    _show("Filter listing", "filters", FilterRow, _count, tables.filters, json)
+    _show("Filter listing", "filters", management.filters, tables.filters, json)
 
 
 def instances(
@@ -38,58 +41,37 @@ def instances(
     json: Json = False,
 ) -> None:
     from stackfs.cli import tables
-    from stackfs.control import InstanceRow
-
-    def wanted(rows: list[InstanceRow]) -> list[InstanceRow]:
-        rows = [row for row in rows if filter is None or row.filter == filter]
-        rows.sort(key=lambda row: tables.by_altitude(row.altitude), reverse=True)
-        return sorted(rows, key=lambda row: row.volume)
+    from stackfs.filterlib import management
 
     if filter is not None and volume is not None:
         raise typer.BadParameter("give -f or -v, not both")
-    _show("Instance listing", "instances", InstanceRow, wanted, tables.instances, wants_json(context, json), volume)
+    _show(
+        "Instance listing", "instances", lambda problems: management.instances(filter, volume, problems),
+        tables.instances, wants_json(context, json),
+    )  # fmt: skip
 
 
 def volumes(context: typer.Context, json: Json = False) -> None:
     from stackfs.cli import tables
-    from stackfs.control import VolumeRow
+    from stackfs.filterlib import management
 
-    def ordered(rows: list[VolumeRow]) -> list[VolumeRow]:
-        return sorted(rows, key=lambda row: (row.dos_name, row.volume_name))
-
-    _show("Volume listing", "volumes", VolumeRow, ordered, tables.volumes, wants_json(context, json))
+    _show("Volume listing", "volumes", management.volumes, tables.volumes, wants_json(context, json))
 
 
 def _show(
     title: str,
     verb: str,
-    kind: type[T],
-    arrange: Callable[[list[T]], list[T]],
+    rows_of: Callable[[list[StackfsError]], list[T]],
     table: Callable[[Iterable[T]], str],
     json: bool,
-    volume: str | None = None,
 ) -> None:
     from msgspec import to_builtins
 
     from stackfs.cli.run import print_json
-    from stackfs.cli.volumes import locate, running
-    from stackfs.errors import StackfsError
 
     with reporting(title, json):
-        rows: list[T] = []
-        with running() as found:
-            clients, problems = found
-            names: set[str] = set()
-            if volume is not None:
-                client, name = locate(found, volume)
-                clients, problems = [client], []
-                names = {name, client.hello.mountpoint} if name == client.hello.volume_name else {name}
-            for client in clients:
-                try:
-                    rows += client.rows(verb, kind)
-                except StackfsError as error:
-                    problems.append(error)
-        rows = arrange([row for row in rows if not names or getattr(row, "volume", None) in names])
+        problems: list[StackfsError] = []
+        rows = rows_of(problems)
         if json:
             report = {"ok": not problems, verb: to_builtins(rows)}
             print_json(report | ({"errors": list(map(as_json, problems))} if problems else {}))
@@ -99,22 +81,3 @@ def _show(
                 print_failure(title, problem)
         if problems:
             raise typer.Exit(int(problems[0].exit_code))
-
-
-def _count(rows: list[Any]) -> list[Any]:
-    """A filter that several daemons have loaded is listed once, with the sum of its instances."""
-    from stackfs.cli.tables import by_altitude
-
-    counted: dict[tuple[Any, ...], Any] = {}
-    for row in rows:
-        key = (row.name, row.altitude, row.frame)
-        if key in counted:
-            counted[key].instances += row.instances
-            counted[key].failed = counted[key].failed or row.failed
-            counted[key].held_by += row.held_by
-            if row.held_by:
-                counted[key].state = row.state
-        else:
-            counted[key] = row
-    by_name = sorted(counted.values(), key=lambda row: row.name)
-    return sorted(by_name, key=lambda row: by_altitude(row.altitude), reverse=True)

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from stackfs.cli.hresult import from_error
 from stackfs.cli.run import debugging, print_json
 from stackfs.cli.tables import escape
 from stackfs.errors import FltError, StackfsError
+from stackfs.hresult import from_error
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -38,7 +38,7 @@ def mount(
     cache=normal|strict, bypass=auto|off, lanes=auto|irp, permissions=kernel|stack
     ro, allow_other, fsname=, subtype=, max_write=, suid, dev, exec and their opposites
     """
-    from stackfs.cli.volumes import running
+    from stackfs.filterlib.daemons import running
     from stackfs.options import build_config
 
     with running() as found:

@@ -20,15 +20,15 @@ def add(app: typer.Typer) -> None:
 
 
 def start(name: Name, volume: Volume = None, quiet: Quiet = False) -> None:
-    from stackfs.cli import actions
+    from stackfs.filterlib import management
 
-    _say(f"{name} loaded", actions.load(name, volume), quiet)
+    _say(f"{name} loaded", management.load(name, volume), quiet)
 
 
 def stop(name: Name, volume: Volume = None, quiet: Quiet = False) -> None:
-    from stackfs.cli import actions
+    from stackfs.filterlib import management
 
-    _say(f"{name} unloaded", actions.unload(name, volume, mandatory=True), quiet)
+    _say(f"{name} unloaded", management.unload(name, volume, mandatory=True), quiet)
 
 
 def _say(what: str, results: list[dict[str, Any]], quiet: bool) -> None:

@@ -19,8 +19,8 @@ def status(
 ) -> None:
     from stackfs.cli import tables
     from stackfs.cli.run import print_json, report
-    from stackfs.cli.volumes import locate, running
     from stackfs.errors import StackfsError
+    from stackfs.filterlib.daemons import locate, running
 
     shown: list[dict[str, Any]] = []
     with running() as found:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from stackfs.altitude import AltitudeError, sort_key
 from stackfs.control import FilterRow, InstanceRow, VolumeRow
 
 FILTERS_HEAD = (
@@ -63,14 +62,6 @@ def width(text: str) -> int:
 
 def pad(text: str, cells: int) -> str:
     return text + " " * (cells - width(text))
-
-
-def by_altitude(altitude: str) -> tuple[int, str, str]:
-    """A sort key that takes whatever a daemon sent; what is no altitude is the lowest."""
-    try:
-        return sort_key(altitude)
-    except AltitudeError:
-        return (-1, altitude, "")
 
 
 def filters(rows: Iterable[FilterRow]) -> str:

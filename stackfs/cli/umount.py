@@ -37,7 +37,7 @@ def umount(
 
     A volume whose daemon was killed or does not answer is unmounted too.
     """
-    from stackfs.cli.volumes import running
+    from stackfs.filterlib.daemons import running
     from stackfs.mounting import is_stale, mount_at, resolve
 
     where = resolve(mountpoint)
@@ -61,7 +61,7 @@ def umount(
 
 def _by_daemon(client: Client, lazy: bool, force: bool) -> None:
     """Wait until the mount is gone and, unless that was lazy, until the daemon has ended and its filters with it."""
-    from stackfs.control import NotAnswering
+    from stackfs.errors import NotAnswering
 
     where = client.hello.mountpoint
     before = _mounts(where)

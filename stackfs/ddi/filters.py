@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from stackfs import api, loader, manager
+from stackfs.cext.python_names import NameProvider
+from stackfs.ddi.contexts import registered_contexts
+from stackfs.ddi.names import name_provider
 from stackfs.ddi.out import Out
 from stackfs.driver_object import DriverObject
 from stackfs.errors import FilterImageError, FltError
@@ -100,7 +103,20 @@ class RegisteredFilter(api.Filter):
             names = (f"pre_{index}" if pre is not None else None, f"post_{index}" if post is not None else None)
             operations.append(api.Operation(each.MajorFunction, *names, each.Flags))
         self.operations = tuple(operations)
+        self.contexts = registered_contexts(registration.ContextRegistration)
+        self.name_provider = _name_provider(registration)
         vars(self).update(callbacks)
+
+
+def _name_provider(registration: FLT_REGISTRATION) -> NameProvider | None:
+    generate, extended = registration.GenerateFileNameCallback, registration.NormalizeNameComponentExCallback
+    if generate is None:
+        return None
+    normalize = registration.NormalizeNameComponentCallback
+    if extended is not None:  # the one with a file object, which nobody has opened here, takes precedence
+        asked = extended
+        normalize = lambda instance, *rest: asked(instance, None, *rest)  # noqa: E731
+    return name_provider(generate, normalize, registration.NormalizeContextCleanupCallback)
 
 
 def _pre(routine: Routine | None) -> Routine | None:
