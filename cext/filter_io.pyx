@@ -41,8 +41,9 @@ cdef NTSTATUS transfer(FLT_INSTANCE *instance, FILE_OBJECT *file, uint8_t major,
     return status
 
 
-cdef NTSTATUS transfer_entered(FLT_INSTANCE *instance, FILE_OBJECT *file, uint8_t major, const int64_t *offset, uint32_t length, void *buffer,
-                       uint32_t flags, uint32_t *moved, PFLT_COMPLETED_ASYNC_IO_CALLBACK callback, void *context) noexcept nogil:
+cdef NTSTATUS transfer_entered(FLT_INSTANCE *instance, FILE_OBJECT *file, uint8_t major, const int64_t *offset, uint32_t length,
+                               void *buffer, uint32_t flags, uint32_t *moved, PFLT_COMPLETED_ASYNC_IO_CALLBACK callback,
+                               void *context) noexcept nogil:
     cdef vfs_request_t *request = NULL
     cdef filter_file_t *own = <filter_file_t *>file.FilterFile
     cdef FLT_IO_PARAMETER_BLOCK *p

@@ -65,10 +65,10 @@ A filter does I/O of its own below itself, by the backing directory and never by
 `data.file.read(offset, size)`, on one beside it, `objects.open(".side", os.O_RDWR, directory=data.directory)`, or by
 path, `objects.rename("/a", "/b")` (B4; stackfs/filter_io.py and FileObject in cext/filter_file.pyi have it all).
 
-Plain callbacks run in the device's threads, several at once: guard what they share. One that waits holds up its own operation
-and one of 32 threads, so wait for a program with a time-out, and for nothing else. Never touch the mount you filter
-(that is refused with EDEADLK). An exception out of a callback fails the operation with EIO,
-or lets it pass, as the manifest's on_error says; it never ends the mount.
+Plain callbacks run in the device's threads, several at once: guard what they share. One that waits holds up its own
+operation and one of 32 threads, so wait for a program with a time-out, and for nothing else. Never touch the mount you
+filter (that is refused with EDEADLK). An exception out of a callback fails the operation with EIO, or lets it pass, as
+the manifest's on_error says; it never ends the mount.
 """
 
 from __future__ import annotations

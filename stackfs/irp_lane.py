@@ -140,8 +140,7 @@ class Operations:
         return answer(request)
 
     async def _until_ready(self, request: Request) -> None:
-        """What run() stopped at. Shielded, but for what a filter holds: the thread uses the request's memory until it is
-        done."""
+        """What run() stopped at. Shielded, where a thread uses the request's memory until it is done."""
         if request.is_held:
             woken = trio.Event()
             if request.park(functools.partial(self._wake, woken)):

@@ -125,7 +125,9 @@ NAMES = (b"file", b"folder", b"one", b"two", b"\xff")
 REFUSALS = (api.FLT_PREOP_DISALLOW_FASTIO, api.FLT_PREOP_DISALLOW_FSFILTER_IO)  # legal for some operations
 OTHERS = (*REFUSALS, 7, -1, -0x5AFE, 1 << 30)               # holding an operation: test_pending.py
 IOS = st.none() | st.tuples(
-    st.sampled_from([0, STATUS_ACCESS_DENIED, api.STATUS_PENDING, api.STATUS_FLT_DISALLOW_FAST_IO, api.STATUS_NO_MORE_FILES]),
+    st.sampled_from(
+        [0, STATUS_ACCESS_DENIED, api.STATUS_PENDING, api.STATUS_FLT_DISALLOW_FAST_IO, api.STATUS_NO_MORE_FILES]
+    ),
     st.sampled_from([0, 3, 1 << 40]),
 )
 WITH_CONTEXT = st.builds(
