@@ -317,6 +317,7 @@ def test_a_short_run(tmp_path: Path) -> None:
 
 
 @needs_root
+@pytest.mark.long
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
     done = run_bench(
         "--job", "read_4k_1", "--side", "irp_0", "--seconds", "60", "--directory", tmp_path, timeout=12

@@ -296,6 +296,7 @@ def test_make_build_is_quick_when_there_is_nothing_to_do() -> None:
     assert time.monotonic() - begun < 2
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_only_what_changed_is_compiled_again(copy: Path) -> None:
     """The C files and modules are younger than the change for exactly those that see the changed .pxd."""

@@ -505,6 +505,7 @@ class Dropped(Filter):
 '''
 
 
+@pytest.mark.long
 def test_attaching_and_detaching_a_thousand_times_while_operations_run(bench: Bench) -> None:
     """No operation is lost or fails, and none meets an instance that has been torn down."""
 

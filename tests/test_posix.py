@@ -187,6 +187,7 @@ def test_inode_numbers_and_birth_times_are_the_backing_files(drive: Callable[...
     assert ".\n..\n" in run("ls", "-a1", made.mnt).stdout
 
 
+@pytest.mark.long
 def test_trees_survive_cp_diff_rsync_and_tar(drive: Callable[..., Drive]) -> None:
     made = drive("filter=passthrough")
     run("cp", "-a", "/usr/include", made.mnt / "tree", timeout=100)

@@ -125,17 +125,19 @@ VOLUMES = {
     "bypass": ("filter=audit", "audit.operations=all -read -write"),
 }
 ON_SOME = {
-    "irp": ("test_tar", "test_fio_verify", "test_compile", "test_mmap", "test_appenders"),
+    "irp": ("test_fio_verify", "test_compile", "test_mmap", "test_appenders"),
     "bypass": ("test_sqlite", "test_fio_verify", "test_mmap", "test_appenders"),
 }
 """The other lanes have what is quick there, and what is about data."""
+LONG = {("test_tree_of_5000_files", "strict")}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "volume" in metafunc.fixturenames:
         test = metafunc.function.__name__
         names = [name for name in VOLUMES if test in ON_SOME.get(name, (test,))]
-        metafunc.parametrize("volume", names, indirect=True, scope="module")
+        marked = [pytest.param(name, marks=pytest.mark.long) if (test, name) in LONG else name for name in names]
+        metafunc.parametrize("volume", marked, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")
