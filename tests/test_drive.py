@@ -199,7 +199,7 @@ def test_attaching_and_detaching_a_thousand_times_under_fio(drive: Callable[...,
     made.fltmc("load", "passthrough", "-v", str(made.mnt))
     job = subprocess.Popen(
         ["timeout", "-s", "KILL", "100", "fio", "--name=v", f"--directory={made.mnt}", "--rw=randwrite", "--bs=4k",
-         "--size=16m", "--verify=crc32c", "--ioengine=psync", "--loops=40", "--do_verify=1", "--verify_fatal=1"],
+         "--size=16m", "--verify=crc32c", "--ioengine=psync", "--loops=4000", "--do_verify=1", "--verify_fatal=1"],
         cwd="/", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
     storm = f"""
 import sys
