@@ -18,14 +18,14 @@ cimport cython
 from libc.errno cimport EACCES, EAGAIN, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.time cimport CLOCK_MONOTONIC, timespec
 
 from stackfs.cext.callback_data cimport FILE_OBJECT, FO_LOCKED, LOCK_PARAMETERS, lock_range_t, node_t
 from stackfs.cext.includes.pthread cimport (
     pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init, pthread_cond_timedwait, pthread_condattr_destroy,
     pthread_condattr_init, pthread_condattr_setclock, pthread_condattr_t, pthread_mutex_destroy, pthread_mutex_init,
     pthread_mutex_lock, pthread_mutex_unlock)
-from stackfs.cext.threads cimport load_bits, load_int, store_int
+from stackfs.cext.threads cimport load_bits, load_int, monotonic_deadline, store_int
 
 
 cdef extern from *:
@@ -486,11 +486,7 @@ cdef int lock_park(lock_table_t *table, lock_wait_t *waiting) noexcept nogil:
 
 cdef void lock_wait(lock_table_t *table, lock_wait_t *waiting) noexcept nogil:
     cdef timespec until
-    clock_gettime(CLOCK_MONOTONIC, &until)
-    until.tv_nsec += LOCK_RETRY * 1000000
-    if until.tv_nsec >= SECOND:
-        until.tv_nsec -= SECOND
-        until.tv_sec += 1
+    monotonic_deadline(&until, LOCK_RETRY * 1000000)
     waiting.woken = NULL
     if not lock_park(table, waiting):
         return

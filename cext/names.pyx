@@ -25,7 +25,7 @@ from stackfs.cext.ntstatus cimport (
     STATUS_INVALID_PARAMETER, STATUS_NAME_TOO_LONG, STATUS_NO_SUCH_FILE, STATUS_OBJECT_NAME_INVALID,
     STATUS_OBJECT_NAME_NOT_FOUND, STATUS_REPARSE, STATUS_SUCCESS, STATUS_UNSUCCESSFUL)
 from stackfs.cext.stack cimport (
-    FLT_INSTANCE, FLT_VOLUME, NAME_PROVIDERS, callback_list_t, compare_altitudes, list_hold, stackfs_drop_list)
+    FLT_INSTANCE, FLT_VOLUME, NAME_PROVIDERS, callback_list_t, compare_altitudes, list_hold, list_release)
 from stackfs.cext.threads cimport load_bits
 
 
@@ -189,7 +189,7 @@ cdef NTSTATUS answer(question_t *q, FLT_FILE_NAME_INFORMATION **found) noexcept 
         provider = nearest_provider(providers, q.asker, q.options & FLT_FILE_NAME_REQUEST_FROM_CURRENT_PROVIDER != 0)
     status = answer_by(q, provider, found)
     if providers is not NULL:
-        stackfs_drop_list(providers)
+        list_release(providers)
     return status
 
 

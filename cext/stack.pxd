@@ -167,10 +167,10 @@ cdef struct FLT_VOLUME:
 cdef extern from *:
     """
     #define stackfs_hold_list(callbacks) ((void)__atomic_add_fetch(&(callbacks)->references, 1, __ATOMIC_ACQ_REL))
-    #define stackfs_drop_list(callbacks) ((void)__atomic_add_fetch(&(callbacks)->references, -1, __ATOMIC_ACQ_REL))
+    #define list_release(callbacks)      ((void)__atomic_add_fetch(&(callbacks)->references, -1, __ATOMIC_ACQ_REL))
     """
     void stackfs_hold_list(callback_list_t *callbacks) nogil
-    void stackfs_drop_list(callback_list_t *callbacks) nogil
+    void list_release(callback_list_t *callbacks) nogil
 
 # <0, 0, >0, as numbers, digit by digit: digits with at most one '.'; zeros before and behind mean nothing (A1.3).
 cdef inline int compare_altitudes(const char *a, const char *b) noexcept nogil:
@@ -199,7 +199,7 @@ cdef inline int compare_altitudes(const char *a, const char *b) noexcept nogil:
 cdef enum:
     NAME_PROVIDERS = 0x40
 
-# A list with a reference, given back with stackfs_drop_list(); NULL: nobody.
+# A list with a reference, given back with list_release(); NULL: nobody.
 cdef inline callback_list_t *list_hold(FLT_VOLUME *volume, int index) noexcept nogil:
     cdef callback_list_t *callbacks
     stackfs_spin_lock(&volume.lock)
@@ -230,7 +230,6 @@ cdef inline void about_to_call(operation_t *op) noexcept nogil:
 cdef void operation_end(operation_t *op) noexcept nogil                                        # drops the list reference
 cdef callback_list_t *operation_take_list(operation_t *op) noexcept nogil                      # its reference is the caller's now; not NULL
 cdef void operation_join_list(operation_t *op, callback_list_t *callbacks) noexcept nogil         # walks the list of one that has it
-cdef void list_release(callback_list_t *callbacks) noexcept nogil                              # drops a reference taken over from op.list
 cdef bint operation_listed(FLT_VOLUME *volume, int major) noexcept nogil                       # did anybody register it, just now
 
 cdef class Stack(VolumeContexts):

@@ -18,7 +18,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uintptr_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
@@ -47,7 +47,7 @@ from stackfs.cext.ntstatus cimport (
 from stackfs.cext.pending cimport (
     HOLD_RAISED, PASSIVE_LEVEL, hold_forget, hold_taken_over, holds_free, holds_new, holds_on_list, irql_set,
     operation_hold, operation_irql)
-from stackfs.cext.threads cimport add_int, stackfs_spin_lock, stackfs_spin_unlock
+from stackfs.cext.threads cimport add_int, monotonic_time, stackfs_spin_lock, stackfs_spin_unlock
 from stackfs.cext.python_contexts cimport FilterContexts, VolumeContexts
 from stackfs.cext.python_names cimport InstanceNames, NameProvider
 
@@ -65,10 +65,6 @@ cdef extern from *:
     #define stackfs_set_flag(what, value) __atomic_store_n(what, value, __ATOMIC_RELAXED)
     static inline void stackfs_raise_flag(int *what, int bit) { __atomic_fetch_or(what, bit, __ATOMIC_RELEASE); }
     static inline unsigned stackfs_count(unsigned *what) { return __atomic_add_fetch(what, 1, __ATOMIC_RELAXED); }
-    #include <time.h>
-    static inline double stackfs_now(void) {
-        struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec * 1e9 + t.tv_nsec;
-    }
     """
     long stackfs_add(long *what, long by) nogil
     long stackfs_load(long *what) nogil
@@ -78,7 +74,6 @@ cdef extern from *:
     void stackfs_set_flag(int *what, int value) nogil
     void stackfs_raise_flag(int *what, int bit) nogil
     unsigned stackfs_count(uint32_t *what) nogil
-    double stackfs_now() nogil
 
 
 # A filter's callbacks may raise this often before its instance is marked failed (on_error = fail) or detached (pass).
@@ -136,10 +131,6 @@ cdef void operation_begin(operation_t *op, FLT_VOLUME *volume, uint8_t major) no
             if not always_goes_on(op):
                 op.data.IoStatus.Status = STATUS_FLT_INTERNAL_ERROR
                 op.state = OPERATION_DONE
-
-
-cdef void list_release(callback_list_t *callbacks) noexcept nogil:
-    stackfs_add(&callbacks.references, -1)
 
 
 cdef callback_list_t *operation_take_list(operation_t *op) noexcept nogil:
@@ -546,13 +537,9 @@ cdef bint operation_hidden_from(operation_t *op, uint8_t major) noexcept nogil:
     cdef callback_list_t *callbacks
     cdef uint32_t i, j
     cdef bint hidden = False
-    if volume.lists[major] is NULL:
+    if not operation_listed(volume, major):
         return False
-    stackfs_spin_lock(&volume.lock)
-    callbacks = volume.lists[major]
-    if callbacks is not NULL:
-        stackfs_add(&callbacks.references, 1)
-    stackfs_spin_unlock(&volume.lock)
+    callbacks = list_hold(volume, major)
     if callbacks is NULL:
         return False
     for i in range(callbacks.count):
@@ -564,7 +551,7 @@ cdef bint operation_hidden_from(operation_t *op, uint8_t major) noexcept nogil:
         if op.list is NULL or j == op.list.count:
             hidden = True
             break
-    stackfs_add(&callbacks.references, -1)
+    list_release(callbacks)
     return hidden
 
 
@@ -1092,12 +1079,13 @@ cdef class Stack(VolumeContexts):
         if old is not NULL:
             if old.awaits:
                 add_int(&self.volume.awaits, -1)
-            stackfs_add(&old.references, -1)
+            list_release(old)
         return old
 
     def drained(self) -> bool:
         """True when no operation walks a replaced list any more, but for operations that filters hold."""
-        self.retired = [retired for retired in self.retired if not (<_Retired>retired).settled()]
+        if self.settled:
+            return True
         for retired in self.retired:
             if not (<_Retired>retired).only_held(self.volume.holds):
                 return False
@@ -1146,20 +1134,20 @@ def time_native_pair(long operations=1_000_000, int pairs=1) -> float:
     cdef Stack stack = Stack()
     cdef NativeOperations native = NativeOperations()
     cdef operation_t op
-    cdef double start, end
+    cdef int64_t start, end
     cdef long i, _i
     native.set(IRP_MJ_READ, empty_pre, empty_post, 0)
     for i in range(pairs):
         stack.insert(InstanceEntry(stack, f"timed {i}", str(i + 1), "timed", native=native))
     stack.volume.base = empty_base
     with nogil:
-        start = stackfs_now()
+        start = monotonic_time()
         for _i in range(operations):
             operation_begin(&op, &stack.volume, IRP_MJ_READ)
             operation_run(&op)
             operation_end(&op)
-        end = stackfs_now()
+        end = monotonic_time()
     for entry in list(stack.entries):
         stack.remove(entry)
     stack.drained()
-    return (end - start) / operations
+    return <double>(end - start) / operations

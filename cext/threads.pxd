@@ -84,6 +84,14 @@ cdef inline int64_t monotonic_time() noexcept nogil:
     clock_gettime(CLOCK_MONOTONIC, &now)
     return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
 
+cdef inline void monotonic_deadline(timespec *when, int64_t nanoseconds) noexcept nogil:
+    """So many nanoseconds, less than a second, from now: for conditions that init_condition() has made."""
+    clock_gettime(CLOCK_MONOTONIC, when)
+    when.tv_nsec += nanoseconds
+    if when.tv_nsec >= 1000000000:
+        when.tv_nsec -= 1000000000
+        when.tv_sec += 1
+
 cdef inline int init_condition(pthread_cond_t *condition) noexcept nogil:
     cdef pthread_condattr_t attributes
     pthread_condattr_init(&attributes)

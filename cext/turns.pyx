@@ -19,7 +19,7 @@ consistent), so one of the two sees the other.
 """
 
 from libc.stdint cimport int64_t, uint64_t
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.time cimport timespec
 
 from stackfs.cext.threads cimport *
 
@@ -80,23 +80,15 @@ cdef void watch_again(turns_t *turns) noexcept nogil:
 
 cdef bint turn_given(turns_t *turns) noexcept nogil:
     cdef int enough = add_int(&turns.waiting, 1) + 1
-    cdef bint nobody = False
     if enough > load_int(&turns.needed):                # two at once may count as one: the next will count
         store_int(&turns.needed, enough)
     if enough > load_int(&turns.wanted):
         store_int(&turns.wanted, enough)
-    if load_int(&turns.reading) > 0:
-        return False
-    pthread_mutex_lock(&turns.lock)
-    if load_int(&turns.reading) == 0:
-        nobody = not call_one(turns)
-    pthread_mutex_unlock(&turns.lock)
-    return nobody
+    return nobody_can_read(turns)
 
 
 cdef bint turn_sees(turns_t *turns, bint more) noexcept nogil:
     cdef int busy = load_int(&turns.busy)
-    cdef bint nobody = False
     if not more:
         if busy > 1:
             store_int(&turns.busy, busy - 1)
@@ -106,13 +98,7 @@ cdef bint turn_sees(turns_t *turns, bint more) noexcept nogil:
         store_int(&turns.busy, busy)
     if busy > load_int(&turns.wanted):
         store_int(&turns.wanted, busy)
-    if busy == 1 or load_int(&turns.reading) > 0:
-        return False
-    pthread_mutex_lock(&turns.lock)
-    if load_int(&turns.reading) == 0:
-        nobody = not call_one(turns)
-    pthread_mutex_unlock(&turns.lock)
-    return nobody
+    return busy > 1 and nobody_can_read(turns)
 
 
 cdef bint turn_at_risk(turns_t *turns) noexcept nogil:
@@ -125,6 +111,18 @@ cdef void turn_took(turns_t *turns, int64_t time) noexcept nogil:
         store_int(&turns.slow, SLOW_FOR)
     elif slow:
         store_int(&turns.slow, slow - 1)                # two at once may count as one
+
+
+cdef bint nobody_can_read(turns_t *turns) noexcept nogil:
+    """Calls a parked thread where nobody reads. True: there is none."""
+    cdef bint nobody = False
+    if load_int(&turns.reading) > 0:
+        return False
+    pthread_mutex_lock(&turns.lock)
+    if load_int(&turns.reading) == 0:
+        nobody = not call_one(turns)
+    pthread_mutex_unlock(&turns.lock)
+    return nobody
 
 
 cdef bint call_one(turns_t *turns) noexcept nogil:
@@ -165,11 +163,7 @@ cdef void look_on(turns_t *turns) noexcept nogil:
     """Under lock: wait, then look whether messages are still taken by somebody."""
     cdef uint64_t before = see_taken(&turns.taken)
     cdef timespec until
-    clock_gettime(CLOCK_MONOTONIC, &until)
-    until.tv_nsec += LOOK
-    if until.tv_nsec >= 1000000000:
-        until.tv_sec += 1
-        until.tv_nsec -= 1000000000
+    monotonic_deadline(&until, LOOK)
     turns.watched = 1
     pthread_cond_timedwait(&turns.changed, &turns.lock, &until)
     turns.watched = 0

@@ -19,7 +19,7 @@ or the filter. `lock` is a leaf, never held across a call to the stack.
 """
 
 from libc.stdint cimport uint64_t
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.time cimport timespec
 
 from stackfs.cext.answers cimport answer_encode, answer_listing
 from stackfs.cext.connection cimport answer_error, note_interrupt, take_open, write_answer
@@ -32,10 +32,6 @@ from stackfs.cext.threads cimport *
 
 cdef extern from "<errno.h>" nogil:
     int ENOLCK
-
-cdef enum:
-    SECOND = 1000000000
-
 
 cdef void waits_init(waits_t *waits, connection_t *connection) noexcept nogil:
     waits.connection = connection
@@ -182,14 +178,6 @@ cdef inline vfs_request_t *request_of(lock_wait_t *waiting) noexcept nogil:
     return <vfs_request_t *>(<char *>waiting - <size_t>&(<vfs_request_t *>NULL).waiting)
 
 
-cdef void later(timespec *when) noexcept nogil:
-    clock_gettime(CLOCK_MONOTONIC, when)
-    when.tv_nsec += LOCK_RETRY * 1000000
-    if when.tv_nsec >= SECOND:
-        when.tv_nsec -= SECOND
-        when.tv_sec += 1
-
-
 cdef void *waits_main(void *argument) noexcept nogil:
     cdef waits_t *waits = <waits_t *>argument
     cdef vfs_request_t *request
@@ -197,7 +185,7 @@ cdef void *waits_main(void *argument) noexcept nogil:
     cdef int waiting
     pthread_setname_np(pthread_self(), "stackfs-locks")
     python_attach()
-    later(&next_try)
+    monotonic_deadline(&next_try, LOCK_RETRY * 1000000)
     pthread_mutex_lock(&waits.lock)
     while not (waits.stop and not waits.waiting):
         request = waits.first
@@ -211,12 +199,12 @@ cdef void *waits_main(void *argument) noexcept nogil:
             pthread_mutex_lock(&waits.lock)
         elif not waits.retry:
             pthread_cond_wait(&waits.changed, &waits.lock)
-            later(&next_try)
+            monotonic_deadline(&next_try, LOCK_RETRY * 1000000)
         elif pthread_cond_timedwait(&waits.changed, &waits.lock, &next_try):
             waits.retry = 0                             # who parks from here on sets it again
             pthread_mutex_unlock(&waits.lock)
             waiting = volume_retry_locks(waits.volume) != 0
-            later(&next_try)
+            monotonic_deadline(&next_try, LOCK_RETRY * 1000000)
             pthread_mutex_lock(&waits.lock)
             waits.retry |= waiting
     pthread_mutex_unlock(&waits.lock)

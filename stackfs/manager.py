@@ -216,12 +216,11 @@ class FilterManager:
             while volume.instances or volume.legacies or volume.unsettled:
                 instances = self._in_order([*volume.instances, *volume.legacies, *volume.unsettled])
                 await self._tear_down(instances, api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT)
-            await self._replaced(volume)  # what was drained is still on its way to its end
-            await self._end(volume)
-            self.volumes.remove(volume)
             # What was drained or let go of is still on its way to its end.
             while not volume.core.stack.settled or volume.core.held() or volume.core.resuming:
                 await trio.sleep(DRAIN_POLL)
+            await self._end(volume)
+            self.volumes.remove(volume)
         volume.core.close()
 
     def volume_names(self) -> list[tuple[str, str]]:
