@@ -69,7 +69,7 @@ venv() {
     fi
     say "installing what stackfs needs into .venv"
     quiet_pip .venv install 'setuptools>=77' 'Cython>=3.1' wheel
-    STACKFS_COMPILE=0 quiet_pip .venv install --no-build-isolation --editable '.[dev]'
+    STACKFS_COMPILE=0 quiet_pip .venv install --editable '.[dev]'
     touch .venv/.ready
 }
 
@@ -140,7 +140,7 @@ sanitize() {
 docs() {
     one_at_a_time
     say "building the documentation"
-    STACKFS_COMPILE=0 quiet_pip .venv install --no-build-isolation --editable '.[docs]'
+    STACKFS_COMPILE=0 quiet_pip .venv install --editable '.[docs]'
     .venv/bin/sphinx-build -q -W --keep-going docs docs/_build || fail "the documentation has errors, see above"
     say "docs/_build/index.html"
 }
@@ -149,7 +149,7 @@ docs() {
 bench() {
     one_at_a_time
     say "installing what the charts of the benchmarks need"
-    (STACKFS_COMPILE=0 quiet_pip .venv install --no-build-isolation --editable '.[bench]') ||
+    (STACKFS_COMPILE=0 quiet_pip .venv install --editable '.[bench]') ||
         say "the benchmarks go on without charts"
     touch .venv/.bench
 }
