@@ -423,28 +423,28 @@ cdef class CallbackData:
     @property
     def desired_access(self):
         """CREATE: FILE_READ_DATA, FILE_WRITE_DATA, DELETE, ... bits."""
-        if self.live().Iopb.MajorFunction != IRP_MJ_CREATE:
+        if not is_create(self.live().Iopb.MajorFunction):
             self.refuse("desired_access")
         return self.data.Iopb.Parameters.Create.DesiredAccess
 
     @property
     def create_options(self):
         """CREATE: FILE_DIRECTORY_FILE, ... bits."""
-        if self.live().Iopb.MajorFunction != IRP_MJ_CREATE:
+        if not is_create(self.live().Iopb.MajorFunction):
             self.refuse("create_options")
         return self.data.Iopb.Parameters.Create.Options & 0xFFFFFF
 
     @property
     def create_disposition(self):
         """CREATE: FILE_OPEN, FILE_CREATE, FILE_OPEN_IF, FILE_OVERWRITE or FILE_OVERWRITE_IF."""
-        if self.live().Iopb.MajorFunction != IRP_MJ_CREATE:
+        if not is_create(self.live().Iopb.MajorFunction):
             self.refuse("create_disposition")
         return self.data.Iopb.Parameters.Create.Options >> 24
 
     @property
     def open_flags(self):
         """CREATE: the caller's O_* flags."""
-        if self.live().Iopb.MajorFunction != IRP_MJ_CREATE:
+        if not is_create(self.live().Iopb.MajorFunction):
             self.refuse("open_flags")
         return self.data.Iopb.Parameters.Create.OpenFlags
 
@@ -452,7 +452,7 @@ cdef class CallbackData:
     def wants_write(self):
         """CREATE: would this open change anything: write, append, truncate, create, delete, or change attributes?"""
         cdef FLT_CALLBACK_DATA *data = self.live()
-        if data.Iopb.MajorFunction != IRP_MJ_CREATE:
+        if not is_create(data.Iopb.MajorFunction):
             self.refuse("wants_write")
         return (data.Iopb.Parameters.Create.DesiredAccess & WRITE_ACCESS) != 0 or \
             data.Iopb.Parameters.Create.Options >> 24 != FILE_OPEN
@@ -568,7 +568,7 @@ cdef class CallbackData:
     def mode(self):
         """CREATE: st_mode of what is made; after a query: the file's st_mode; SET_SECURITY: the new mode."""
         cdef uint8_t major = self.live().Iopb.MajorFunction
-        if major == IRP_MJ_CREATE:
+        if is_create(major):
             return self.data.Iopb.Parameters.Create.Mode
         if is_query(major) and self.data.Iopb.Parameters.QueryFile.Info is not NULL:
             return self.data.Iopb.Parameters.QueryFile.Info.stx_mode
@@ -1046,6 +1046,10 @@ cdef bint find_range(FLT_CALLBACK_DATA *data, int64_t **offset, uint64_t **lengt
         length[0] = <uint64_t *>&p.Control.ByteCount
         return True
     return False
+
+
+cdef bint is_create(uint8_t major) noexcept:
+    return major == IRP_MJ_CREATE or major == IRP_MJ_CREATE_NAMED_PIPE or major == IRP_MJ_CREATE_MAILSLOT
 
 
 cdef bint is_control(uint8_t major) noexcept:

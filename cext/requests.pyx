@@ -208,7 +208,8 @@ cdef void put(step_t *to, list steps):
 
 cdef void plan(int opcode, list steps, list before=[], list after=[]):
     put(&PLANS[opcode][0], steps)
-    put(&NOTICED[opcode][0], [(major, 0, STEP_NOTICE) for major in before] + steps + [(major, 0, STEP_NOTICE) for major in after])
+    notice = <uint32_t>STEP_NOTICE
+    put(&NOTICED[opcode][0], [(major, 0, notice) for major in before] + steps + [(major, 0, notice) for major in after])
 
 for _opcode in range(64):
     plan(_opcode, [])
