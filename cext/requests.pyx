@@ -869,6 +869,8 @@ cdef void fill_notice(vfs_request_t *request, operation_t *op, FLT_IO_PARAMETER_
         op.data.Flags = FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION
     elif major >= IRP_MJ_MDL_WRITE_COMPLETE:
         op.data.Flags = FLTFL_CALLBACK_DATA_FAST_IO_OPERATION
+    if request.opcode == INJECTED:
+        p.MinorFunction = <uint8_t>request.arguments.flags
     if major == IRP_MJ_ACQUIRE_FOR_SECTION_SYNCHRONIZATION:
         p.Parameters.AcquireForSectionSynchronization.SyncType = SyncTypeCreateSection
         p.Parameters.AcquireForSectionSynchronization.PageProtection = page_protection(request.file.OpenFlags)
@@ -887,7 +889,6 @@ cdef void fill_notice(vfs_request_t *request, operation_t *op, FLT_IO_PARAMETER_
     elif major == IRP_MJ_VOLUME_MOUNT:
         p.Parameters.MountVolume.DeviceType = FILE_DEVICE_DISK_FILE_SYSTEM
     elif request.opcode == INJECTED:
-        p.MinorFunction = <uint8_t>request.arguments.flags
         p.Parameters.Control.ControlCode = request.arguments.command
         p.Parameters.Control.InputBuffer = request.input
         p.Parameters.Control.InputBufferLength = request.input_length
