@@ -329,15 +329,15 @@ class CallbackData:
         """QUERY_EA, SET_EA and the security operations of an xattr: its full name (bytes), None for a list."""
     @property
     def control_code(self) -> int:
-        """FILE_SYSTEM_CONTROL, DEVICE_CONTROL: the FSCTL_* or IOCTL number; what is injected with buffers: its number (D20)."""
+        """FILE_SYSTEM_CONTROL, DEVICE_CONTROL, and what is injected with buffers (D20): its number."""
     @property
     def input(self) -> bytes:
         """FILE_SYSTEM_CONTROL, DEVICE_CONTROL: what the caller passed in, copied."""
     @property
     def range(self) -> tuple[int, int]:
         """(offset, length) of what is locked (LOCK_CONTROL), reserved (FileAllocationInformation), zeroed
-        (FSCTL_SET_ZERO_DATA), copied to (FSCTL_DUPLICATE_EXTENTS_TO_FILE) or asked about (FAST_IO_CHECK_IF_POSSIBLE). A pre
-        callback may set another."""
+        (FSCTL_SET_ZERO_DATA), copied to (FSCTL_DUPLICATE_EXTENTS_TO_FILE) or asked about
+        (FAST_IO_CHECK_IF_POSSIBLE). A pre callback may set another."""
     @range.setter
     def range(self, value: tuple[int, int]) -> None: ...
     @property
@@ -351,13 +351,13 @@ class CallbackData:
         """LOCK_CONTROL: the caller does not want to wait."""
     @property
     def lock_owner(self) -> int:
-        """LOCK_CONTROL, READ, WRITE, FAST_IO_CHECK_IF_POSSIBLE: the owner of locks that the caller is, as a number; 0: none."""
+        """LOCK_CONTROL, READ, WRITE, FAST_IO_CHECK_IF_POSSIBLE: whose locks they are, as a number; 0: none named."""
     @property
     def check_for_read(self) -> bool:
         """FAST_IO_CHECK_IF_POSSIBLE: for a read, or a shared lock; `range` says of which bytes."""
     @property
     def page_protection(self) -> int:
-        """ACQUIRE_FOR_SECTION_SYNCHRONIZATION: what a mapping may be used for: PAGE_READONLY, PAGE_READWRITE, PAGE_EXECUTE."""
+        """ACQUIRE_FOR_SECTION_SYNCHRONIZATION: what a mapping may be used for (PAGE_READONLY, ...)."""
     @property
     def ending_offset(self) -> int:
         """ACQUIRE_FOR_MOD_WRITE, RELEASE_FOR_MOD_WRITE: where the pages end that are written back, in bytes."""

@@ -623,7 +623,7 @@ cdef class CallbackData:
 
     @property
     def control_code(self):
-        """FILE_SYSTEM_CONTROL, DEVICE_CONTROL: the FSCTL_* or IOCTL number; what is injected with buffers: its number (D20)."""
+        """FILE_SYSTEM_CONTROL, DEVICE_CONTROL, and what is injected with buffers (D20): its number."""
         if not is_control(self.live().Iopb.MajorFunction):
             self.refuse("control_code")
         return self.data.Iopb.Parameters.Control.ControlCode
@@ -709,7 +709,7 @@ cdef class CallbackData:
 
     @property
     def page_protection(self) -> int:
-        """ACQUIRE_FOR_SECTION_SYNCHRONIZATION: what a mapping may be used for: PAGE_READONLY, PAGE_READWRITE, PAGE_EXECUTE."""
+        """ACQUIRE_FOR_SECTION_SYNCHRONIZATION: what a mapping may be used for (PAGE_READONLY, ...)."""
         if self.live().Iopb.MajorFunction != IRP_MJ_ACQUIRE_FOR_SECTION_SYNCHRONIZATION:
             self.refuse("page_protection")
         return self.data.Iopb.Parameters.AcquireForSectionSynchronization.PageProtection

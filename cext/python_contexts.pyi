@@ -98,7 +98,7 @@ class StreamHandleContext(Context):
     def context_type(self) -> int: ...
 
 class SectionContext(Context):
-    """One for each instance and section for a data scan; it is set by what creates the section, and goes with it (B2.8)."""
+    """One for each instance and section for a data scan; set by what creates the section, it goes with that (B2.8)."""
 
     @property
     def context_type(self) -> int: ...

@@ -92,8 +92,9 @@ class Volume:
         input: bytes = b"",
         output_size: int = 0,
     ) -> Request:
-        """A Request of one operation that no VFS request brings by itself (D20), about an open file, a node, or, with the root's
-        nodeid, the volume. minor: its minor function. code, input, output_size: for what has buffers. ValueError: another one."""
+        """A Request of one operation that no VFS request brings by itself (D20), about an open file, a node, or, with
+        the root's nodeid, the volume. minor: its minor function. code, input, output_size: for what has buffers.
+        ValueError: another one."""
     def request(
         self,
         opcode: int,

@@ -17,7 +17,7 @@ class SectionAttributes(IntEnum):
     SEC_COMMIT = 0x8000000
 
 class Section:
-    """A section of a file, to scan its data (B2.8). Offsets and sizes are bytes. Close it: `with objects.create_section(...)`.
+    """A section of a file, to scan its data (B2.8). Offsets and sizes are bytes. Close it: it is a context manager.
 
     Reads give what the layers below the instance give. OSError, with `status`: a filter below, or the disk, fails one.
     """
@@ -26,8 +26,8 @@ class Section:
     def read(self, offset: int, size: int) -> bytes:
         """Up to `size` bytes; fewer where the section ends, or where the file ends by now."""
     def view(self, offset: int = 0, length: int | None = None) -> memoryview:
-        """The same as a memoryview, to the section's end where no length is given: a copy of the bytes as they are now, so that
-        nothing which becomes of the file, or of the section, can hurt whoever looks at it."""
+        """The same as a memoryview, to the section's end where no length is given: a copy of the bytes as they are now,
+        so that nothing which becomes of the file, or of the section, can hurt whoever looks at it."""
     @property
     def size(self) -> int:
         """As it was created."""
@@ -54,8 +54,8 @@ def create_section(
     attributes: int = 0x8000000,
     flags: int = 0,
 ) -> tuple[int, Section | None]:
-    """FltCreateSectionForDataScan: (unsigned NTSTATUS, Section or None). `file`: callback data, a file that the filter has opened, or
-    a file object. A context that was not allocated yet is, and its one reference is the section's."""
+    """FltCreateSectionForDataScan: (unsigned NTSTATUS, Section or None). `file`: callback data, a file that the filter
+    has opened, or a file object. A context that was not allocated yet is, and its one reference is the section's."""
 
 def close_section(context: Context | None) -> int:
     """FltCloseSectionForDataScan: an unsigned NTSTATUS."""

@@ -12,7 +12,7 @@ where it is not 0.
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
 
 from stackfs.cext.callback_data cimport (
@@ -22,9 +22,9 @@ from stackfs.cext.callback_data cimport (
     statx_t)
 from stackfs.cext.contexts cimport (
     FLT_SECTION_CONTEXT, FLT_SET_CONTEXT_KEEP_IF_EXISTS, FltDeleteContext, FltReferenceContext, FltReleaseContext, context_of,
-    context_t, has_stream, memory_of, set_context)
+    has_stream, memory_of, set_context)
 from stackfs.cext.file_object cimport FileObject as AnyFileObject
-from stackfs.cext.filter_file cimport FileObject
+from stackfs.cext.filter_file cimport FileObject as FileBelow
 from stackfs.cext.filter_io cimport (
     FLTFL_IO_OPERATION_DO_NOT_UPDATE_BYTE_OFFSET, FLTFL_IO_OPERATION_PAGING, FltQueryInformationFile, FltReadFile)
 from stackfs.cext.filter_names cimport OBJECT_ATTRIBUTES, FltClose, FltOpenFile
@@ -127,7 +127,6 @@ cdef void close(section_t *section, bint unused) noexcept nogil:
 cdef uint32_t close_each(const FLT_INSTANCE *instance, const FLT_VOLUME *volume) noexcept nogil:
     """All of an instance's, or of a volume's. How many."""
     cdef section_t *section
-    cdef PFLT_CONTEXT context
     cdef uint32_t count = 0
     cdef bint unused
     while True:
@@ -498,7 +497,7 @@ def create_section(InstanceEntry entry not None, file, Context context, uint32_t
     elif isinstance(file, AnyFileObject):
         pointer = (<AnyFileObject>file).live()
     elif file is not None:
-        pointer = (<FileObject?>file).enter()
+        pointer = (<FileBelow?>file).enter()
     try:
         if fresh:
             context_new(registration_of(instance), FLT_SECTION_CONTEXT, context)
@@ -514,8 +513,8 @@ def create_section(InstanceEntry entry not None, file, Context context, uint32_t
         if fresh:
             context.release()
     finally:
-        if isinstance(file, FileObject):
-            (<FileObject>file).leave()
+        if isinstance(file, FileBelow):
+            (<FileBelow>file).leave()
     if made.section is NULL:
         return <uint32_t>status, None
     made.entry = entry

@@ -219,9 +219,9 @@ class Filter:
         """No callback of the instance runs, or ever will. Free what it holds."""
 
     section_notification: Callable[..., Any] | None = None
-    """section_notification(objects, context, data): an operation is about to take bytes of a file away that the instance
-    has a section of (B2.8); it goes on when this returns, so close the section, or stop reading. Called in the operation's
-    thread; `data` is the operation, and cannot be changed or kept."""
+    """section_notification(objects, context, data): an operation is about to take bytes of a file away that the
+    instance has a section of (B2.8); it goes on when this returns, so close the section, or stop reading. Called in the
+    operation's thread; `data` is the operation, and cannot be changed or kept."""
 
     def open_port(
         self,

@@ -517,8 +517,8 @@ class Mounted:
         words += ": it waits for operations that it keeps, or has changed"
         raise FltError(api.STATUS_FLT_DELETING_OBJECT, words)
 
-    async def _verb_inject(self, volume: str, operation: str, minor: int = 0, code: int = 0, path: str = "", input: str = "",
-                           output_size: int = 0) -> dict[str, Any]:  # fmt: skip
+    async def _verb_inject(self, volume: str, operation: str, minor: int = 0, code: int = 0, path: str = "",
+                           input: str = "", output_size: int = 0) -> dict[str, Any]:  # fmt: skip
         status, output = await volume_operations.inject(
             self.manager.volume(volume), operation, minor, code, path, bytes.fromhex(input), output_size
         )

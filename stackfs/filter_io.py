@@ -146,7 +146,7 @@ class FilterIo:
     def create_section(self, file: CallbackData | FileObject, context: SectionContext) -> Section | None:
         """FltCreateSectionForDataScan: a section of a file, to scan its data; None: it is empty.
 
-        file: the operation's (`data`), from a CREATE that has succeeded to its CLOSE, or one that the filter has opened.
+        file: the operation's (`data`), from a CREATE that has succeeded to its CLOSE, or one the filter has opened.
         Close it: `with objects.create_section(data, Scan()) as section`. `context` is set for that long; the filter's
         section_notification() is called with it when an operation is about to take bytes of the file away. OSError: the
         instance has a section of this file already, has not registered for scanning, or may not read it.

@@ -33,9 +33,9 @@ ENDING_LIMIT = 5.0
 
 
 class MountTarget(Told):
-    """A filter on a volume that is being mounted and has no instances yet: what callbacks of VOLUME_MOUNT get as `objects`.
+    """A filter on a volume that is being mounted: what callbacks of VOLUME_MOUNT get as `objects`.
 
-    `Instance` is None. It can set the filter's context of the volume.
+    There are no instances yet: `Instance` is None. It can set the filter's context of the volume.
     """
 
     Instance = None
@@ -108,24 +108,31 @@ async def shut_down(volumes: Iterable[Volume]) -> None:
 
 
 async def inject(
-    volume: Volume, operation: str, minor: int = 0, code: int = 0, path: str = "", input: bytes = b"", output_size: int = 0
+    volume: Volume,
+    operation: str,
+    minor: int = 0,
+    code: int = 0,
+    path: str = "",
+    input: bytes = b"",
+    output_size: int = 0,
 ) -> tuple[int, bytes]:
     """One operation that no program can bring about (D20): (NTSTATUS, unsigned; what came back).
 
-    operation: "PNP" or "IRP_MJ_PNP". path: of the file that it is about, from the volume's root on; "": the volume. FltError:
-    STATUS_INVALID_PARAMETER, it is none of these, or STATUS_OBJECT_NAME_NOT_FOUND.
+    operation: "PNP" or "IRP_MJ_PNP". path: of the file that it is about, from the volume's root on; "": the volume.
+    FltError: STATUS_INVALID_PARAMETER, it is none of these, or STATUS_OBJECT_NAME_NOT_FOUND.
     """
-    name = operation.upper().removeprefix("IRP_MJ_")
-    major = getattr(api, f"IRP_MJ_{name}", None)
+    major = getattr(api, "IRP_MJ_" + operation.upper().removeprefix("IRP_MJ_"), None)
     if major not in INJECTABLE:
         known = ", ".join(sorted(major_name(each).removeprefix("IRP_MJ_") for each in INJECTABLE))
-        raise FltError(api.STATUS_INVALID_PARAMETER, f"{operation!r} cannot be injected: these can: {known}", ExitCode.USAGE)
+        words = f"{operation!r} cannot be injected: these can: {known}"
+        raise FltError(api.STATUS_INVALID_PARAMETER, words, ExitCode.USAGE)
     found: list[int] = []
     try:
         node = 1
         for part in path.split("/"):
             if part:
-                node = (await _run(volume.core.request(LOOKUP, node, name=part.encode("utf-8", "surrogateescape")))).nodeid
+                name = part.encode("utf-8", "surrogateescape")
+                node = (await _run(volume.core.request(LOOKUP, node, name=name))).nodeid
                 found.append(node)
         request = volume.core.inject(major, node, minor=minor, code=code, input=input, output_size=output_size)
         try:

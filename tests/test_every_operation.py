@@ -32,11 +32,19 @@ EVERY = sorted(name.removeprefix("IRP_MJ_") for name in MajorFunction.__members_
 SERVED = {"LOCK_CONTROL", "DEVICE_CONTROL"}
 BESIDE = {"VOLUME_MOUNT", "VOLUME_DISMOUNT", "SHUTDOWN"}
 INJECTED = {
-    "SET_VOLUME_INFORMATION", "INTERNAL_DEVICE_CONTROL", "SYSTEM_CONTROL", "QUERY_QUOTA", "SET_QUOTA", "PNP", "MDL_READ",
-    "MDL_READ_COMPLETE", "PREPARE_MDL_WRITE", "MDL_WRITE_COMPLETE",
-}  # fmt: skip
+    "SET_VOLUME_INFORMATION",
+    "INTERNAL_DEVICE_CONTROL",
+    "SYSTEM_CONTROL",
+    "QUERY_QUOTA",
+    "SET_QUOTA",
+    "PNP",
+    "MDL_READ",
+    "MDL_READ_COMPLETE",
+    "PREPARE_MDL_WRITE",
+    "MDL_WRITE_COMPLETE",
+}
 
-FILTER = '''
+FILTER = """
 import os, threading
 from stackfs import api
 from stackfs.api import *
@@ -59,8 +67,8 @@ class Everything(Filter):
 
     def post(self, data, objects, context, flags):
         note(data, "post")
-'''
-PROGRAM = '''
+"""
+PROGRAM = """
 import fcntl, mmap, os, socket, sys
 top = sys.argv[1]
 os.chdir(top)
@@ -91,7 +99,7 @@ os.listdir(".")
 os.stat("file")
 os.statvfs(".")
 os.chmod("file", 0o600)
-'''
+"""
 
 
 def injected(drive: Drive, operation: str, **arguments: Any) -> Any:
@@ -106,7 +114,7 @@ def injected(drive: Drive, operation: str, **arguments: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], set[tuple[str, str, str, str]]]]:
-    """everything("auto"): (operation, kind, "pre" or "post", lane), as the filter has noted them on a drive with these lanes."""
+    """everything("auto"): (operation, kind, "pre" or "post", lane), as noted on a drive with these lanes."""
     made: dict[str, set[tuple[str, str, str, str]]] = {}
 
     def seen(lanes: str) -> set[tuple[str, str, str, str]]:
@@ -118,7 +126,9 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[s
             (top / "filters" / "everything.py").write_text(FILTER % str(top / "log"))
             drive = Drive(top, len(made))
             try:
-                drive.mount(f"lanes={lanes}", f"filterdir={top / 'filters'}", "filter=everything", "cache=strict", "locks=stack")
+                drive.mount(
+                    f"lanes={lanes}", f"filterdir={top / 'filters'}", "filter=everything", "cache=strict", "locks=stack"
+                )
                 run("timeout", "-s", "KILL", "20", "python3", "-c", PROGRAM, drive.mnt)
                 for operation in INJECTED:
                     injected(drive, operation)
@@ -157,7 +167,7 @@ def test_their_kinds(everything: Any, lanes: str) -> None:
     assert {name for name in kinds if kinds[name] == {"irp"}} - both == set(EVERY) - notified - fast - both
 
 
-# --- what a filter says to them: without a mount ------------------------------------------------------------------------
+# --- what a filter says to them: without a mount ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("major", sorted(INJECTABLE))
@@ -186,8 +196,17 @@ def test_what_is_injected_reaches_the_base_and_comes_back(core: Volume, place: P
         path = "/file" if target else "/"
         assert seen == [("pre", major, 3, path), ("post", major, status, path)]
         seen.clear()
-        unknown = major in (api.IRP_MJ_SET_VOLUME_INFORMATION, api.IRP_MJ_INTERNAL_DEVICE_CONTROL, api.IRP_MJ_SYSTEM_CONTROL,
-                            api.IRP_MJ_QUERY_QUOTA, api.IRP_MJ_SET_QUOTA) or 0xEE <= major <= 0xF1  # fmt: skip
+        unknown = (
+            major
+            in (
+                api.IRP_MJ_SET_VOLUME_INFORMATION,
+                api.IRP_MJ_INTERNAL_DEVICE_CONTROL,
+                api.IRP_MJ_SYSTEM_CONTROL,
+                api.IRP_MJ_QUERY_QUOTA,
+                api.IRP_MJ_SET_QUOTA,
+            )
+            or 0xEE <= major <= 0xF1
+        )
         expected = api.STATUS_INVALID_DEVICE_REQUEST if unknown else api.STATUS_ACCESS_DENIED if code else 0
         assert status == expected
 
@@ -203,15 +222,24 @@ def test_a_filter_answers_what_is_injected(core: Volume) -> None:
 
 
 def test_refused_as_fast_io_it_has_no_other_way(core: Volume) -> None:
-    entry = InstanceEntry(Host(), "f", "1", "f", [(api.IRP_MJ_MDL_READ, 0, lambda *_: api.FLT_PREOP_DISALLOW_FASTIO, None)])
+    entry = InstanceEntry(
+        Host(), "f", "1", "f", [(api.IRP_MJ_MDL_READ, 0, lambda *_: api.FLT_PREOP_DISALLOW_FASTIO, None)]
+    )
     core.stack.insert(entry)
     with pytest.raises(VfsError):
         core.inject(api.IRP_MJ_MDL_READ).do()
     assert entry.errors == 0
 
 
-@pytest.mark.parametrize(("major", "code"), [(api.IRP_MJ_READ, 0), (api.IRP_MJ_CREATE, 0), (api.IRP_MJ_FILE_SYSTEM_CONTROL, 0),
-                                             (api.IRP_MJ_FILE_SYSTEM_CONTROL, api.FSCTL_SET_REPARSE_POINT)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("major", "code"),
+    [
+        (api.IRP_MJ_READ, 0),
+        (api.IRP_MJ_CREATE, 0),
+        (api.IRP_MJ_FILE_SYSTEM_CONTROL, 0),
+        (api.IRP_MJ_FILE_SYSTEM_CONTROL, api.FSCTL_SET_REPARSE_POINT),
+    ],
+)
 def test_what_a_program_can_do_is_not_injected(core: Volume, major: int, code: int) -> None:
     with pytest.raises(ValueError):
         core.inject(major, code=code)
@@ -239,9 +267,9 @@ def test_skip_flags_keep_them_away(core: Volume, place: Path) -> None:
     assert seen == ["IRP_MJ_PNP"]
 
 
-# --- mount, dismount, shutdown -------------------------------------------------------------------------------------------
+# --- mount, dismount, shutdown ------------------------------------------------------------------------------------
 
-MOUNTS = '''
+MOUNTS = """
 class Kept(VolumeContext):
     pass
 
@@ -272,13 +300,13 @@ class Dropped(Filter):
 
     def instance_teardown_start(self, instance, reason):
         self.trace.append((self.name, "teardown"))
-'''
+"""
 
 
 @on_trio
 async def test_mount_dismount_and_shutdown(bench: Bench) -> None:
-    """D18: filters see the mount before any instance is set up, by their default instances; instances the dismount, before
-    they are torn down, whatever they say to it; and the shutdown, before both."""
+    """D18: filters see the mount before any instance is set up, by their default instances; instances the dismount,
+    before they are torn down, whatever they say to it; and the shutdown, before both."""
     trace: list[Any] = []
     for name, altitude in (("low", "370100"), ("high", "370900")):
         bench.drop(MOUNTS + f"    name = {name!r}\n", name, altitude)
@@ -287,14 +315,25 @@ async def test_mount_dismount_and_shutdown(bench: Bench) -> None:
     (bench.top / "v").mkdir()
     volume = await bench.manager.open_volume("v", str(bench.top / "v"))
     assert trace == [
-        ("high", "VOLUME_MOUNT", True, "v"), ("low", "VOLUME_MOUNT", True, "v"), ("low", "mounted", 0), ("high", "mounted", 0),
-        ("high", "setup"), ("low", "setup"), ("high", "CREATE", False, "v"), ("low", "CREATE", False, "v")]  # fmt: skip
+        ("high", "VOLUME_MOUNT", True, "v"),
+        ("low", "VOLUME_MOUNT", True, "v"),
+        ("low", "mounted", 0),
+        ("high", "mounted", 0),
+        ("high", "setup"),
+        ("low", "setup"),
+        ("high", "CREATE", False, "v"),
+        ("low", "CREATE", False, "v"),
+    ]
     trace.clear()
     await volume_operations.shut_down(bench.manager.volumes)
     await bench.manager.remove_volume(volume)
     assert trace == [
-        ("high", "SHUTDOWN", False, "v"), ("low", "SHUTDOWN", False, "v"), ("high", "VOLUME_DISMOUNT", False, "v"),
-        ("high", "teardown"), ("low", "teardown")]  # fmt: skip
+        ("high", "SHUTDOWN", False, "v"),
+        ("low", "SHUTDOWN", False, "v"),
+        ("high", "VOLUME_DISMOUNT", False, "v"),
+        ("high", "teardown"),
+        ("low", "teardown"),
+    ]
 
 
 @on_trio
@@ -310,9 +349,11 @@ async def test_a_filter_may_refuse_a_mount(bench: Bench) -> None:
 
 @on_trio
 async def test_what_a_filter_does_to_a_shutdown_ends_in_time(bench: Bench) -> None:
-    bench.drop('class Dropped(Filter):\n    operations = (Operation(IRP_MJ_SHUTDOWN, pre="pre"),)\n'
-               "    def pre(self, data, objects):\n        self.data = data\n        return FLT_PREOP_PENDING\n"
-               "    def instance_teardown_start(self, instance, reason):\n        self.data.complete_pended_pre(1)\n")  # fmt: skip
+    bench.drop(
+        'class Dropped(Filter):\n    operations = (Operation(IRP_MJ_SHUTDOWN, pre="pre"),)\n'
+        "    def pre(self, data, objects):\n        self.data = data\n        return FLT_PREOP_PENDING\n"
+        "    def instance_teardown_start(self, instance, reason):\n        self.data.complete_pended_pre(1)\n"
+    )
     volume = bench.volume()
     await bench.manager.load("f")
     limit, volume_operations.ENDING_LIMIT = volume_operations.ENDING_LIMIT, 0.2
@@ -327,7 +368,10 @@ async def test_what_a_filter_does_to_a_shutdown_ends_in_time(bench: Bench) -> No
 async def test_injecting_by_name(bench: Bench) -> None:
     volume = bench.volume()
     assert await volume_operations.inject(volume, "pnp", 3) == (0, b"")
-    assert await volume_operations.inject(volume, "IRP_MJ_SYSTEM_CONTROL", path="file") == (api.STATUS_INVALID_DEVICE_REQUEST, b"")
+    assert await volume_operations.inject(volume, "IRP_MJ_SYSTEM_CONTROL", path="file") == (
+        api.STATUS_INVALID_DEVICE_REQUEST,
+        b"",
+    )
     lock = await volume_operations.inject(volume, "FILE_SYSTEM_CONTROL", code=api.FSCTL_LOCK_VOLUME)
     assert lock == (0, b"") and volume.core.known_inodes == 1
     fh = opened(volume.core, lookup(volume.core, b"file"))

@@ -259,7 +259,8 @@ CASES: dict[str, Case] = {
 # What stands beside a request's own operations, in a table of its own (D19).
 NOTICES = {
     "FAST_IO_CHECK_IF_POSSIBLE", "CREATE_NAMED_PIPE", "CREATE_MAILSLOT",
-    *(f"{what}_FOR_{kind}" for what in ("ACQUIRE", "RELEASE") for kind in ("SECTION_SYNCHRONIZATION", "MOD_WRITE", "CC_FLUSH")),
+    *(f"{what}_FOR_{kind}" for what in ("ACQUIRE", "RELEASE")
+      for kind in ("SECTION_SYNCHRONIZATION", "MOD_WRITE", "CC_FLUSH")),
 }  # fmt: skip
 EVERY = [value for name, value in vars(api).items() if name.startswith("IRP_MJ_")]
 REGISTERED = sorted({int(each) for each in EVERY} - {int(api.IRP_MJ_POWER), int(api.IRP_MJ_DEVICE_CHANGE)})
@@ -326,8 +327,8 @@ def test_the_operations_of_a_request(scene: Scene, case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_what_follows_when_an_operation_fails(scene: Scene, case: str, tmp_path: Path) -> None:
-    """D3: nothing after it, but CLEANUP and CLOSE where a CREATE had succeeded, and the RELEASE_FOR_* of what was acquired;
-    the first failure is the answer. What D19 names as not to be refused is another test's."""
+    """D3: nothing after it, but CLEANUP and CLOSE where a CREATE had succeeded, and the RELEASE_FOR_* of what was
+    acquired; the first failure is the answer. What D19 names as not to be refused is another test's."""
     expected = [each.major for each in CASES[case][2]]
     seen = record(scene.core)
     failing: list[int] = []
@@ -342,15 +343,15 @@ def test_what_follows_when_an_operation_fails(scene: Scene, case: str, tmp_path:
     for number, major in enumerate(expected):
         if major in ("CLEANUP", "CLOSE", "FAST_IO_CHECK_IF_POSSIBLE") or major.startswith("RELEASE_FOR_"):
             continue
-        owed = [each for each in expected[number:]
-                if each.startswith("RELEASE_FOR_") and each.replace("RELEASE", "ACQUIRE") in expected[:number]]  # fmt: skip
+        acquired = {each.replace("ACQUIRE", "RELEASE") for each in expected[:number] if each.startswith("ACQUIRE_FOR_")}
+        owed = [each for each in expected[number:] if each in acquired]
         seen.clear()
         failing.append(number)
         request = ask(scene, case)
         assert request.error == errno.EACCES
-        assert [one["major"] for one in seen] == [
-            *expected[: number + 1], *owed, *(["CLEANUP", "CLOSE"] if "CREATE" in expected[:number] else []),
-        ]  # fmt: skip
+        if "CREATE" in expected[:number]:
+            owed += ["CLEANUP", "CLOSE"]
+        assert [one["major"] for one in seen] == expected[: number + 1] + owed
         assert (scene.core.open_files, scene.core.known_inodes) == (files, inodes)
         if (tmp_path / "new").is_dir():
             (tmp_path / "new").rmdir()
@@ -376,7 +377,7 @@ def test_what_nobody_registered_is_not_there(scene: Scene, case: str) -> None:
 @pytest.mark.parametrize("way", ["refused", "raised"])
 @pytest.mark.parametrize("case", ["page fill", "write-back", "fsync"])
 def test_what_gives_back_cannot_be_refused(scene: Scene, case: str, way: str) -> None:
-    """D19: whatever a filter does with a RELEASE_FOR_*, the request is done, and, where it raised, those below see it."""
+    """D19: whatever a filter does with a RELEASE_FOR_*, the request is done; where it raised, those below see it."""
     lower = record(scene.core)
     release = next(each.major for each in CASES[case][2] if each.major.startswith("RELEASE_FOR_"))
 
@@ -396,15 +397,15 @@ def test_what_gives_back_cannot_be_refused(scene: Scene, case: str, way: str) ->
 def test_fast_io_that_a_filter_says_is_not_possible_becomes_an_irp(scene: Scene, case: str) -> None:
     """D19: any failure of FAST_IO_CHECK_IF_POSSIBLE says so; nobody counts an error, and nobody is refused."""
     seen = record(scene.core)
-    entry = entry_of((api.IRP_MJ_FAST_IO_CHECK_IF_POSSIBLE, lambda data, _: data.complete(api.STATUS_ACCESS_DENIED), None))
-    scene.core.stack.insert(entry)
+    answer = lambda data, _: data.complete(api.STATUS_ACCESS_DENIED)  # noqa: E731
+    scene.core.stack.insert(entry_of((api.IRP_MJ_FAST_IO_CHECK_IF_POSSIBLE, answer, None)))
     assert ask(scene, case).error == 0
     assert [(one["major"], one["kind"]) for one in seen] == [
         ("FAST_IO_CHECK_IF_POSSIBLE", "fast"), (case.upper(), "irp")]  # fmt: skip
 
 
 def test_pages_are_filled_under_one_section(scene: Scene) -> None:
-    """D19: filters hear of an open file's section once, before its first page, and again only where one refused it."""
+    """D19: filters hear of an open file's section once, before its first page; again only where one refused it."""
     seen = record(scene.core)
     answers = [api.STATUS_ACCESS_DENIED, 0, 0]
     entry = entry_of((api.IRP_MJ_ACQUIRE_FOR_SECTION_SYNCHRONIZATION, lambda data, _: (

@@ -16,7 +16,13 @@ from native_build import build
 from stack_driver import CREATE, OPEN, READ, RELEASE, WRITE, Host, go_on, lookup, opened
 
 from stackfs import api, fltkernel
-from stackfs.api import FLT_PREOP_SUCCESS_NO_CALLBACK, FLT_PREOP_SUCCESS_WITH_CALLBACK, Section, SectionContext, StreamContext
+from stackfs.api import (
+    FLT_PREOP_SUCCESS_NO_CALLBACK,
+    FLT_PREOP_SUCCESS_WITH_CALLBACK,
+    Section,
+    SectionContext,
+    StreamContext,
+)
 from stackfs.cext import filter_file, sections
 from stackfs.cext.python_contexts import FilterContexts
 from stackfs.cext.requests import Volume
@@ -45,15 +51,28 @@ class Scan(SectionContext):
 class Scanner:
     """An instance that scans, made by hand; `look(data)` is called in the pre of each of its operations."""
 
-    def __init__(self, core: Volume, look: Callable[[Any], Any] = go_on, major: int = api.IRP_MJ_READ, at: str = "100",
-                 registers: bool = True) -> None:  # fmt: skip
+    def __init__(
+        self,
+        core: Volume,
+        look: Callable[[Any], Any] = go_on,
+        major: int = api.IRP_MJ_READ,
+        at: str = "100",
+        registers: bool = True,
+    ) -> None:
         self.core, self.look = core, look
         self.conflicts: list[tuple[Any, str, int]] = []
         self.then: Callable[[Any, Any], Any] = lambda context, data: None
         self.host = Host()
         self.contexts = FilterContexts([Scan, StreamContext])
-        self.entry = InstanceEntry(self.host, f"scanner {at}", at, "scanner", [(major, 0, self.pre, None)],
-                                   contexts=self.contexts, section_conflict=self.conflict)  # fmt: skip
+        self.entry = InstanceEntry(
+            self.host,
+            f"scanner {at}",
+            at,
+            "scanner",
+            [(major, 0, self.pre, None)],
+            contexts=self.contexts,
+            section_conflict=self.conflict,
+        )
         core.stack.introduce(self.entry)
         if registers:
             assert FltRegisterForDataScan(self) == 0
@@ -101,7 +120,7 @@ def truncate(core: Volume, node: int, size: int) -> None:
     core.request(SETATTR, node, valid=SIZE, size=size).do()
 
 
-# --- the life of one ------------------------------------------------------------------------------------------------------
+# --- the life of one ----------------------------------------------------------------------------------------------
 
 
 def test_a_section_has_the_file_and_its_context_is_set_for_as_long(core: Volume, place: Path) -> None:
@@ -125,7 +144,7 @@ def test_a_section_has_the_file_and_its_context_is_set_for_as_long(core: Volume,
 
 
 def test_in_the_operation_whose_file_it_is(core: Volume, place: Path) -> None:
-    """Also of a file that the program has open for writing only; the context is the stream's, as FltGetSectionContext says."""
+    """Also of a file that the program has open for writing only; FltGetSectionContext finds the context."""
     seen: list[Any] = []
 
     def look(data: Any) -> None:
@@ -147,19 +166,24 @@ def test_in_the_operation_whose_file_it_is(core: Volume, place: Path) -> None:
 
 
 def test_what_lies_below_is_what_is_scanned(core: Volume, place: Path) -> None:
-    """A filter below that decodes is seen through; it sees paging I/O that a filter has started, and the section's making."""
+    """A filter below that decodes is seen through; it sees paging I/O that a filter has started, and the section."""
     seen: list[tuple[str, bool, bool, int]] = []
 
     def pre(data: Any, _: object) -> int:
-        seen.append((api.major_name(data.major)[7:], data.is_generated, data.is_fs_filter, data.irp_flags & api.IRP_PAGING_IO))
+        seen.append(
+            (api.major_name(data.major)[7:], data.is_generated, data.is_fs_filter, data.irp_flags & api.IRP_PAGING_IO)
+        )
         return FLT_PREOP_SUCCESS_WITH_CALLBACK
 
     def post(data: Any, _: object, __: object, ___: int) -> None:
         if data.major == api.IRP_MJ_READ:
             data.buffer[: data.information] = bytes(each ^ 1 for each in data.buffer[: data.information])
 
-    majors = (api.IRP_MJ_READ, api.IRP_MJ_ACQUIRE_FOR_SECTION_SYNCHRONIZATION,
-              api.IRP_MJ_RELEASE_FOR_SECTION_SYNCHRONIZATION)  # fmt: skip
+    majors = (
+        api.IRP_MJ_READ,
+        api.IRP_MJ_ACQUIRE_FOR_SECTION_SYNCHRONIZATION,
+        api.IRP_MJ_RELEASE_FOR_SECTION_SYNCHRONIZATION,
+    )
     host = Host()
     core.stack.insert(InstanceEntry(host, "below", "10", "below", [(major, 0, pre, post) for major in majors]))
     above: list[Any] = []
@@ -167,14 +191,28 @@ def test_what_lies_below_is_what_is_scanned(core: Volume, place: Path) -> None:
     with scanner.section() as section:
         assert bytes(section.view()) == bytes(each ^ 1 for each in b"0123456789")
     assert seen == [
-        ("ACQUIRE_FOR_SECTION_SYNCHRONIZATION", True, True, 0), ("RELEASE_FOR_SECTION_SYNCHRONIZATION", True, True, 0),
-        ("READ", True, False, 2)]  # fmt: skip
+        ("ACQUIRE_FOR_SECTION_SYNCHRONIZATION", True, True, 0),
+        ("RELEASE_FOR_SECTION_SYNCHRONIZATION", True, True, 0),
+        ("READ", True, False, 2),
+    ]
     assert above == [] and host.told == []
 
 
 def test_a_filter_below_may_refuse_the_section(core: Volume, place: Path) -> None:
-    refuses = InstanceEntry(Host(), "below", "10", "below", [
-        (api.IRP_MJ_ACQUIRE_FOR_SECTION_SYNCHRONIZATION, 0, lambda data, _: data.complete(api.STATUS_ACCESS_DENIED), None)])  # fmt: skip
+    refuses = InstanceEntry(
+        Host(),
+        "below",
+        "10",
+        "below",
+        [
+            (
+                api.IRP_MJ_ACQUIRE_FOR_SECTION_SYNCHRONIZATION,
+                0,
+                lambda data, _: data.complete(api.STATUS_ACCESS_DENIED),
+                None,
+            )
+        ],
+    )
     core.stack.insert(refuses)
     scanner = Scanner(core)
     scan = Scan()
@@ -223,7 +261,9 @@ def test_names_of_the_ddi(core: Volume, place: Path) -> None:
     class AFilter:
         contexts = scanner.contexts
 
-    contexts = FilterContexts([(api.FLT_SECTION_CONTEXT, 0, 16, lambda context, kind: gone.append(context), None, None)])
+    contexts = FilterContexts(
+        [(api.FLT_SECTION_CONTEXT, 0, 16, lambda context, kind: gone.append(context), None, None)]
+    )
     AFilter.contexts = contexts
     entry = InstanceEntry(Host(), "ddi", "70", "ddi", [], contexts=contexts)
     core.stack.introduce(entry)
@@ -249,7 +289,7 @@ def test_names_of_the_ddi(core: Volume, place: Path) -> None:
     assert gone == [scan.value]
 
 
-# --- conflicts ------------------------------------------------------------------------------------------------------------
+# --- conflicts ----------------------------------------------------------------------------------------------------
 
 
 def test_who_takes_bytes_away_is_told_of_first(core: Volume, place: Path) -> None:
@@ -272,8 +312,13 @@ def test_who_takes_bytes_away_is_told_of_first(core: Volume, place: Path) -> Non
     core.request(SETATTR, file, fh=fh, valid=SIZE | HANDLE, size=4).do()
     core.request(RELEASE, fh=opened(core, file, os.O_WRONLY | os.O_TRUNC)).do()
     kinds = [(name[7:], which) for _, name, which in scanner.conflicts]
-    assert kinds == [("FILE_SYSTEM_CONTROL", 0), ("FILE_SYSTEM_CONTROL", 0), ("SET_INFORMATION", 20), ("SET_INFORMATION", 20),
-                     ("CREATE", 0)]  # fmt: skip
+    assert kinds == [
+        ("FILE_SYSTEM_CONTROL", 0),
+        ("FILE_SYSTEM_CONTROL", 0),
+        ("SET_INFORMATION", 20),
+        ("SET_INFORMATION", 20),
+        ("CREATE", 0),
+    ]
     assert size_then == [20, 20, 20, 9, 4] and {context for context, _, _ in scanner.conflicts} == {section.context}
     assert bytes(section.view()) == b"" and section.size == 10  # nobody is hurt by what is gone
     section.close()
@@ -302,7 +347,7 @@ def test_one_that_raises_holds_nothing_up(core: Volume, place: Path) -> None:
             kept: list[Any] = []
             scanner.then = lambda context, data: kept.append(data)
             truncate(core, lookup(core, b"file"), 4)
-            kept[0].major
+            assert kept[0].major
     assert scanner.host.told == [("raised", "section notification", 6, "/file", ZeroDivisionError)]
     assert (place / "file").read_bytes() == b"0123"
 
@@ -331,16 +376,16 @@ def test_a_file_that_is_cut_short_while_it_is_scanned(core: Volume, place: Path)
                 continue
             with section:
                 view = bytes(section.view())
-                assert len(view) <= len(content) and len(view) == section.size or content.startswith(view)
+                assert (len(view) <= len(content) and len(view) == section.size) or content.startswith(view)
     finally:
         stop.set()
         thread.join()
     assert scanner.host.told == [] and sections.open_sections(scanner.entry) == []
 
 
-# --- by the manager -----------------------------------------------------------------------------------------------------
+# --- by the manager -----------------------------------------------------------------------------------------------
 
-SCANNER = '''
+SCANNER = """
 class Scan(SectionContext):
     def cleanup(self):
         Dropped.cleaned += 1
@@ -368,7 +413,7 @@ class Dropped(Filter):
         self.conflicts += 1
         if context in objects.open_sections:
             self.left.close()
-'''
+"""
 
 
 @on_trio
@@ -412,7 +457,7 @@ async def test_what_is_left_open_is_closed_at_the_teardown(bench: Bench) -> None
     truncate(core, lookup(core, b"file"), 3)
 
 
-# --- native -----------------------------------------------------------------------------------------------------------------
+# --- native -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Sections for data scans under their DDI names (docs/semantics.md, B2.8).
 
-`Instance` is what callbacks know as `objects`, `FileObject` callback data, `data.file` or a file that the filter has opened. The
-section's handle and object are both a stackfs.api.Section. A view of it is a copy: see Section.view().
+`Instance` is what callbacks know as `objects`, `FileObject` callback data, `data.file` or a file that the filter has
+opened. The section's handle and object are both a stackfs.api.Section. A view of it is a copy: see Section.view().
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def FltCreateSectionForDataScan(
     SectionObject: Out[Section],
     SectionFileSize: Out[int] | None,
 ) -> int:
-    """A section of an open file, with a context of its own (B2.8). MaximumSize, SectionFileSize: bytes. ObjectAttributes
-    mean nothing here.
+    """A section of an open file, with a context of its own (B2.8). MaximumSize, SectionFileSize: bytes.
+    ObjectAttributes mean nothing here.
 
-    STATUS_END_OF_FILE (the file is empty), STATUS_FLT_CONTEXT_ALREADY_DEFINED (the instance has a section of that stream),
+    STATUS_END_OF_FILE (the file is empty), STATUS_FLT_CONTEXT_ALREADY_DEFINED (the instance has a section of it),
     STATUS_FLT_CONTEXT_ALREADY_LINKED, STATUS_FLT_DELETING_OBJECT, STATUS_INSUFFICIENT_RESOURCES,
     STATUS_INVALID_FILE_FOR_SECTION, STATUS_INVALID_PARAMETER, STATUS_NOT_SUPPORTED (no CREATE has succeeded, or CLOSE),
     STATUS_SECTION_PROTECTION (other access than reading), STATUS_SECTION_TOO_BIG; or why the file cannot be read.
@@ -75,7 +75,7 @@ def FltCloseSectionForDataScan(SectionContext: Context | None) -> int:
 
 
 def MmMapViewInSystemSpace(Section: Section, MappedBase: Out[memoryview], ViewSize: Out[int] | None) -> int:
-    """A view of the whole section, or of its first ViewSize bytes: a copy. STATUS_INVALID_PARAMETER: the section is closed."""
+    """A view of the whole section, or of its first ViewSize bytes: a copy. STATUS_INVALID_PARAMETER: it is closed."""
     wanted = getattr(ViewSize, "value", None) or None
     try:
         view = Section.view(0, wanted)
