@@ -37,6 +37,7 @@ from stackfs.fltkernel import (
     Out,
 )
 
+GUIDE = Path(__file__).resolve().parent.parent / "docs" / "writing-filters.md"
 SETATTR, FALLOCATE, COPY = 4, 43, 47
 SIZE, HANDLE = 8, 64
 PUNCH, KEEP_SIZE = 2, 1
@@ -440,6 +441,30 @@ async def test_a_scanner(bench: Bench) -> None:
     assert scanner.conflicts == 1 and scanner.cleaned == 3  # type: ignore[attr-defined]
     for fh in (good, bad):
         core.request(RELEASE, fh=fh).do()
+
+
+@pytest.mark.skipif(not GUIDE.exists(), reason="needs the source tree")
+@on_trio
+async def test_the_scanner_of_the_guide(bench: Bench) -> None:
+    """docs/writing-filters.md: an infected file is not opened, whatever for; all others are."""
+    text = GUIDE.read_text()
+    code = text[text.index("class Scan(SectionContext)") :]
+    bench.drop(code[: code.index("```")].replace("class Scanner(", "class Dropped("))
+    volume = bench.volume()
+    await bench.manager.load("f")
+    core, source = volume.core, Path(volume.source)
+    (source / "bad").write_bytes(bytes(2 << 20) + b"----EICAR----")
+    (source / "empty").touch()
+    for flags in (os.O_RDONLY, os.O_WRONLY):
+        request = core.request(OPEN, lookup(core, b"bad"), flags=flags)
+        while not request.run():
+            request.wait()
+        assert request.error == errno.EACCES
+        for name in (b"file", b"empty"):
+            core.request(RELEASE, fh=opened(core, lookup(core, name), flags)).do()
+    made = core.request(CREATE, name=b"new", mode=0o600, flags=os.O_RDWR).do()
+    core.request(RELEASE, fh=made.fh).do()
+    assert volume.instances[0].open_sections == [] and core.open_files == 0
 
 
 @on_trio
