@@ -97,6 +97,12 @@ class StreamHandleContext(Context):
     @property
     def context_type(self) -> int: ...
 
+class SectionContext(Context):
+    """One for each instance and section for a data scan; set by what creates the section, it goes with that (B2.8)."""
+
+    @property
+    def context_type(self) -> int: ...
+
 class InstanceContexts:
     """The contexts of an instance. get_context() and the three with it are for kinds that hang on the instance itself,
     or on its volume; callback data has the same for all kinds. What they return has no reference of the caller's: it is

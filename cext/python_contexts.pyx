@@ -15,7 +15,8 @@ from libc.string cimport memcpy, memset
 from stackfs.cext.callback_data cimport FILE_OBJECT
 from stackfs.cext.contexts cimport (
     CONTEXT_DEFINITIONS, CONTEXT_TYPES, FLTFL_CONTEXT_REGISTRATION_NO_EXACT_SIZE_MATCH, FLT_CONTEXT_REGISTRATION,
-    FLT_SET_CONTEXT_KEEP_IF_EXISTS, FLT_SET_CONTEXT_REPLACE_IF_EXISTS, FLT_VARIABLE_SIZED_CONTEXTS, FLT_VOLUME_CONTEXT,
+    FLT_SECTION_CONTEXT, FLT_SET_CONTEXT_KEEP_IF_EXISTS, FLT_SET_CONTEXT_REPLACE_IF_EXISTS, FLT_VARIABLE_SIZED_CONTEXTS,
+    FLT_VOLUME_CONTEXT,
     FltDeleteContext, FltReferenceContext, FltReleaseContext, NonPagedPool, PFLT_CONTEXT, context_choose, context_make,
     context_linked, context_of, context_t, delete_context, filter_contexts_close, filter_contexts_put, filter_contexts_t, get_context,
     has_stream, index_of, instance_contexts_close, instance_contexts_delete, load_signed, memory_of, set_context,
@@ -23,7 +24,7 @@ from stackfs.cext.contexts cimport (
 from stackfs.cext.file_object cimport FileObject
 from stackfs.cext.ntstatus cimport (
     NTSTATUS, STATUS_FLT_CONTEXT_ALLOCATION_NOT_FOUND, STATUS_FLT_CONTEXT_ALREADY_DEFINED, STATUS_INSUFFICIENT_RESOURCES,
-    STATUS_INVALID_BUFFER_SIZE, STATUS_INVALID_PARAMETER, STATUS_NOT_FOUND, STATUS_SUCCESS)
+    STATUS_INVALID_BUFFER_SIZE, STATUS_INVALID_PARAMETER, STATUS_NOT_FOUND, STATUS_NOT_SUPPORTED, STATUS_SUCCESS)
 from stackfs.cext.stack cimport FLT_FILTER, FLT_INSTANCE, FLT_VOLUME  # no-cython-lint: complete the structs
 
 from stackfs.cext.ntstatus import NtStatusError
@@ -340,6 +341,12 @@ class StreamHandleContext(Context):
     context_type = 0x10
 
 
+class SectionContext(Context):
+    """One for each instance and section for a data scan; set by what creates the section, it goes with that (B2.8)."""
+
+    context_type = 0x40
+
+
 cdef raise_status(NTSTATUS status, str what):
     raise NtStatusError(<uint32_t>status, what)
 
@@ -389,6 +396,14 @@ cdef Context context_ensure(FLT_INSTANCE *instance, FILE_OBJECT *file, kind):
     return context
 
 
+cdef int context_new(FilterContexts registration, uint16_t type, Context context) except -1:
+    """Allocates one of a registered class, with one reference."""
+    made, _ = registration.made(registration.index(type_class(context)), type, 0, NonPagedPool, context)
+    if made:
+        raise_status(<NTSTATUS><uint32_t>made, f"a {type_name(type)} context cannot be made")
+    return 0
+
+
 cdef Context set_and_keep(FLT_INSTANCE *instance, FILE_OBJECT *file, Context context, int operation):
     """Allocates the context if it is new, and sets it; the caller then has one reference more. Returns the one that is, or
     was, there, with a reference; None: there is none."""
@@ -396,10 +411,10 @@ cdef Context set_and_keep(FLT_INSTANCE *instance, FILE_OBJECT *file, Context con
     cdef uint16_t type = type_of(type_class(context))
     cdef PFLT_CONTEXT old
     cdef NTSTATUS status
+    if type == FLT_SECTION_CONTEXT:
+        raise_status(STATUS_NOT_SUPPORTED, "a section's context is set by what creates the section")
     if context.native is NULL:
-        made, _ = registration.made(registration.index(type_class(context)), type, 0, NonPagedPool, context)
-        if made:
-            raise_status(<NTSTATUS><uint32_t>made, f"a {type_name(type)} context cannot be made")
+        context_new(registration, type, context)
     else:
         FltReferenceContext(memory_of(context.native))
     status = set_context(instance.Related.Volume, instance, file, type, operation, memory_of(context.native), &old)

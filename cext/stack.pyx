@@ -33,7 +33,7 @@ from stackfs.cext.callback_data cimport (
     FLT_POSTOP_DISALLOW_FSFILTER_IO, FLT_POSTOP_FINISHED_PROCESSING, FLT_POSTOP_MORE_PROCESSING_REQUIRED,
     FLT_PREOP_COMPLETE, FLT_PREOP_DISALLOW_FASTIO, FLT_PREOP_DISALLOW_FSFILTER_IO, FLT_PREOP_PENDING,
     FLT_PREOP_SUCCESS_NO_CALLBACK, FLT_PREOP_SUCCESS_WITH_CALLBACK, FLT_PREOP_SYNCHRONIZE, FLT_RELATED_OBJECTS,
-    FO_VOLUME_OPEN, IO_STATUS_BLOCK, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_DEVICE_CHANGE,
+    FO_VOLUME_OPEN, IO_STATUS_BLOCK, IRP_MJ_CREATE, IRP_MJ_DEVICE_CHANGE,
     IRP_MJ_POWER, IRP_MJ_QUERY_OPEN, IRP_MJ_READ, IRP_MJ_VOLUME_DISMOUNT, IRP_MJ_WRITE,
     IRP_NOCACHE, IRP_PAGING_IO, callback_data_new)
 from stackfs.cext.drain cimport (
@@ -199,8 +199,8 @@ cdef inline bint skipped(const operation_t *op, const callback_t *callback) noex
 
 
 cdef inline bint always_goes_on(const operation_t *op) noexcept nogil:
-    """CLEANUP and CLOSE reach the base whatever a callback does: a handle is never leaked."""
-    return op.current.MajorFunction == IRP_MJ_CLEANUP or op.current.MajorFunction == IRP_MJ_CLOSE
+    """It reaches the base whatever a callback does: a handle is never leaked, nor what was acquired."""
+    return is_release(op.current.MajorFunction)
 
 
 cdef bint save_parameters(layer_t *layer, const FLT_IO_PARAMETER_BLOCK *current) noexcept nogil:
@@ -820,6 +820,7 @@ cdef class InstanceEntry(InstanceNames):
     and error_limit_reached(); with `async def` callbacks also for run_async(coroutine, data), which sees to it that the
     coroutine runs, on whatever thread, and tells data.end_async() its end. It is also what callbacks get as `objects`.
     `callbacks`: (major, flags, pre, post) with Python callables or None, and/or a NativeOperations.
+    `section_conflict(objects, context, data)`: told of what conflicts with its sections (sections.pyx).
     """
 
     def __cinit__(self, *arguments, **keywords):
@@ -827,7 +828,7 @@ cdef class InstanceEntry(InstanceNames):
 
     def __init__(self, object instance not None, str name not None, str altitude not None, str filter_name not None,
                  callbacks=(), NativeOperations native=None, bint pass_on_error=False, FilterContexts contexts=None,
-                 NameProvider names=None):
+                 NameProvider names=None, section_conflict=None):
         cdef int major
         cdef callback_t *operation
         self.object = instance
@@ -852,7 +853,11 @@ cdef class InstanceEntry(InstanceNames):
             self.kept.append(names)
             self.instance.NameProvider = &names.provider
             self.operations[NAME_PROVIDERS].instance = &self.instance
+        if section_conflict is not None:
+            self.kept.append(section_conflict)
+            self.instance.PythonSectionConflict = <PyObject *>section_conflict
         if native is not None:
+            self.instance.SectionConflict = native.section_conflict
             for major in range(MAJOR_FUNCTIONS):
                 if native.operations[major].pre is not NULL or native.operations[major].post is not NULL:
                     self.operations[major] = native.operations[major]
@@ -1086,6 +1091,8 @@ cdef class Stack(VolumeContexts):
         cdef callback_list_t *old
         if new is not NULL and new.awaits:
             add_int(&self.volume.awaits, 1)
+        if new is not NULL and is_notice(major):
+            add_int(&self.volume.notices, 1)
         stackfs_spin_lock(&self.volume.lock)
         old = self.volume.lists[major]
         stackfs_store_list(&self.volume.lists[major], new)
@@ -1093,6 +1100,8 @@ cdef class Stack(VolumeContexts):
         if old is not NULL:
             if old.awaits:
                 add_int(&self.volume.awaits, -1)
+            if is_notice(major):
+                add_int(&self.volume.notices, -1)
             list_release(old)
         return old
 

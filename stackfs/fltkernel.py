@@ -16,4 +16,5 @@ from stackfs.ddi.object_attributes import *
 from stackfs.ddi.out import Out as Out
 from stackfs.ddi.pending import *
 from stackfs.ddi.ports import *
+from stackfs.ddi.sections import *
 from stackfs.ddi.work_items import *

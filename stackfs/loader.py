@@ -55,6 +55,7 @@ _NOTIFICATIONS: Final = (
     "instance_query_teardown",
     "instance_teardown_start",
     "instance_teardown_complete",
+    "section_notification",
 )
 
 

@@ -23,10 +23,10 @@ from typing import Any, TypeVar
 import structlog
 import trio
 
-from stackfs import api, contexts, discovery, loader
+from stackfs import api, contexts, discovery, loader, volume_operations
 from stackfs.altitude import AltitudeError, sort_key
 from stackfs.async_callbacks import AsyncCallbacks
-from stackfs.cext import filter_file
+from stackfs.cext import filter_file, sections
 from stackfs.cext.requests import Volume as CoreVolume
 from stackfs.driver_object import DriverObject
 from stackfs.errors import ExitCode, FltError, StackfsError
@@ -180,6 +180,7 @@ class FilterManager:
             raise StackfsError(f"volume {name!r}: {source}: {error.strerror}", ExitCode.UNUSABLE) from None
         volume = self.add_volume(name, "", source, CoreVolume(root))
         try:
+            await volume_operations.mount(volume, self.loaded.values())
             if specs is None:
                 for loaded in sorted(self.loaded.values(), key=lambda each: each.order, reverse=True):
                     if loaded.state is FilterState.FILTERING:
@@ -210,8 +211,10 @@ class FilterManager:
             ) from error
 
     async def remove_volume(self, volume: Volume) -> None:
-        """Dismount: every instance is torn down, the filters stay loaded, the core is closed."""
+        """Dismount: every instance is told, then torn down, the filters stay loaded, the core is closed."""
         volume.rundown.run_down()
+        with trio.CancelScope(shield=True):
+            await volume_operations.dismount(volume)
         with trio.CancelScope(shield=True):
             while volume.instances or volume.legacies or volume.unsettled:
                 instances = self._in_order([*volume.instances, *volume.legacies, *volume.unsettled])
@@ -844,7 +847,10 @@ class FilterManager:
         filter_file.end_io(instance.entry)
         while filter_file.io_pending(instance.entry):
             await trio.sleep(DRAIN_POLL)
-        left = filter_file.close_left_open(instance.entry)
+        scanned = sections.close_left_open(instance.entry)
+        if scanned:
+            log.warning("sections left open", filter=instance.filter.name, instance=instance.name, sections=scanned)
+        left = filter_file.close_left_open(instance.entry) - scanned
         if left:
             log.warning("files left open", filter=instance.filter.name, instance=instance.name, files=left)
 

@@ -93,6 +93,7 @@ class RegisteredFilter(api.Filter):
             "instance_query_teardown": registration.InstanceQueryTeardownCallback,
             "instance_teardown_start": registration.InstanceTeardownStartCallback,
             "instance_teardown_complete": registration.InstanceTeardownCompleteCallback,
+            "section_notification": registration.SectionNotificationCallback,
         }
         operations = []
         for index, each in enumerate(registration.OperationRegistration):
