@@ -5,7 +5,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple, TypeVar
 
 from stackfs.cext import file_object as _file_object
-from stackfs.cext.filter_file import FileObject, FilterFile
+from stackfs.cext.filter_file import FileObject, FilterFile, ReparsePoint
 from stackfs.cext.python_contexts import Context
 from stackfs.cext.python_names import FileNameInformation
 
@@ -144,9 +144,14 @@ class FileInformationClass(IntEnum):
 class FsControlCode(IntEnum):
     FSCTL_SET_REPARSE_POINT = 0x900A4
     FSCTL_GET_REPARSE_POINT = 0x900A8
+    FSCTL_DELETE_REPARSE_POINT = 0x900AC
     FSCTL_SET_ZERO_DATA = 0x980C8
     FSCTL_DUPLICATE_EXTENTS_TO_FILE = 0x98344
     FSCTL_MANAGE_BYPASS_IO = 0x90448
+
+class DirectoryMinorFunction(IntEnum):
+    IRP_MN_QUERY_DIRECTORY = 1
+    IRP_MN_NOTIFY_CHANGE_DIRECTORY = 2
 
 class LockMinorFunction(IntEnum):
     IRP_MN_LOCK = 1
@@ -410,6 +415,46 @@ class CallbackData:
         STATUS_FLT_CONTEXT_ALREADY_LINKED."""
     def delete_context(self, kind: type[Context]) -> bool:
         """Take the instance's context of this class off; it goes when nobody has a reference. False: there was none."""
+    @property
+    def session_id(self) -> int | None:
+        """The requestor's session (FltGetRequestorSessionId), as getsid(2) numbers it; None: the kernel itself, or
+        gone."""
+    @property
+    def is_synchronous(self) -> bool:
+        """FltIsOperationSynchronous: does whoever asked wait for the outcome? (semantics A6.23)"""
+    @property
+    def key(self) -> int:
+        """READ, WRITE: the key of byte-range locks that a filter gave with its own transfer (FltReadFileEx); else
+        0."""
+    @property
+    def fs_information_class(self) -> int:
+        """QUERY_VOLUME_INFORMATION, SET_VOLUME_INFORMATION: which, as FS_INFORMATION_CLASS numbers it."""
+    @property
+    def completion_filter(self) -> int:
+        """DIRECTORY_CONTROL, IRP_MN_NOTIFY_CHANGE_DIRECTORY: the changes wanted, FILE_NOTIFY_CHANGE_* bits."""
+    @property
+    def reparse_point(self) -> ReparsePoint | None:
+        """TagData (semantics B5.3), of a file that is open or, in the post of a CREATE that succeeded, just opened;
+        None: it has none."""
+    @property
+    def is_flock(self) -> bool:
+        """LOCK_CONTROL: of the open file as a whole (flock(2)), not of bytes."""
+    @property
+    def found_lock(self) -> tuple[int, int, bool, int] | None:
+        """LOCK_CONTROL, IRP_MN_QUERY_LOCK: (offset, length, exclusive, process id) of a lock in the way, or None. Who
+        completes the query, or sees it completed, may set it."""
+    @found_lock.setter
+    def found_lock(self, value: tuple[int, int, bool, int] | None) -> None: ...
+    @property
+    def lock_pid(self) -> int:
+        """LOCK_CONTROL: the process id that F_GETLK shall show for it."""
+    def request_operation_status(self, routine: Callable[..., Any], context: Any = None) -> int:
+        """FltRequestOperationStatusCallback, in a pre callback: routine(objects, iopb, status, context) is called once,
+        when the operation has been below: with its status, or STATUS_PENDING where a filter there holds it. iopb:
+        stackfs.cext.operation_status.IoParameterBlock.
+
+        STATUS_SUCCESS; STATUS_INVALID_PARAMETER: no pre callback, no IRP, or a CLOSE; STATUS_FLT_DELETING_OBJECT.
+        """
     def veto_bypass(self, reason: str, status: int = ...) -> int:
         """FltVetoBypassIo: `return data.veto_bypass("why")` in the pre callback of an FSCTL_MANAGE_BYPASS_IO.
         The open stands, its reads and writes come to the stack, `stackfs status` says why. Elsewhere ValueError."""

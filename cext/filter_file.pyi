@@ -27,6 +27,16 @@ class FileInformation(NamedTuple):
     ctime_ns: int
     btime_ns: int
 
+class ReparsePoint(NamedTuple):
+    """What a file is tagged with (semantics B5.3)."""
+
+    tag: int
+    data: bytes = ...
+    guid: bytes | None = ...
+    """Of whose tag it is; None: bit 31 of the tag is set."""
+
+def set_volume_information_below(entry: InstanceEntry, which: int, information: bytes) -> None:
+    """FltSetVolumeInformation: SET_VOLUME_INFORMATION below; the base knows none."""
 def error_of(status: int, what: Any = None) -> OSError:
     """The OSError for a status: errno by the table of A10.4, the status itself in its attribute `status`."""
 
@@ -73,6 +83,12 @@ class FileObject:
         """Takes an extended attribute away."""
     def control(self, code: int, input: bytes = b"", output_size: int = 0, *, device: bool = False) -> bytes:
         """FltFsControlFile, with device=True FltDeviceIoControlFile: what came back."""
+    def get_reparse_point(self) -> ReparsePoint | None:
+        """FSCTL_GET_REPARSE_POINT, of an open file or directory: its ReparsePoint; None: it has none."""
+    def set_reparse_point(self, tag: int, data: bytes = b"", *, guid: bytes | None = None) -> None:
+        """FltTagFile: FSCTL_SET_REPARSE_POINT. guid: 16 bytes, of whose tag it is; None for a tag with bit 31 set."""
+    def remove_reparse_point(self, tag: int, *, guid: bytes | None = None) -> None:
+        """FltUntagFile: FSCTL_DELETE_REPARSE_POINT. It must be tagged so."""
     def entries(self) -> list[DirectoryEntry]:
         """A directory's names, as the layer below shows them: a list of DirectoryEntry, without "." and ".."."""
     def reopen(self, flags: int = 0) -> FilterFile:
@@ -128,7 +144,8 @@ class GeneratedData(CallbackData):
     """An operation that a filter makes by hand (FltAllocateCallbackData): set `major` and its parameters, perform() it.
 
     READ, WRITE (`buffer`, `offset`, `irp_flags`), FLUSH_BUFFERS, QUERY_INFORMATION (then `size`, `mode`),
-    SET_INFORMATION (`information_class`, `end_of_file`, `range`). After perform(): `status` and `information`.
+    SET_INFORMATION (`information_class`, `end_of_file`, `range`), DIRECTORY_CONTROL with IRP_MN_NOTIFY_CHANGE_DIRECTORY
+    (`minor`, `completion_filter`, `buffer`). After perform(): `status` and `information`.
     """
 
     @property
@@ -136,6 +153,21 @@ class GeneratedData(CallbackData):
         """The operation: an IRP_MJ_* number. Set it first: it clears the parameters."""
     @major.setter
     def major(self, value: int) -> None: ...
+    @property
+    def minor(self) -> int:
+        """DIRECTORY_CONTROL: IRP_MN_QUERY_DIRECTORY or IRP_MN_NOTIFY_CHANGE_DIRECTORY."""
+    @minor.setter
+    def minor(self, value: int) -> None: ...
+    @property
+    def key(self) -> int:
+        """READ, WRITE: the key of byte-range locks."""
+    @key.setter
+    def key(self, value: int) -> None: ...
+    @property
+    def completion_filter(self) -> int:
+        """IRP_MN_NOTIFY_CHANGE_DIRECTORY: the changes wanted, FILE_NOTIFY_CHANGE_* bits."""
+    @completion_filter.setter
+    def completion_filter(self, value: int) -> None: ...
     @property
     def irp_flags(self) -> int:
         """IRP_NOCACHE, IRP_PAGING_IO, ... bits."""

@@ -18,21 +18,23 @@ from libc.string cimport memset
 
 from stackfs.cext.callback_data cimport (
     CallbackData, DACL_SECURITY_INFORMATION, FILE_OBJECT, FLT_CALLBACK_DATA, FLT_INSTANCE, FLT_RELATED_OBJECTS,
-    GROUP_SECURITY_INFORMATION, IRP_MJ_QUERY_INFORMATION, IRP_MJ_READ, IRP_MJ_WRITE, OWNER_SECURITY_INFORMATION,
+    GROUP_SECURITY_INFORMATION, IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_QUERY_INFORMATION, IRP_MJ_READ, IRP_MJ_WRITE, OWNER_SECURITY_INFORMATION,
     IO_STATUS_BLOCK, REQUESTOR, SECURITY_PARAMETERS, SET_FILE_PARAMETERS, FileAllInformation, FileAllocationInformation,
     FileBasicInformation, FileDispositionInformation, FileEndOfFileInformation, FileLinkInformation, FileRenameInformation,
     FileRenameInformationEx, statx_t, statx_timestamp, unpack_entries)
 from stackfs.cext.filter_io cimport (
     FILE_ZERO_DATA_INFORMATION, FLTFL_IO_OPERATION_DO_NOT_UPDATE_BYTE_OFFSET, FltDeviceIoControlFile, FltFlushBuffers,
     FltFsControlFile, FltQueryDirectoryFile, FltQueryEaFile, FltQueryInformationFile, FltQueryVolumeInformation, FltReadFile,
-    FltSetEaFile, FltSetInformationFile, FltSetSecurityObject, FltWriteFile, filter_seek)
+    FltSetEaFile, FltSetInformationFile, FltSetSecurityObject, FltSetVolumeInformation, FltWriteFile, filter_seek)
 from stackfs.cext.filter_names cimport (
     FltClose, FltCreateFileEx, FltOpenFile, OBJECT_ATTRIBUTES, filter_delete, filter_file_t, filter_io_close_all, filter_link,
     filter_query, filter_read_link, filter_rename, filter_symlink, operation_directory)
 from stackfs.cext.generated_io cimport (
     FltAllocateCallbackData, FltFreeCallbackData, FltPerformAsynchronousIo, FltPerformSynchronousIo, FltReuseCallbackData)
 from stackfs.cext.inode_table cimport inode_table_t, node_id, node_put, node_type
-from stackfs.cext.ntstatus cimport NTSTATUS, NT_SUCCESS, STATUS_FLT_DELETING_OBJECT, STATUS_NO_MORE_FILES, STATUS_PENDING, nt_to_errno
+from stackfs.cext.ntstatus cimport (
+    NTSTATUS, NT_SUCCESS, STATUS_FLT_DELETING_OBJECT, STATUS_IO_REPARSE_TAG_INVALID, STATUS_NO_MORE_FILES,
+    STATUS_NOT_A_REPARSE_POINT, STATUS_PENDING, nt_to_errno)
 from stackfs.cext.stack cimport InstanceEntry
 from stackfs.cext.threads cimport load_int, store_int
 
@@ -58,6 +60,10 @@ cdef extern from *:
 
 cdef enum:
     FSCTL_SET_ZERO_DATA = 0x980C8
+    FSCTL_SET_REPARSE_POINT = 0x900A4
+    FSCTL_GET_REPARSE_POINT = 0x900A8
+    FSCTL_DELETE_REPARSE_POINT = 0x900AC
+    LARGEST_REPARSE_POINT = 16384
     FATTR_ATIME = 16
     FATTR_MTIME = 32
     FALLOC_FL_KEEP_SIZE = 1
@@ -68,6 +74,16 @@ cdef enum:
 FileInformation = namedtuple(
     "FileInformation", "mode inode nlink uid gid rdev size blocks blksize atime_ns mtime_ns ctime_ns btime_ns")
 FileInformation.__doc__ = "What statx gives; size in bytes, blocks of 512 bytes, times in nanoseconds since 1970."
+
+
+ReparsePoint = namedtuple("ReparsePoint", "tag data guid", defaults=(b"", None))
+ReparsePoint.__doc__ = "What a file is tagged with: tag, data (bytes), and the GUID of whose tag it is (bytes; None: bit 31 of the tag is set)."
+
+
+cdef bytes pack_reparse_point(uint32_t tag, guid, bytes data):
+    if (guid is None) != (tag >> 31 == 1) or (guid is not None and len(guid) != 16) or len(data) > 0xFFFF:
+        raise error_of(<uint32_t>STATUS_IO_REPARSE_TAG_INVALID)
+    return tag.to_bytes(4, "little") + len(data).to_bytes(4, "little") + (guid or b"") + data
 
 
 def error_of(uint32_t status, what=None):
@@ -365,6 +381,25 @@ cdef class FileObject:
         self.leave()
         check(status, None)
         return output[:got] if output_size else b""
+
+    def get_reparse_point(self):
+        """FSCTL_GET_REPARSE_POINT, of an open file or directory: its ReparsePoint; None: it has none."""
+        try:
+            found = self.control(FSCTL_GET_REPARSE_POINT, output_size=LARGEST_REPARSE_POINT)
+        except OSError as error:
+            if error.status == <uint32_t>STATUS_NOT_A_REPARSE_POINT:
+                return None
+            raise
+        tag = int.from_bytes(found[:4], "little")
+        return ReparsePoint(tag, found[8:]) if tag >> 31 else ReparsePoint(tag, found[24:], found[8:24])
+
+    def set_reparse_point(self, uint32_t tag, bytes data not None=b"", *, guid=None):
+        """FltTagFile: FSCTL_SET_REPARSE_POINT. guid: 16 bytes, of whose tag it is; None for a tag with bit 31 set."""
+        self.control(FSCTL_SET_REPARSE_POINT, pack_reparse_point(tag, guid, data))
+
+    def remove_reparse_point(self, uint32_t tag, *, guid=None):
+        """FltUntagFile: FSCTL_DELETE_REPARSE_POINT. It must be tagged so."""
+        self.control(FSCTL_DELETE_REPARSE_POINT, pack_reparse_point(tag, guid, b""))
 
     def entries(self):
         """A directory's names, as the layer below shows them: a list of DirectoryEntry, without "." and ".."."""
@@ -780,6 +815,16 @@ def statvfs_below(InstanceEntry entry not None):
             result.f_files, result.f_ffree, result.f_favail, result.f_namemax)
 
 
+def set_volume_information_below(InstanceEntry entry not None, uint32_t which, bytes information not None):
+    """FltSetVolumeInformation: SET_VOLUME_INFORMATION below; the base knows none."""
+    cdef const char *start = information
+    cdef uint32_t length = <uint32_t>len(information)
+    cdef NTSTATUS status
+    with nogil:
+        status = FltSetVolumeInformation(&entry.instance, start, length, which)
+    check(status, None)
+
+
 # --- callback data made by hand -----------------------------------------------------------------------------------------
 
 @cython.no_gc_clear
@@ -787,7 +832,8 @@ cdef class GeneratedData(CallbackData):
     """An operation that a filter makes by hand (FltAllocateCallbackData): set `major` and its parameters, perform() it.
 
     READ, WRITE (`buffer`, `offset`, `irp_flags`), FLUSH_BUFFERS, QUERY_INFORMATION (then `size`, `mode`), SET_INFORMATION
-    (`information_class`, `end_of_file`, `range`). After perform(): `status` and `information`.
+    (`information_class`, `end_of_file`, `range`), DIRECTORY_CONTROL with IRP_MN_NOTIFY_CHANGE_DIRECTORY (`minor`,
+    `completion_filter`, `buffer`). After perform(): `status` and `information`.
     """
     cdef FLT_INSTANCE *instance
     cdef InstanceEntry entry
@@ -821,6 +867,38 @@ cdef class GeneratedData(CallbackData):
             data.Iopb.Parameters.QueryFile.FileInformationClass = FileAllInformation
             data.Iopb.Parameters.QueryFile.Length = sizeof(statx_t)
             data.Iopb.Parameters.QueryFile.Info = &self.info
+
+    @property
+    def minor(self):
+        """DIRECTORY_CONTROL: IRP_MN_QUERY_DIRECTORY or IRP_MN_NOTIFY_CHANGE_DIRECTORY."""
+        return self.live().Iopb.MinorFunction
+
+    @minor.setter
+    def minor(self, uint8_t value):
+        if self.idle().Iopb.MajorFunction != IRP_MJ_DIRECTORY_CONTROL:
+            self.refuse("minor")
+        self.data.Iopb.MinorFunction = value
+
+    @property
+    def key(self):
+        """READ, WRITE: the key of byte-range locks."""
+        return CallbackData.key.__get__(self)
+
+    @key.setter
+    def key(self, uint32_t value):
+        if self.idle().Iopb.MajorFunction != IRP_MJ_READ and self.data.Iopb.MajorFunction != IRP_MJ_WRITE:
+            self.refuse("key")
+        self.data.Iopb.Parameters.Read.Key = value
+
+    @property
+    def completion_filter(self):
+        """IRP_MN_NOTIFY_CHANGE_DIRECTORY: the changes wanted, FILE_NOTIFY_CHANGE_* bits."""
+        return CallbackData.completion_filter.__get__(self)
+
+    @completion_filter.setter
+    def completion_filter(self, uint32_t value):
+        CallbackData.completion_filter.__get__(self)
+        self.idle().Iopb.Parameters.Directory.CompletionFilter = value
 
     @property
     def irp_flags(self):

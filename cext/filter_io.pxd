@@ -50,6 +50,9 @@ cdef NTSTATUS FltSetSecurityObject(FLT_INSTANCE *Instance, FILE_OBJECT *FileObje
                                    const SECURITY_PARAMETERS *Security) noexcept nogil
 cdef NTSTATUS FltQueryVolumeInformation(FLT_INSTANCE *Instance, void *Buffer, uint32_t Length) noexcept nogil       # struct statvfs
 
+cdef NTSTATUS FltSetVolumeInformation(FLT_INSTANCE *Instance, const void *FsInformation, uint32_t Length,
+                                      uint32_t FsInformationClass) noexcept nogil
+
 # Where data (Whence SEEK_DATA) or a hole (SEEK_HOLE) begins, from Offset on; STATUS of ENXIO: nowhere.
 cdef NTSTATUS filter_seek(FLT_INSTANCE *Instance, FILE_OBJECT *FileObject, int64_t Offset, uint32_t Whence, int64_t *Found) noexcept nogil
 

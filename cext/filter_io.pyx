@@ -11,7 +11,8 @@ from stackfs.cext.backing cimport backing_t
 from stackfs.cext.callback_data cimport (
     FLT_IO_PARAMETER_BLOCK, FO_DIRECTORY, FO_SYNTHESISED, FSCTL_SET_ZERO_DATA, IRP_MJ_DEVICE_CONTROL, IRP_MJ_DIRECTORY_CONTROL,
     IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_FLUSH_BUFFERS, IRP_MJ_QUERY_EA, IRP_MJ_QUERY_INFORMATION, IRP_MJ_QUERY_SECURITY,
-    IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_READ, IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY, IRP_MJ_WRITE,
+    IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_READ, IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY, IRP_MJ_SET_VOLUME_INFORMATION,
+    IRP_MJ_WRITE,
     IRP_NOCACHE, IRP_PAGING_IO, IRP_SYNCHRONOUS_PAGING_IO, LABEL_SECURITY_INFORMATION, FileAllInformation,
     FileDispositionInformation, FileLinkInformation, FilePositionInformation, FileRenameInformation, FileRenameInformationEx)
 from stackfs.cext.filter_names cimport change_own_name, filter_file_t
@@ -24,6 +25,7 @@ from stackfs.cext.requests cimport request_free, vfs_request_t
 cdef enum:
     FALLOC_FL_KEEP_SIZE = 1
     FALLOC_FL_PUNCH_HOLE = 2
+    FS_FULL_SIZE = 7                     # FileFsFullSizeInformation: of what statvfs(3) gives
 
 
 cdef inline backing_t *backing_of(const FLT_INSTANCE *instance) noexcept nogil:
@@ -208,8 +210,17 @@ cdef NTSTATUS FltSetSecurityObject(FLT_INSTANCE *Instance, FILE_OBJECT *FileObje
 
 
 cdef NTSTATUS FltQueryVolumeInformation(FLT_INSTANCE *Instance, void *Buffer, uint32_t Length) noexcept nogil:
+    return volume_information(Instance, IRP_MJ_QUERY_VOLUME_INFORMATION, Buffer, Length, FS_FULL_SIZE)
+
+
+cdef NTSTATUS FltSetVolumeInformation(FLT_INSTANCE *Instance, const void *FsInformation, uint32_t Length,
+                                      uint32_t FsInformationClass) noexcept nogil:
+    return volume_information(Instance, IRP_MJ_SET_VOLUME_INFORMATION, <void *>FsInformation, Length, FsInformationClass)
+
+
+cdef NTSTATUS volume_information(FLT_INSTANCE *Instance, uint8_t major, void *Buffer, uint32_t Length, uint32_t which) noexcept nogil:
     cdef vfs_request_t *request = NULL
-    cdef NTSTATUS status = begin_io(Instance, NULL, IRP_MJ_QUERY_VOLUME_INFORMATION, &request)
+    cdef NTSTATUS status = begin_io(Instance, NULL, major, &request)
     if status != STATUS_SUCCESS:
         return status
     request.synthesised.fd = -1
@@ -218,6 +229,7 @@ cdef NTSTATUS FltQueryVolumeInformation(FLT_INSTANCE *Instance, void *Buffer, ui
     request.operation.current.TargetFileObject = &request.synthesised
     request.operation.current.Parameters.Volume.Buffer = Buffer
     request.operation.current.Parameters.Volume.Length = Length
+    request.operation.current.Parameters.Volume.FsInformationClass = which
     return finish_io(request, NULL)
 
 

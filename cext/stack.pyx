@@ -24,7 +24,7 @@ from libc.string cimport memset
 
 from stackfs.cext.buffers cimport mdls_free, passed_down_release, system_buffer_swapped, take_back
 from stackfs.cext.callback_data cimport (
-    CallbackData, FLTFL_CALLBACK_DATA_DIRTY, FLTFL_CALLBACK_DATA_DRAINING_IO, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION,
+    CallbackData, FILTER_ABI, FLTFL_CALLBACK_DATA_DIRTY, FLTFL_CALLBACK_DATA_DRAINING_IO, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION,
     FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION, FLTFL_CALLBACK_DATA_IRP_OPERATION, FLTFL_CALLBACK_DATA_POST_OPERATION,
     FLTFL_CALLBACK_DATA_SYSTEM_BUFFER,
     FLTFL_OPERATION_REGISTRATION_SKIP_CACHED_IO, FLTFL_OPERATION_REGISTRATION_SKIP_NON_CACHED_NON_PAGING_IO,
@@ -44,6 +44,7 @@ from stackfs.cext.inode_table cimport inode_table_t, name_cache_purge, operation
 from stackfs.cext.ntstatus cimport (
     NT_SUCCESS, STATUS_FLT_DISALLOW_FAST_IO, STATUS_FLT_INTERNAL_ERROR, STATUS_FLT_INVALID_ASYNCHRONOUS_REQUEST,
     STATUS_FLT_POST_OPERATION_CLEANUP, STATUS_IO_DEVICE_ERROR, STATUS_PENDING, STATUS_REPARSE, STATUS_SUCCESS)
+from stackfs.cext.operation_status cimport tell_status
 from stackfs.cext.pending cimport (
     HOLD_RAISED, PASSIVE_LEVEL, hold_forget, hold_taken_over, holds_free, holds_new, holds_on_list, irql_set,
     operation_hold, operation_irql)
@@ -286,6 +287,8 @@ cdef operation_state_t end_here(operation_t *op, const callback_t *callback, int
     """A pre callback does not simply let it go on. What comes next: OPERATION_GOING_DOWN, if it goes on all the same."""
     cdef bint pends = status == FLT_PREOP_PENDING
     if pends and may_be_held(op):
+        if op.status_wanted is not NULL:
+            tell_status(op, STATUS_PENDING, op.index - 1, False)
         return OPERATION_PENDED_PRE if operation_hold(op) else completed_pre(op)
     if op.held:
         hold_forget(op)
@@ -518,6 +521,8 @@ cdef int operation_run(operation_t *op) noexcept nogil:
             return 0
         set_state(op, OPERATION_GOING_UP)
     if op.state == OPERATION_GOING_UP:
+        if op.status_wanted is not NULL:
+            tell_status(op, op.data.IoStatus.Status, op.bottom, True)
         set_state(op, go_up(op))
     return op.state == OPERATION_DONE
 
@@ -790,9 +795,6 @@ cdef void operation_keep(operation_t *op, list things):
 cdef class NativeOperations:
     """A native filter's registration table; its Cython code fills it with set()."""
 
-    cdef void set(self, int major, PFLT_PRE_OPERATION_CALLBACK pre, PFLT_POST_OPERATION_CALLBACK post, uint32_t flags) noexcept:
-        self.operations[major] = callback_t(pre, post, NULL, flags)
-
     def registered(self):
         """The IRP_MJ_* numbers registered."""
         return [major for major in range(MAJOR_FUNCTIONS)
@@ -839,6 +841,9 @@ cdef class InstanceEntry(InstanceNames):
             self.instance.NameProvider = &names.provider
             self.operations[NAME_PROVIDERS].instance = &self.instance
         if native is not None:
+            if native.abi not in (0, FILTER_ABI):
+                raise ValueError(f"it was compiled for version {native.abi} of the interface, and this release has {FILTER_ABI}: "
+                                 "build the filter again")
             for major in range(MAJOR_FUNCTIONS):
                 if native.operations[major].pre is not NULL or native.operations[major].post is not NULL:
                     self.operations[major] = native.operations[major]
