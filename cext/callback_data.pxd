@@ -400,7 +400,6 @@ cdef class CallbackData:
     cdef list copies                     # stand-ins for memory that belongs to no Python object
     cdef list kept                       # what the callback put into the parameters (new names and buffers)
     cdef bytes new_entries               # a listing that counts when the callback returns
-    cdef object opened                   # the FileObject given out, or None
     cdef list borrowed                   # contexts, each with a reference until the callback returns
     cdef bint size_changed
     cdef uint64_t old_size

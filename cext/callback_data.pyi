@@ -4,7 +4,6 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, NamedTuple, TypeVar
 
-from stackfs.cext import file_object as _file_object
 from stackfs.cext.filter_file import FileObject, FilterFile, ReparsePoint
 from stackfs.cext.python_contexts import Context
 from stackfs.cext.python_names import FileNameInformation
@@ -238,7 +237,8 @@ class CallbackData:
         """Path from the volume's root ("/a/b"); a deleted file's last name is followed by " (deleted)"."""
     @property
     def file(self) -> FileObject | None:
-        """The file that the operation is about, for I/O below this instance (B4), alive as long as this is."""
+        """The file that the operation is about, for I/O below this instance (B4), and for routines that take a file
+        object; alive as long as this is. None: there is none."""
     @property
     def directory(self) -> FileObject | None:
         """The directory that the operation's name lies in (of an open file: the one it was opened in); it stays good
@@ -397,9 +397,6 @@ class CallbackData:
         """
     def destination_name_information(self, options: int = 0x101) -> FileNameInformation:
         """FltGetDestinationFileNameInformation: what a rename or link is about to call the file (B1.7)."""
-    @property
-    def file_object(self) -> _file_object.FileObject | None:
-        """The file object that the operation is about, for routines that take one (semantics A4.3)."""
     def get_context(self, kind: type[_Kind]) -> _Kind | None:
         """The instance's context of this class: of the open file, the stream, the file, the instance or the volume, as
         the class says (B2). It has a reference until the callback returns; `context.reference()` to keep it longer.

@@ -21,7 +21,6 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.string cimport memcpy
 
 from stackfs.cext.bypass cimport bypass_veto
-from stackfs.cext.file_object cimport FileObject, file_object_new
 from stackfs.cext.holding cimport (
     holding_cancel, holding_complete, holding_forgotten, holding_has_post, holding_instance, holding_irql,
     holding_is_cancelled, holding_keep, holding_off_cancel, holding_on_cancel, holding_raised, holding_report,
@@ -232,9 +231,6 @@ cdef class CallbackData:
             self.views = None
         if graveyard:
             sweep()
-        if self.opened is not None:
-            (<FileObject>self.opened).pointer = NULL
-            self.opened = None
         if self.borrowed is not None:
             give_back(self.borrowed)
             self.borrowed = None
@@ -399,7 +395,8 @@ cdef class CallbackData:
 
     @property
     def file(self):
-        """The file that the operation is about, for I/O below this instance (B4): a FileObject, alive as long as this is."""
+        """The file that the operation is about, for I/O below this instance (B4), and for routines that take a file object: a FileObject,
+        alive as long as this is; None: there is none."""
         from stackfs.cext.filter_file import file_of         # built upon this module
         return file_of(self)
 
@@ -814,14 +811,6 @@ cdef class CallbackData:
         return _of_destination(self, options)
 
     # --- contexts -----------------------------------------------------------------------------------------------
-
-    @property
-    def file_object(self):
-        """The file object that the operation is about, for routines that take one; None: none (semantics A4.3)."""
-        cdef FLT_CALLBACK_DATA *data = self.live()
-        if self.opened is None and data.Iopb.TargetFileObject is not NULL:
-            self.opened = file_object_new(data.Iopb.TargetFileObject)
-        return self.opened
 
     def get_context(self, kind):
         """The instance's context of this class: of the open file, the stream, the file, the instance or the volume, as the class

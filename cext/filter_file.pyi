@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from stackfs.cext.callback_data import CallbackData, DirectoryEntry
+from stackfs.cext.file_object import FileReference
 from stackfs.cext.stack import InstanceEntry
 
 _Path = str | bytes | os.PathLike[Any]
@@ -40,19 +41,20 @@ def set_volume_information_below(entry: InstanceEntry, which: int, information: 
 def error_of(status: int, what: Any = None) -> OSError:
     """The OSError for a status: errno by the table of A10.4, the status itself in its attribute `status`."""
 
-class FileObject:
+class FileObject(FileReference):
     """A file that I/O below this instance can be done on. Offsets, sizes: bytes. Raises OSError, with `status`."""
 
     data: CallbackData | None
     """The operation whose file it is, and with which it dies; None: it lives by itself."""
-    def read(self, offset: int | None, size: int, *, flags: int = 4) -> bytes:
+    def read(self, offset: int | None, size: int, *, flags: int = 4, key: int = 0) -> bytes:
         """Up to `size` bytes at `offset` (None: the file's own position); fewer at its end.
 
-        flags: FLTFL_IO_OPERATION_* bits; DO_NOT_UPDATE_BYTE_OFFSET, the default, leaves the position where it is.
+        flags: FLTFL_IO_OPERATION_* bits; DO_NOT_UPDATE_BYTE_OFFSET, the default, leaves the position where it is. key: of
+        byte-range locks that a filter below keeps.
         """
-    def read_into(self, offset: int | None, buffer: Any, *, flags: int = 4) -> int:
+    def read_into(self, offset: int | None, buffer: Any, *, flags: int = 4, key: int = 0) -> int:
         """The same, into a writable buffer. How many bytes."""
-    def write(self, offset: int | None, data: Any, *, flags: int = 4) -> int:
+    def write(self, offset: int | None, data: Any, *, flags: int = 4, key: int = 0) -> int:
         """Writes bytes at `offset` (None: the file's own position; -1: at the end). How many were written: fewer only
         where the disk is full, or a limit is met."""
     def flush(self, *, data_only: bool = False) -> None:
@@ -100,6 +102,9 @@ class FileObject:
     @property
     def is_directory(self) -> bool:
         """Is it a directory?"""
+    @property
+    def owner(self) -> Any:
+        """The instance below which I/O on it goes: what callbacks know as `objects`."""
     @property
     def nodeid(self) -> int:
         """A number for the inode, the same for every file object of it; 0: it is not open yet."""

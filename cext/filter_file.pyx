@@ -24,8 +24,9 @@ from stackfs.cext.callback_data cimport (
     FileRenameInformationEx, statx_t, statx_timestamp, unpack_entries)
 from stackfs.cext.filter_io cimport (
     FILE_ZERO_DATA_INFORMATION, FLTFL_IO_OPERATION_DO_NOT_UPDATE_BYTE_OFFSET, FltDeviceIoControlFile, FltFlushBuffers,
-    FltFsControlFile, FltQueryDirectoryFile, FltQueryEaFile, FltQueryInformationFile, FltQueryVolumeInformation, FltReadFile,
-    FltSetEaFile, FltSetInformationFile, FltSetSecurityObject, FltSetVolumeInformation, FltWriteFile, filter_seek)
+    FltFsControlFile, FltQueryDirectoryFile, FltQueryEaFile, FltQueryInformationFile, FltQueryVolumeInformation, FltReadFile, FltReadFileEx,
+    FltSetEaFile, FltSetInformationFile, FltSetSecurityObject, FltSetVolumeInformation, FltWriteFile, FltWriteFileEx,
+    filter_seek)
 from stackfs.cext.filter_names cimport (
     FltClose, FltCreateFileEx, FltOpenFile, OBJECT_ATTRIBUTES, filter_delete, filter_file_t, filter_io_close_all, filter_link,
     filter_query, filter_read_link, filter_rename, filter_symlink, operation_directory)
@@ -112,14 +113,14 @@ cdef object nanoseconds(const statx_timestamp *when):
 
 
 @cython.no_gc_clear                       # what keeps the instance is needed to the end
-cdef class FileObject:
+cdef class FileObject(FileReference):
     """A file that I/O below this instance can be done on. Offsets and sizes are bytes. Raises OSError, with `status`."""
 
     def __init__(self):
         raise TypeError("a FileObject comes from data.file, data.directory or an instance's open()")
 
     def __dealloc__(self):
-        if self.file is &self.own and self.own.Node is not NULL and self.instance.Related.Volume.nodes is not NULL:
+        if self.pointer is &self.own and self.own.Node is not NULL and self.instance.Related.Volume.nodes is not NULL:
             node_put(<inode_table_t *>self.instance.Related.Volume.nodes, self.own.Node)
 
     cdef int bind(self, FLT_INSTANCE *instance) except -1:
@@ -129,16 +130,21 @@ cdef class FileObject:
             self.stack = <object>instance.Related.Volume.Object
         return 0
 
+    cdef FILE_OBJECT *live(self) except NULL:
+        if self.data is not None:
+            self.data.live()
+        return FileReference.live(self)
+
     cdef FILE_OBJECT *enter(self) except NULL:
         if self.data is not None:
             self.data.live()
-        if self.file is NULL or self.closing:
+        if self.pointer is NULL or self.closing:
             raise ValueError("I/O on a file that is closed")
         if load_int(&self.instance.IoEnded) or self.instance.Related.Volume is NULL or \
                 self.instance.Related.Volume.backing is NULL:
             raise error_of(<uint32_t>STATUS_FLT_DELETING_OBJECT)     # it has been closed behind its owner (B4.8)
         self.users += 1
-        return self.file
+        return self.pointer
 
     cdef int leave(self) except -1:
         self.users -= 1
@@ -151,36 +157,38 @@ cdef class FileObject:
 
     # Data
 
-    def read(self, offset, Py_ssize_t size, *, uint32_t flags=FLTFL_IO_OPERATION_DO_NOT_UPDATE_BYTE_OFFSET) -> bytes:
-        """Up to `size` bytes at `offset` (None: the file's own position); fewer at its end. flags: FLTFL_IO_OPERATION_* bits."""
+    def read(self, offset, Py_ssize_t size, *, uint32_t flags=FLTFL_IO_OPERATION_DO_NOT_UPDATE_BYTE_OFFSET, uint32_t key=0) -> bytes:
+        """Up to `size` bytes at `offset` (None: the file's own position); fewer at its end. flags: FLTFL_IO_OPERATION_* bits. key: of
+        byte-range locks that a filter below keeps."""
         cdef bytes buffer
         cdef uint32_t got
         if not 0 <= size <= LONGEST:
             raise ValueError("not a length of a transfer")
         buffer = PyBytes_FromStringAndSize(NULL, size)
-        got = self.move(IRP_MJ_READ, offset, PyBytes_AS_STRING(buffer), <uint32_t>size, flags)
+        got = self.move(IRP_MJ_READ, offset, PyBytes_AS_STRING(buffer), <uint32_t>size, flags, key)
         return buffer if got == <uint32_t>size else buffer[:got]
 
-    def read_into(self, offset, buffer, *, uint32_t flags=FLTFL_IO_OPERATION_DO_NOT_UPDATE_BYTE_OFFSET) -> int:
+    def read_into(self, offset, buffer, *, uint32_t flags=FLTFL_IO_OPERATION_DO_NOT_UPDATE_BYTE_OFFSET, uint32_t key=0) -> int:
         """The same, into a writable buffer. How many bytes."""
-        return self.move_buffer(IRP_MJ_READ, offset, buffer, flags)
+        return self.move_buffer(IRP_MJ_READ, offset, buffer, flags, key)
 
-    def write(self, offset, data, *, uint32_t flags=FLTFL_IO_OPERATION_DO_NOT_UPDATE_BYTE_OFFSET) -> int:
+    def write(self, offset, data, *, uint32_t flags=FLTFL_IO_OPERATION_DO_NOT_UPDATE_BYTE_OFFSET, uint32_t key=0) -> int:
         """Writes bytes at `offset` (None: the file's own position; -1: at the end). How many were written: fewer only where the
         disk is full, or a limit is met."""
-        return self.move_buffer(IRP_MJ_WRITE, offset, data, flags)
+        return self.move_buffer(IRP_MJ_WRITE, offset, data, flags, key)
 
-    cdef object move_buffer(self, uint8_t major, object offset, object buffer, uint32_t flags):
+    cdef object move_buffer(self, uint8_t major, object offset, object buffer, uint32_t flags, uint32_t key):
         cdef Py_buffer view
         PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE if major == IRP_MJ_READ else PyBUF_SIMPLE)
         try:
             if view.len > LONGEST:
                 raise ValueError("not a length of a transfer")
-            return self.move(major, offset, view.buf, <uint32_t>view.len, flags)
+            return self.move(major, offset, view.buf, <uint32_t>view.len, flags, key)
         finally:
             PyBuffer_Release(&view)
 
-    cdef uint32_t move(self, uint8_t major, object offset, void *buffer, uint32_t length, uint32_t flags) except? 0xFFFFFFFF:
+    cdef uint32_t move(self, uint8_t major, object offset, void *buffer, uint32_t length, uint32_t flags,
+                       uint32_t key) except? 0xFFFFFFFF:
         cdef int64_t at = 0 if offset is None else offset
         cdef int64_t *where = NULL if offset is None else &at
         cdef uint32_t done = 0
@@ -190,9 +198,9 @@ cdef class FileObject:
         self.enter()
         with nogil:
             if major == IRP_MJ_READ:
-                status = FltReadFile(self.instance, self.file, where, length, buffer, flags, &done, NULL, NULL)
+                status = FltReadFileEx(self.instance, self.pointer, where, length, buffer, flags, &done, NULL, NULL, &key, NULL)
             else:
-                status = FltWriteFile(self.instance, self.file, where, length, buffer, flags, &done, NULL, NULL)
+                status = FltWriteFileEx(self.instance, self.pointer, where, length, buffer, flags, &done, NULL, NULL, &key, NULL)
         self.leave()
         check(status, None)
         return done
@@ -202,7 +210,7 @@ cdef class FileObject:
         cdef NTSTATUS status
         self.enter()
         with nogil:
-            status = FltFlushBuffers(self.instance, self.file, data_only)
+            status = FltFlushBuffers(self.instance, self.pointer, data_only)
         self.leave()
         check(status, None)
 
@@ -219,7 +227,7 @@ cdef class FileObject:
         cdef NTSTATUS status
         self.enter()
         with nogil:
-            status = filter_seek(self.instance, self.file, offset, whence, &found)
+            status = filter_seek(self.instance, self.pointer, offset, whence, &found)
         self.leave()
         check(status, None)
         return found
@@ -232,7 +240,7 @@ cdef class FileObject:
         cdef NTSTATUS status
         self.enter()
         with nogil:
-            status = FltQueryInformationFile(self.instance, self.file, &info)
+            status = FltQueryInformationFile(self.instance, self.pointer, &info)
         self.leave()
         check(status, None)
         return information_of(&info)
@@ -241,7 +249,7 @@ cdef class FileObject:
         cdef NTSTATUS status
         self.enter()
         with nogil:
-            status = FltSetInformationFile(self.instance, self.file, p)
+            status = FltSetInformationFile(self.instance, self.pointer, p)
         self.leave()
         return check(status, None)
 
@@ -271,7 +279,7 @@ cdef class FileObject:
         range.BeyondFinalZero = offset + length
         self.enter()
         with nogil:
-            status = FltFsControlFile(self.instance, self.file, FSCTL_SET_ZERO_DATA, &range, sizeof(range), NULL, 0, NULL)
+            status = FltFsControlFile(self.instance, self.pointer, FSCTL_SET_ZERO_DATA, &range, sizeof(range), NULL, 0, NULL)
         self.leave()
         check(status, None)
 
@@ -304,7 +312,7 @@ cdef class FileObject:
             p.Gid = gid
         self.enter()
         with nogil:
-            status = FltSetSecurityObject(self.instance, self.file, &p)
+            status = FltSetSecurityObject(self.instance, self.pointer, &p)
         self.leave()
         check(status, None)
 
@@ -320,13 +328,13 @@ cdef class FileObject:
         while True:
             self.enter()
             with nogil:
-                status = FltQueryEaFile(self.instance, self.file, name, NULL, 0, &got)
+                status = FltQueryEaFile(self.instance, self.pointer, name, NULL, 0, &got)
             room = got
             if NT_SUCCESS(status) and room:
                 buffer = PyBytes_FromStringAndSize(NULL, room)
                 start = PyBytes_AS_STRING(buffer)
                 with nogil:
-                    status = FltQueryEaFile(self.instance, self.file, name, start, room, &got)
+                    status = FltQueryEaFile(self.instance, self.pointer, name, start, room, &got)
             self.leave()
             if nt_to_errno(status) == 34:            # ERANGE
                 continue
@@ -358,7 +366,7 @@ cdef class FileObject:
         cdef NTSTATUS status
         self.enter()
         with nogil:
-            status = FltSetEaFile(self.instance, self.file, start, bytes_of, length, flags, remove)
+            status = FltSetEaFile(self.instance, self.pointer, start, bytes_of, length, flags, remove)
         self.leave()
         return check(status, name)
 
@@ -375,9 +383,9 @@ cdef class FileObject:
         self.enter()
         with nogil:
             if device:
-                status = FltDeviceIoControlFile(self.instance, self.file, code, start, length, room, <uint32_t>output_size, &got)
+                status = FltDeviceIoControlFile(self.instance, self.pointer, code, start, length, room, <uint32_t>output_size, &got)
             else:
-                status = FltFsControlFile(self.instance, self.file, code, start, length, room, <uint32_t>output_size, &got)
+                status = FltFsControlFile(self.instance, self.pointer, code, start, length, room, <uint32_t>output_size, &got)
         self.leave()
         check(status, None)
         return output[:got] if output_size else b""
@@ -423,16 +431,21 @@ cdef class FileObject:
         """Is it a directory?"""
         self.enter()
         try:
-            return self.file.Node is not NULL and node_type(self.file.Node) == S_IFDIR
+            return self.pointer.Node is not NULL and node_type(self.pointer.Node) == S_IFDIR
         finally:
             self.leave()
+
+    @property
+    def owner(self):
+        """The instance below which I/O on it goes: what callbacks know as `objects`."""
+        return <object>self.instance.Object
 
     @property
     def nodeid(self) -> int:
         """A number for the inode, the same for every file object of it; 0: it is not open yet."""
         self.enter()
         try:
-            return 0 if self.file.Node is NULL else node_id(self.file.Node)
+            return 0 if self.pointer.Node is NULL else node_id(self.pointer.Node)
         finally:
             self.leave()
 
@@ -456,8 +469,8 @@ def file_of(CallbackData data not None):
     data.live()
     made = new_object(FileObject, data.objects.Instance)
     made.data = data
-    made.file = data.objects.FileObject
-    if made.file is NULL:
+    made.pointer = data.objects.FileObject
+    if made.pointer is NULL:
         return None
     return made
 
@@ -468,7 +481,7 @@ def directory_of(CallbackData data not None):
     data.live()
     made = new_object(FileObject, data.objects.Instance)
     operation_directory(data.data, data.objects, &made.own)
-    made.file = &made.own
+    made.pointer = &made.own
     return made if made.own.Node is not NULL else None
 
 
@@ -478,16 +491,16 @@ cdef class FilterFile(FileObject):
 
     def __dealloc__(self):
         cdef FLT_INSTANCE *instance = self.instance
-        cdef FILE_OBJECT *file = self.file
+        cdef FILE_OBJECT *file = self.pointer
         if file is not NULL:
-            self.file = NULL
+            self.pointer = NULL
             with nogil:
                 FltClose(instance, file)
 
     cdef int really_close(self) except -1:
-        cdef FILE_OBJECT *file = self.file
+        cdef FILE_OBJECT *file = self.pointer
         if file is not NULL:
-            self.file = NULL
+            self.pointer = NULL
             with nogil:
                 FltClose(self.instance, file)
         return 0
@@ -530,7 +543,7 @@ cdef class FilterFile(FileObject):
         cdef list entries
         self.enter()
         with nogil:
-            status = FltQueryDirectoryFile(self.instance, self.file, start, <uint32_t>size, restart, &got)
+            status = FltQueryDirectoryFile(self.instance, self.pointer, start, <uint32_t>size, restart, &got)
         try:
             if status == STATUS_NO_MORE_FILES:
                 return []
@@ -538,7 +551,7 @@ cdef class FilterFile(FileObject):
             entries = unpack_entries(PyBytes_AS_STRING(buffer), got)
             if single and len(entries) > 1:
                 del entries[1:]
-                (<filter_file_t *>self.file.FilterFile).listed_to = entries[0].offset
+                (<filter_file_t *>self.pointer.FilterFile).listed_to = entries[0].offset
             return entries
         finally:
             self.leave()
@@ -607,10 +620,10 @@ cdef class FilterFile(FileObject):
         flags |= FLTFL_IO_OPERATION_DO_NOT_UPDATE_BYTE_OFFSET
         with nogil:
             if major == IRP_MJ_READ:
-                status = FltReadFile(self.instance, self.file, &offset, <uint32_t>started.view.len, started.view.buf, flags, NULL,
+                status = FltReadFile(self.instance, self.pointer, &offset, <uint32_t>started.view.len, started.view.buf, flags, NULL,
                                      completed, context)
             else:
-                status = FltWriteFile(self.instance, self.file, &offset, <uint32_t>started.view.len, started.view.buf, flags, NULL,
+                status = FltWriteFile(self.instance, self.pointer, &offset, <uint32_t>started.view.len, started.view.buf, flags, NULL,
                                       completed, context)
         if status != STATUS_PENDING:
             Py_DECREF(started)
@@ -712,7 +725,7 @@ def open_below(InstanceEntry entry not None, path, int flags=0, int mode=0o600, 
     made.path = path
     with nogil:
         status = FltOpenFile(instance, &file, &where.attributes, <uint32_t>flags, <uint32_t>mode, &io)
-    made.file = file
+    made.pointer = file
     made.information = io.Information
     check(status, path)
     return made
@@ -731,7 +744,7 @@ def create_below(InstanceEntry entry not None, path, uint32_t desired_access, ui
     made.path = path
     with nogil:
         status = FltCreateFileEx(instance, &file, desired_access, &where.attributes, &io, <uint32_t>mode, disposition, options)
-    made.file = file
+    made.pointer = file
     made.information = io.Information
     check(status, path)
     return made
@@ -973,14 +986,14 @@ def allocate_below(InstanceEntry entry not None, FileObject file not None):
     same_volume(&entry.instance, file)
     file.enter()
     file.leave()
-    check(FltAllocateCallbackData(&entry.instance, file.file, &data), None)
+    check(FltAllocateCallbackData(&entry.instance, file.pointer, &data), None)
     made.data = data
     made.writable = True
     made.instance = &entry.instance
     made.entry = entry
     made.target = file
     made.related = entry.instance.Related
-    made.related.FileObject = file.file
+    made.related.FileObject = file.pointer
     made.objects = &made.related
     return made
 

@@ -33,18 +33,18 @@ cdef inline backing_t *backing_of(const FLT_INSTANCE *instance) noexcept nogil:
 
 
 cdef NTSTATUS transfer(FLT_INSTANCE *instance, FILE_OBJECT *file, uint8_t major, const int64_t *offset, uint32_t length, void *buffer,
-                       uint32_t flags, uint32_t *moved, PFLT_COMPLETED_ASYNC_IO_CALLBACK callback, void *context) noexcept nogil:
+                       uint32_t flags, uint32_t key, uint32_t *moved, PFLT_COMPLETED_ASYNC_IO_CALLBACK callback, void *context) noexcept nogil:
     """Entered before anything of the file is looked at: once the instance has ended it may have been closed behind its owner."""
     cdef NTSTATUS status
     if not enter(instance):
         return STATUS_FLT_DELETING_OBJECT
-    status = transfer_entered(instance, file, major, offset, length, buffer, flags, moved, callback, context)
+    status = transfer_entered(instance, file, major, offset, length, buffer, flags, key, moved, callback, context)
     leave(instance)
     return status
 
 
 cdef NTSTATUS transfer_entered(FLT_INSTANCE *instance, FILE_OBJECT *file, uint8_t major, const int64_t *offset, uint32_t length,
-                               void *buffer, uint32_t flags, uint32_t *moved, PFLT_COMPLETED_ASYNC_IO_CALLBACK callback,
+                               void *buffer, uint32_t flags, uint32_t key, uint32_t *moved, PFLT_COMPLETED_ASYNC_IO_CALLBACK callback,
                                void *context) noexcept nogil:
     cdef vfs_request_t *request = NULL
     cdef filter_file_t *own = <filter_file_t *>file.FilterFile
@@ -66,6 +66,7 @@ cdef NTSTATUS transfer_entered(FLT_INSTANCE *instance, FILE_OBJECT *file, uint8_
     p.Parameters.Read.Buffer = buffer
     p.Parameters.Read.Length = length
     p.Parameters.Read.ByteOffset = at
+    p.Parameters.Read.Key = key
     if flags & FLTFL_IO_OPERATION_NON_CACHED:
         p.IrpFlags |= IRP_NOCACHE
     if flags & FLTFL_IO_OPERATION_PAGING:
@@ -86,14 +87,37 @@ cdef NTSTATUS transfer_entered(FLT_INSTANCE *instance, FILE_OBJECT *file, uint8_
 cdef NTSTATUS FltReadFile(FLT_INSTANCE *Instance, FILE_OBJECT *FileObject, const int64_t *ByteOffset, uint32_t Length, void *Buffer,
                           uint32_t Flags, uint32_t *BytesRead, PFLT_COMPLETED_ASYNC_IO_CALLBACK CallbackRoutine,
                           void *CallbackContext) noexcept nogil:
-    return transfer(Instance, FileObject, IRP_MJ_READ, ByteOffset, Length, Buffer, Flags, BytesRead, CallbackRoutine, CallbackContext)
+    return transfer(Instance, FileObject, IRP_MJ_READ, ByteOffset, Length, Buffer, Flags, 0, BytesRead, CallbackRoutine, CallbackContext)
+
+
+cdef NTSTATUS FltReadFileEx(FLT_INSTANCE *Instance, FILE_OBJECT *FileObject, const int64_t *ByteOffset, uint32_t Length, void *Buffer,
+                            uint32_t Flags, uint32_t *BytesRead, PFLT_COMPLETED_ASYNC_IO_CALLBACK CallbackRoutine,
+                            void *CallbackContext, const uint32_t *Key, const MDL *Mdl) noexcept nogil:
+    if Buffer is NULL and Mdl is not NULL:
+        if Length > Mdl.ByteCount:
+            return STATUS_INVALID_PARAMETER
+        Buffer = Mdl.StartVa
+    return transfer(Instance, FileObject, IRP_MJ_READ, ByteOffset, Length, Buffer, Flags, 0 if Key is NULL else Key[0], BytesRead,
+                    CallbackRoutine, CallbackContext)
 
 
 cdef NTSTATUS FltWriteFile(FLT_INSTANCE *Instance, FILE_OBJECT *FileObject, const int64_t *ByteOffset, uint32_t Length,
                            const void *Buffer, uint32_t Flags, uint32_t *BytesWritten,
                            PFLT_COMPLETED_ASYNC_IO_CALLBACK CallbackRoutine, void *CallbackContext) noexcept nogil:
-    return transfer(Instance, FileObject, IRP_MJ_WRITE, ByteOffset, Length, <void *>Buffer, Flags, BytesWritten, CallbackRoutine,
+    return transfer(Instance, FileObject, IRP_MJ_WRITE, ByteOffset, Length, <void *>Buffer, Flags, 0, BytesWritten, CallbackRoutine,
                     CallbackContext)
+
+
+cdef NTSTATUS FltWriteFileEx(FLT_INSTANCE *Instance, FILE_OBJECT *FileObject, const int64_t *ByteOffset, uint32_t Length,
+                             const void *Buffer, uint32_t Flags, uint32_t *BytesWritten,
+                             PFLT_COMPLETED_ASYNC_IO_CALLBACK CallbackRoutine, void *CallbackContext, const uint32_t *Key,
+                             const MDL *Mdl) noexcept nogil:
+    if Buffer is NULL and Mdl is not NULL:
+        if Length > Mdl.ByteCount:
+            return STATUS_INVALID_PARAMETER
+        Buffer = Mdl.StartVa
+    return transfer(Instance, FileObject, IRP_MJ_WRITE, ByteOffset, Length, <void *>Buffer, Flags, 0 if Key is NULL else Key[0],
+                    BytesWritten, CallbackRoutine, CallbackContext)
 
 
 cdef NTSTATUS FltFlushBuffers(FLT_INSTANCE *Instance, FILE_OBJECT *FileObject, bint DataOnly) noexcept nogil:

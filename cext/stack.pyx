@@ -34,7 +34,7 @@ from stackfs.cext.callback_data cimport (
     FLT_PREOP_COMPLETE, FLT_PREOP_DISALLOW_FASTIO, FLT_PREOP_DISALLOW_FSFILTER_IO, FLT_PREOP_PENDING,
     FLT_PREOP_SUCCESS_NO_CALLBACK, FLT_PREOP_SUCCESS_WITH_CALLBACK, FLT_PREOP_SYNCHRONIZE, FLT_RELATED_OBJECTS,
     FO_VOLUME_OPEN, IO_STATUS_BLOCK, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_DEVICE_CHANGE,
-    IRP_MJ_POWER, IRP_MJ_QUERY_OPEN, IRP_MJ_READ, IRP_MJ_VOLUME_DISMOUNT, IRP_MJ_WRITE,
+    IRP_MJ_FAST_IO_CHECK_IF_POSSIBLE, IRP_MJ_PNP, IRP_MJ_POWER, IRP_MJ_QUERY_OPEN, IRP_MJ_READ, IRP_MJ_VOLUME_DISMOUNT, IRP_MJ_WRITE,
     IRP_NOCACHE, IRP_PAGING_IO, callback_data_new)
 from stackfs.cext.drain cimport (
     all_threads_see, come_to, drain_list, owner_enter, owner_leave, position_of)
@@ -841,16 +841,20 @@ cdef class InstanceEntry(InstanceNames):
             self.instance.NameProvider = &names.provider
             self.operations[NAME_PROVIDERS].instance = &self.instance
         if native is not None:
+            # What another release calls an operation is never called (A2.18): the lists have no index for it.
             if native.abi not in (0, FILTER_ABI):
                 raise ValueError(f"it was compiled for version {native.abi} of the interface, and this release has {FILTER_ABI}: "
                                  "build the filter again")
             for major in range(MAJOR_FUNCTIONS):
-                if native.operations[major].pre is not NULL or native.operations[major].post is not NULL:
+                if is_known(major) and (
+                        native.operations[major].pre is not NULL or native.operations[major].post is not NULL):
                     self.operations[major] = native.operations[major]
                     self.operations[major].instance = &self.instance
         for major, flags, pre, post in callbacks:
             if not 0 <= major < MAJOR_FUNCTIONS or major == IRP_MJ_POWER or major == IRP_MJ_DEVICE_CHANGE:
                 raise ValueError(f"operation {major:#x} cannot be registered")
+            if not is_known(major):                  # a later release's: it is never called (A2.18)
+                continue
             operation = &self.operations[major]
             if operation.instance is not NULL:
                 raise ValueError(f"operation {major:#x} is registered twice")
@@ -893,6 +897,11 @@ cdef class InstanceEntry(InstanceNames):
     def mark_failed(self):
         """Treat the instance as failed from now on."""
         stackfs_raise_flag(&self.instance.Failed, INSTANCE_FAILED)
+
+
+cdef bint is_known(int major) noexcept:
+    """Is it an operation of this release?"""
+    return major <= IRP_MJ_PNP or IRP_MJ_VOLUME_DISMOUNT <= major <= IRP_MJ_FAST_IO_CHECK_IF_POSSIBLE or major >= IRP_MJ_QUERY_OPEN
 
 
 def may_be_irp(int major) -> bool:

@@ -4,7 +4,7 @@ A filter that wants to tell programs, or filters above, of changes (because it s
 a DirectoryChanges for each instance, hands it the operations that wait, and reports what changes in its post callbacks::
 
     def pre_control(self, data, objects):                 # an ioctl of the filter's own, on an open directory
-        return self.changes.wait(data, data.file_object.identity, data.path, wanted=FILE_NOTIFY_CHANGE_FILE_NAME)
+        return self.changes.wait(data, data.file.identity, data.path, wanted=FILE_NOTIFY_CHANGE_FILE_NAME)
 
     def post_rename(self, data, objects, context, flags):
         self.changes.report("/a/new name", FILE_ACTION_RENAMED_NEW_NAME, FILE_NOTIFY_CHANGE_FILE_NAME)
@@ -253,7 +253,8 @@ class DirectoryChanges:
 
 
 def _answer(watch: Watch, data: CallbackData) -> tuple[int, bytes]:
-    packed = watch.take(data.length if data.buffer is not None else 0)
+    buffer = data.buffer
+    packed = watch.take(0 if buffer is None or buffer.readonly else len(buffer))
     return (NtStatus.STATUS_SUCCESS, packed) if packed is not None else (NtStatus.STATUS_NOTIFY_ENUM_DIR, b"")
 
 

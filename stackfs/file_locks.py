@@ -263,5 +263,5 @@ class FileLock:
 
 
 def _identity(data: CallbackData) -> int:
-    file = data.file_object
+    file = data.file
     return 0 if file is None else file.identity
