@@ -29,7 +29,7 @@ from stackfs.cext.callback_data cimport (
     IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_DEVICE_CONTROL, IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL,
     IRP_MJ_FLUSH_BUFFERS, IRP_MJ_LOCK_CONTROL, IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_QUERY_EA, IRP_MJ_QUERY_INFORMATION,
     IRP_MJ_QUERY_OPEN, IRP_MJ_QUERY_SECURITY, IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_READ, IRP_MJ_SET_EA,
-    IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY, IRP_MJ_WRITE, IRP_MN_LOCK, IRP_MN_QUERY_LOCK, IRP_MN_UNLOCK_ALL,
+    IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY, IRP_MJ_WRITE, IRP_MN_LOCK, IRP_MN_NOTIFY_CHANGE_DIRECTORY, IRP_MN_QUERY_LOCK, IRP_MN_UNLOCK_ALL,
     IRP_MN_UNLOCK_ALL_BY_KEY, LABEL_SECURITY_INFORMATION, LOCK_PARAMETERS, OWNER_SECURITY_INFORMATION,
     READ_WRITE_PARAMETERS, REQUESTOR, SECURITY_PARAMETERS, SET_FILE_PARAMETERS, FileAllocationInformation,
     FileBasicInformation, FileDispositionInformation, FileEndOfFileInformation, FileLinkInformation,
@@ -1130,6 +1130,8 @@ cdef void perform(operation_t *op) noexcept nogil:
         result = 0
     elif major == IRP_MJ_CLOSE:
         result = 0                       # the descriptor is closed by the handle's last user (requests.put_handle)
+    elif major == IRP_MJ_DIRECTORY_CONTROL and p.MinorFunction == IRP_MN_NOTIFY_CHANGE_DIRECTORY:
+        result = NO_SUCH_CONTROL         # who watches the backing directory itself has inotify(7)
     elif major == IRP_MJ_DIRECTORY_CONTROL:
         result = -EBADF if file.fd < 0 else read_directory(request, &p.Parameters.Directory, <handle_t *>file)
     elif major == IRP_MJ_SET_INFORMATION:

@@ -13,7 +13,7 @@ from stackfs.cext.callback_data cimport (
     IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_FLUSH_BUFFERS, IRP_MJ_QUERY_EA, IRP_MJ_QUERY_INFORMATION, IRP_MJ_QUERY_SECURITY,
     IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_READ, IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY, IRP_MJ_SET_VOLUME_INFORMATION,
     IRP_MJ_WRITE,
-    IRP_NOCACHE, IRP_PAGING_IO, IRP_SYNCHRONOUS_PAGING_IO, LABEL_SECURITY_INFORMATION, FileAllInformation,
+    IRP_MN_QUERY_DIRECTORY, IRP_NOCACHE, IRP_PAGING_IO, IRP_SYNCHRONOUS_PAGING_IO, LABEL_SECURITY_INFORMATION, FileAllInformation,
     FileDispositionInformation, FileLinkInformation, FilePositionInformation, FileRenameInformation, FileRenameInformationEx)
 from stackfs.cext.filter_names cimport change_own_name, filter_file_t
 from stackfs.cext.generated_io cimport begin_io, enter, finish_io, leave, perform, start_io
@@ -273,6 +273,7 @@ cdef NTSTATUS FltQueryDirectoryFile(FLT_INSTANCE *Instance, FILE_OBJECT *FileObj
         status = begin_io(Instance, FileObject, IRP_MJ_DIRECTORY_CONTROL, &request)
         if status != STATUS_SUCCESS:
             return status
+        request.operation.current.MinorFunction = IRP_MN_QUERY_DIRECTORY
         request.operation.current.Parameters.Directory.Buffer = Buffer
         request.operation.current.Parameters.Directory.Length = Length
         request.operation.current.Parameters.Directory.Offset = own.listed_to
