@@ -27,7 +27,7 @@ from stackfs.cext.holding cimport (
     holding_require_apc)
 from stackfs.cext.inode_table cimport operation_path
 from stackfs.cext.ntstatus cimport (
-    NTSTATUS, NT_SUCCESS, STATUS_CANCELLED, STATUS_NOT_SUPPORTED, STATUS_SUCCESS)
+    NTSTATUS, NT_SUCCESS, STATUS_CANCELLED, STATUS_INVALID_HANDLE, STATUS_NOT_SUPPORTED, STATUS_SUCCESS)
 from stackfs.cext.process cimport COMM_LENGTH, requestor_comm, requestor_pid
 from stackfs.cext.python_contexts cimport Context, context_delete, context_ensure, context_get, context_set
 
@@ -691,8 +691,14 @@ cdef class CallbackData:
     def reparse_point(self):
         """TagData (semantics B5.3), of a file that is open or, in the post of a CREATE that succeeded, just opened: its
         ReparsePoint; None: it has none."""
-        with self.file.reopen() as file:
-            return file.get_reparse_point()
+        file = self.file
+        try:
+            return None if file is None else file.get_reparse_point()
+        except OSError as error:
+            if error.status != <uint32_t>STATUS_INVALID_HANDLE:
+                raise
+        with file.reopen() as opened:    # it has no descriptor
+            return opened.get_reparse_point()
 
     # --- ranges and locks ---------------------------------------------------------------------------------------
 

@@ -86,7 +86,8 @@ class FileObject(FileReference):
     def control(self, code: int, input: bytes = b"", output_size: int = 0, *, device: bool = False) -> bytes:
         """FltFsControlFile, with device=True FltDeviceIoControlFile: what came back."""
     def get_reparse_point(self) -> ReparsePoint | None:
-        """FSCTL_GET_REPARSE_POINT, of an open file or directory: its ReparsePoint; None: it has none."""
+        """FSCTL_GET_REPARSE_POINT, of an open file or directory, or a symbolic link (whose data is the target): its
+        ReparsePoint; None: it has none."""
     def set_reparse_point(self, tag: int, data: bytes = b"", *, guid: bytes | None = None) -> None:
         """FltTagFile: FSCTL_SET_REPARSE_POINT. guid: 16 bytes, of whose tag it is; None for a tag with bit 31 set."""
     def remove_reparse_point(self, tag: int, *, guid: bytes | None = None) -> None:

@@ -57,7 +57,7 @@ cdef extern from *:
         unsigned long f_bsize, f_frsize, f_blocks, f_bfree, f_bavail, f_files, f_ffree, f_favail, f_namemax
     uint64_t makedev(unsigned major, unsigned minor)
     int SEEK_DATA, SEEK_HOLE
-    unsigned S_IFDIR
+    unsigned S_IFDIR, S_IFLNK, S_IFREG
 
 cdef enum:
     FSCTL_SET_ZERO_DATA = 0x980C8
@@ -65,6 +65,7 @@ cdef enum:
     FSCTL_GET_REPARSE_POINT = 0x900A8
     FSCTL_DELETE_REPARSE_POINT = 0x900AC
     LARGEST_REPARSE_POINT = 16384
+    SYMLINK_TAG = 0xA000000C             # IO_REPARSE_TAG_SYMLINK
     FATTR_ATIME = 16
     FATTR_MTIME = 32
     FALLOC_FL_KEEP_SIZE = 1
@@ -391,7 +392,15 @@ cdef class FileObject(FileReference):
         return output[:got] if output_size else b""
 
     def get_reparse_point(self):
-        """FSCTL_GET_REPARSE_POINT, of an open file or directory: its ReparsePoint; None: it has none."""
+        """FSCTL_GET_REPARSE_POINT, of an open file or directory, or a symbolic link: its ReparsePoint; None: it has none."""
+        cdef unsigned kind
+        self.enter()
+        kind = 0 if self.pointer.Node is NULL else node_type(self.pointer.Node)
+        self.leave()
+        if kind == S_IFLNK:
+            return ReparsePoint(SYMLINK_TAG, self.control(FSCTL_GET_REPARSE_POINT, output_size=4096))
+        if kind != S_IFREG and kind != S_IFDIR:
+            return None
         try:
             found = self.control(FSCTL_GET_REPARSE_POINT, output_size=LARGEST_REPARSE_POINT)
         except OSError as error:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from filter_bench import PLAIN, TRACES, Bench, on_trio
-from stack_driver import Host, entry_of
+from stack_driver import LOOKUP, Host, entry_of
 
 from stackfs import api, information, volume_properties
 from stackfs.api import (
@@ -286,7 +286,14 @@ def test_b5_3_what_an_open_says(peer: Any, core: Volume, place: Path) -> None:
     tagged = api.ReparsePoint(TAG, b"d", GUID.bytes_le)
     assert set(seen) == {tagged} and len(seen) >= 2
     os.symlink("file", place / "link")
-    assert peer.readlink("link") == b"file", "a link is one of Linux' own"
+    seen.clear()
+    assert peer.readlink("link") == b"file"
+    assert seen[-1] == (reparse_points.IO_REPARSE_TAG_SYMLINK, b"file", None), "Linux' own"
+    os.mkfifo(place / "pipe")
+    assert core.request(LOOKUP, name=b"pipe").do()
+    core.stack.insert(entry_of((api.IRP_MJ_QUERY_OPEN, lambda *_: api.FLT_PREOP_DISALLOW_FSFILTER_IO, None), name="s", at="9"))
+    seen.clear()
+    assert core.request(LOOKUP, name=b"pipe").do() and seen[-1] is None
 
 
 def test_b5_3_damaged_tags_are_refused(peer: Any, place: Path) -> None:
