@@ -44,7 +44,7 @@ cdef bint can_drain = stackfs_membarriers()
 ctypedef enum use_t:
     USE_NONE
     USE_OWED                             # its post is owed, and nothing else binds it
-    USE_BOUND                            # its callback runs or has pended it, what it changed is on its way, or somebody asked for its status
+    USE_BOUND                            # its callback runs or has pended it, what it changed is on its way, or its status is wanted
 
 
 cdef void all_threads_see() noexcept nogil:

@@ -49,8 +49,8 @@ class FileObject(FileReference):
     def read(self, offset: int | None, size: int, *, flags: int = 4, key: int = 0) -> bytes:
         """Up to `size` bytes at `offset` (None: the file's own position); fewer at its end.
 
-        flags: FLTFL_IO_OPERATION_* bits; DO_NOT_UPDATE_BYTE_OFFSET, the default, leaves the position where it is. key: of
-        byte-range locks that a filter below keeps.
+        flags: FLTFL_IO_OPERATION_* bits; DO_NOT_UPDATE_BYTE_OFFSET, the default, leaves the position where it is. key:
+        of byte-range locks that a filter below keeps.
         """
     def read_into(self, offset: int | None, buffer: Any, *, flags: int = 4, key: int = 0) -> int:
         """The same, into a writable buffer. How many bytes."""

@@ -79,7 +79,7 @@ FileInformation.__doc__ = "What statx gives; size in bytes, blocks of 512 bytes,
 
 
 ReparsePoint = namedtuple("ReparsePoint", "tag data guid", defaults=(b"", None))
-ReparsePoint.__doc__ = "What a file is tagged with: tag, data (bytes), and the GUID of whose tag it is (bytes; None: bit 31 of the tag is set)."
+ReparsePoint.__doc__ = "A file's tag, its data (bytes), and the GUID of whose tag it is (bytes; None: bit 31 of the tag is set)."
 
 
 cdef bytes pack_reparse_point(uint32_t tag, guid, bytes data):

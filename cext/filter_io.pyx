@@ -33,7 +33,8 @@ cdef inline backing_t *backing_of(const FLT_INSTANCE *instance) noexcept nogil:
 
 
 cdef NTSTATUS transfer(FLT_INSTANCE *instance, FILE_OBJECT *file, uint8_t major, const int64_t *offset, uint32_t length, void *buffer,
-                       uint32_t flags, uint32_t key, uint32_t *moved, PFLT_COMPLETED_ASYNC_IO_CALLBACK callback, void *context) noexcept nogil:
+                       uint32_t flags, uint32_t key, uint32_t *moved, PFLT_COMPLETED_ASYNC_IO_CALLBACK callback,
+                       void *context) noexcept nogil:
     """Entered before anything of the file is looked at: once the instance has ended it may have been closed behind its owner."""
     cdef NTSTATUS status
     if not enter(instance):

@@ -10,7 +10,7 @@ from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
 
 from stackfs.cext.callback_data cimport (
-    CallbackData, FILE_OBJECT, FLTFL_CALLBACK_DATA_IRP_OPERATION, FLTFL_CALLBACK_DATA_POST_OPERATION, FLT_INSTANCE,
+    CallbackData, FLTFL_CALLBACK_DATA_IRP_OPERATION, FLTFL_CALLBACK_DATA_POST_OPERATION, FLT_INSTANCE,
     IRP_MJ_CLOSE, IRP_MJ_DEVICE_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL)
 from stackfs.cext.impersonation cimport revert_to_self
 from stackfs.cext.ntstatus cimport STATUS_FLT_DELETING_OBJECT, STATUS_INSUFFICIENT_RESOURCES, STATUS_INVALID_PARAMETER, STATUS_SUCCESS

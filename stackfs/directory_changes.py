@@ -1,7 +1,8 @@
 """Who waits for changes in directories, and what has changed (docs/semantics.md, B6): a filter's own package.
 
-A filter that wants to tell programs, or filters above, of changes (because it shows other names than lie below, say) keeps
-a DirectoryChanges for each instance, hands it the operations that wait, and reports what changes in its post callbacks::
+A filter that wants to tell programs, or filters above, of changes (because it shows other names than lie below, say)
+keeps a DirectoryChanges for each instance, hands it the operations that wait, and reports what changes in its post
+callbacks::
 
     def pre_control(self, data, objects):                 # an ioctl of the filter's own, on an open directory
         return self.changes.wait(data, data.file.identity, data.path, wanted=FILE_NOTIFY_CHANGE_FILE_NAME)
@@ -40,8 +41,8 @@ FILE_ACTION_MODIFIED: Final = 3
 FILE_ACTION_RENAMED_OLD_NAME: Final = 4
 FILE_ACTION_RENAMED_NEW_NAME: Final = 5
 FILE_NOTIFY_INFORMATION: Final = struct.Struct("=III")
-"""In front of a name: NextEntryOffset (bytes to the next record, 0: it is the last), Action, FileNameLength (bytes). The
-name is the bytes that it has, from the watched directory on; each record begins at a multiple of 4."""
+"""In front of a name: NextEntryOffset (bytes to the next record, 0: it is the last), Action, FileNameLength (bytes).
+The name is the bytes that it has, from the watched directory on; each record begins at a multiple of 4."""
 MOST: Final = 65536
 """Bytes that are kept for a watch while nobody waits; what is more becomes STATUS_NOTIFY_ENUM_DIR."""
 

@@ -13,7 +13,7 @@ operation that waits is the FileLock's until it is completed: by an unlock, by a
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,7 +129,7 @@ class FileLock:
 
     # ---- looking -----------------------------------------------------------------------------------------------------
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[LockedRange]:
         """The ranges that are held, by where they begin."""
         with self._mutex:
             return iter(sorted(self._held, key=lambda each: (each.start, each.end, each.owner)))
@@ -180,7 +180,8 @@ class FileLock:
         return answer
 
     def _take(self, wanted: LockedRange) -> list[LockedRange]:
-        """The owner has these bytes as said, and no longer as before: a lock of its own hinders nobody's. What it had."""
+        """The owner has these bytes as said, and no longer as before: a lock of its own hinders nobody's. What it
+        had."""
         before = [
             each for each in self._held
             if each.owner == wanted.owner and each.flock == wanted.flock and each.meets(wanted.start, wanted.end)

@@ -79,8 +79,8 @@ class FILTER_AGGREGATE_BASIC_INFORMATION(Information):
 
 @dataclass(frozen=True)
 class FILTER_AGGREGATE_STANDARD_INFORMATION(Information):
-    """Of a legacy filter FrameID and NumberOfInstances are 0; its altitude is told. TypeFlags is Type.MiniFilter.Flags, or
-    Type.LegacyFilter.Flags, which are reserved: 0."""
+    """Of a legacy filter FrameID and NumberOfInstances are 0; its altitude is told. TypeFlags is
+    Type.MiniFilter.Flags, or Type.LegacyFilter.Flags, which are reserved: 0."""
 
     FIXED = 28
     Flags: int

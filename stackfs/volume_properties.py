@@ -1,4 +1,5 @@
-"""What is known of a volume beside its name: its filesystem, its id, its sectors (docs/semantics.md, B4.13). Plain values."""
+"""What is known of a volume beside its name: its filesystem, its id, its sectors (docs/semantics.md, B4.13). Plain
+values."""
 
 from __future__ import annotations
 
@@ -81,9 +82,9 @@ FILESYSTEMS: Final[dict[int, tuple[str, FLT_FILESYSTEM_TYPE]]] = {
 
 @dataclass(frozen=True)
 class FLT_VOLUME_PROPERTIES:
-    """DeviceType, DeviceCharacteristics: of a disk with a file system on it. AlignmentRequirement: 0, any address. SectorSize:
-    bytes, what non-cached transfers are multiples of. FileSystemDriverName: as mount(8) calls it. RealDeviceName: the
-    backing directory."""
+    """DeviceType, DeviceCharacteristics: of a disk with a file system on it. AlignmentRequirement: 0, any address.
+    SectorSize: bytes, what non-cached transfers are multiples of. FileSystemDriverName: as mount(8) calls it.
+    RealDeviceName: the backing directory."""
 
     DeviceType: int
     DeviceCharacteristics: int
@@ -115,8 +116,8 @@ def filesystem_type(volume: Volume) -> int:
 
 
 def guid_name(volume: Volume) -> str:
-    """"\\\\??\\\\Volume{...}": made of the backing filesystem's id and the backing directory's inode, so that the same directory
-    has the same one at each mount."""
+    """"\\\\??\\\\Volume{...}": made of the backing filesystem's id and the backing directory's inode, so that the same
+    directory has the same one at each mount."""
     number, identity, _read_only, inode = volume.core.filesystem
     name = f"stackfs {number:#x} {identity.hex()} {inode}"
     return f"\\??\\Volume{{{uuid.uuid5(uuid.NAMESPACE_URL, name)}}}"

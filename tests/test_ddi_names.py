@@ -48,11 +48,11 @@ KERNEL = {
         IRP_MN_NORMAL=0 IRP_MN_COMPLETE=4 IRP_MN_QUERY_DIRECTORY=1 IRP_MN_NOTIFY_CHANGE_DIRECTORY=2
         IRP_MN_USER_FS_REQUEST=0 IRP_MN_MOUNT_VOLUME=1 IRP_MN_VERIFY_VOLUME=2""",
     "A6: pre and post": """
-        FLT_PREOP_SUCCESS_WITH_CALLBACK=0 FLT_PREOP_SUCCESS_NO_CALLBACK=1 FLT_PREOP_PENDING=2 FLT_PREOP_DISALLOW_FASTIO=3
-        FLT_PREOP_COMPLETE=4 FLT_PREOP_SYNCHRONIZE=5 FLT_PREOP_DISALLOW_FSFILTER_IO=6 FLT_POSTOP_FINISHED_PROCESSING=0
-        FLT_POSTOP_MORE_PROCESSING_REQUIRED=1 FLT_POSTOP_DISALLOW_FSFILTER_IO=2 FltCompletePendedPreOperation
-        FltCompletePendedPostOperation KeGetCurrentIrql PASSIVE_LEVEL=0 APC_LEVEL=1 DISPATCH_LEVEL=2
-        FltRequestOperationStatusCallback FltIsOperationSynchronous""",
+        FLT_PREOP_SUCCESS_WITH_CALLBACK=0 FLT_PREOP_SUCCESS_NO_CALLBACK=1 FLT_PREOP_PENDING=2
+        FLT_PREOP_DISALLOW_FASTIO=3 FLT_PREOP_COMPLETE=4 FLT_PREOP_SYNCHRONIZE=5 FLT_PREOP_DISALLOW_FSFILTER_IO=6
+        FLT_POSTOP_FINISHED_PROCESSING=0 FLT_POSTOP_MORE_PROCESSING_REQUIRED=1 FLT_POSTOP_DISALLOW_FSFILTER_IO=2
+        FltCompletePendedPreOperation FltCompletePendedPostOperation KeGetCurrentIrql PASSIVE_LEVEL=0 APC_LEVEL=1
+        DISPATCH_LEVEL=2 FltRequestOperationStatusCallback FltIsOperationSynchronous""",
     "A7, A8: work items, queues": """
         FltDoCompletionProcessingWhenSafe FltAllocateDeferredIoWorkItem FltFreeDeferredIoWorkItem
         FltQueueDeferredIoWorkItem FltAllocateGenericWorkItem FltFreeGenericWorkItem FltQueueGenericWorkItem
@@ -68,12 +68,12 @@ KERNEL = {
         FLT_FILE_NAME_DO_NOT_CACHE=0x2000000 FLT_FILE_NAME_ALLOW_QUERY_ON_REPARSE=0x4000000
         SL_OPEN_TARGET_DIRECTORY=4""",
     "B2: contexts": """
-        FLT_VOLUME_CONTEXT=1 FLT_INSTANCE_CONTEXT=2 FLT_FILE_CONTEXT=4 FLT_STREAM_CONTEXT=8 FLT_STREAMHANDLE_CONTEXT=0x10
-        FLT_TRANSACTION_CONTEXT=0x20 FLT_SECTION_CONTEXT=0x40 FLT_CONTEXT_REGISTRATION FLT_CONTEXT_END
-        FLT_VARIABLE_SIZED_CONTEXTS FLTFL_CONTEXT_REGISTRATION_NO_EXACT_SIZE_MATCH=1 FLT_SET_CONTEXT_REPLACE_IF_EXISTS=0
-        FLT_SET_CONTEXT_KEEP_IF_EXISTS=1 FltAllocateContext FltReferenceContext FltReleaseContext FltDeleteContext
-        FltGetContexts FltGetContextsEx FltReleaseContexts FltReleaseContextsEx FltSupportsFileContexts
-        FltSupportsFileContextsEx FltSupportsStreamContexts FltSupportsStreamHandleContexts""",
+        FLT_VOLUME_CONTEXT=1 FLT_INSTANCE_CONTEXT=2 FLT_FILE_CONTEXT=4 FLT_STREAM_CONTEXT=8
+        FLT_STREAMHANDLE_CONTEXT=0x10 FLT_TRANSACTION_CONTEXT=0x20 FLT_SECTION_CONTEXT=0x40 FLT_CONTEXT_REGISTRATION
+        FLT_CONTEXT_END FLT_VARIABLE_SIZED_CONTEXTS FLTFL_CONTEXT_REGISTRATION_NO_EXACT_SIZE_MATCH=1
+        FLT_SET_CONTEXT_REPLACE_IF_EXISTS=0 FLT_SET_CONTEXT_KEEP_IF_EXISTS=1 FltAllocateContext FltReferenceContext
+        FltReleaseContext FltDeleteContext FltGetContexts FltGetContextsEx FltReleaseContexts FltReleaseContextsEx
+        FltSupportsFileContexts FltSupportsFileContextsEx FltSupportsStreamContexts FltSupportsStreamHandleContexts""",
     "B3: ports": """
         FltCreateCommunicationPort FltCloseCommunicationPort FltCloseClientPort FltSendMessage
         FltBuildDefaultSecurityDescriptor FltFreeSecurityDescriptor InitializeObjectAttributes OBJECT_ATTRIBUTES
@@ -87,13 +87,14 @@ KERNEL = {
         FltAllocateCallbackData FltAllocateCallbackDataEx FltReuseCallbackData FltFreeCallbackData FltGetUpperInstance
         FltGetLowerInstance FltGetTopInstance FltGetBottomInstance FltEnumerateFilters FltEnumerateVolumes
         FltEnumerateInstances FltEnumerateFilterInformation FltEnumerateInstanceInformationByFilter
-        FltEnumerateInstanceInformationByVolume FltEnumerateInstanceInformationByVolumeName FltEnumerateVolumeInformation
-        FltGetFilterInformation FltGetInstanceInformation FltGetVolumeInformation FltGetVolumeFromName
-        FltGetVolumeFromInstance FltGetVolumeFromFileObject FltGetVolumeName FltGetVolumeGuidName FltGetVolumeProperties
-        FLT_VOLUME_PROPERTIES FltIsVolumeWritable FltIsDirectory FltGetFileSystemType FLT_FILESYSTEM_TYPE
-        FLT_FSTYPE_UNKNOWN=0 FLT_FSTYPE_NTFS=2 FLT_FSTYPE_REFS=28 FltQueryVolumeInformation FltQueryVolumeInformationFile
-        FltSetVolumeInformation FileFsVolumeInformation=1 FileFsLabelInformation=2 FileFsSizeInformation=3
-        FileFsDeviceInformation=4 FileFsAttributeInformation=5 FileFsFullSizeInformation=7 IO_FORCE_ACCESS_CHECK=1""",
+        FltEnumerateInstanceInformationByVolume FltEnumerateInstanceInformationByVolumeName
+        FltEnumerateVolumeInformation FltGetFilterInformation FltGetInstanceInformation FltGetVolumeInformation
+        FltGetVolumeFromName FltGetVolumeFromInstance FltGetVolumeFromFileObject FltGetVolumeName FltGetVolumeGuidName
+        FltGetVolumeProperties FLT_VOLUME_PROPERTIES FltIsVolumeWritable FltIsDirectory FltGetFileSystemType
+        FLT_FILESYSTEM_TYPE FLT_FSTYPE_UNKNOWN=0 FLT_FSTYPE_NTFS=2 FLT_FSTYPE_REFS=28 FltQueryVolumeInformation
+        FltQueryVolumeInformationFile FltSetVolumeInformation FileFsVolumeInformation=1 FileFsLabelInformation=2
+        FileFsSizeInformation=3 FileFsDeviceInformation=4 FileFsAttributeInformation=5 FileFsFullSizeInformation=7
+        IO_FORCE_ACCESS_CHECK=1""",
     "B5: reissue, reparse, cancel": """
         FltReissueSynchronousIo FltCancelFileOpen IoReplaceFileObjectName IO_REPARSE=0 STATUS_REPARSE=0x104
         FLT_MAX_DEVICE_REPARSE_ATTEMPTS=64 FltTagFile FltTagFileEx FltUntagFile IO_REPARSE_TAG_SYMLINK=0xA000000C
@@ -126,10 +127,10 @@ STATUSES = {
     0x08: "FILTER_NOT_READY", 0x09: "POST_OPERATION_CLEANUP", 0x0A: "INTERNAL_ERROR", 0x0B: "DELETING_OBJECT",
     0x0C: "MUST_BE_NONPAGED_POOL", 0x0D: "DUPLICATE_ENTRY", 0x0E: "CBDQ_DISABLED", 0x0F: "DO_NOT_ATTACH",
     0x10: "DO_NOT_DETACH", 0x11: "INSTANCE_ALTITUDE_COLLISION", 0x12: "INSTANCE_NAME_COLLISION",
-    0x13: "FILTER_NOT_FOUND", 0x14: "VOLUME_NOT_FOUND", 0x15: "INSTANCE_NOT_FOUND", 0x16: "CONTEXT_ALLOCATION_NOT_FOUND",
-    0x17: "INVALID_CONTEXT_REGISTRATION", 0x18: "NAME_CACHE_MISS", 0x19: "NO_DEVICE_OBJECT",
-    0x1A: "VOLUME_ALREADY_MOUNTED", 0x1B: "ALREADY_ENLISTED", 0x1C: "CONTEXT_ALREADY_LINKED", 0x20: "NO_WAITER_FOR_REPLY",
-    0x23: "REGISTRATION_BUSY",
+    0x13: "FILTER_NOT_FOUND", 0x14: "VOLUME_NOT_FOUND", 0x15: "INSTANCE_NOT_FOUND", 0x16:
+    "CONTEXT_ALLOCATION_NOT_FOUND", 0x17: "INVALID_CONTEXT_REGISTRATION", 0x18: "NAME_CACHE_MISS", 0x19:
+    "NO_DEVICE_OBJECT", 0x1A: "VOLUME_ALREADY_MOUNTED", 0x1B: "ALREADY_ENLISTED", 0x1C: "CONTEXT_ALREADY_LINKED", 0x20:
+    "NO_WAITER_FOR_REPLY", 0x23: "REGISTRATION_BUSY",
 }  # fmt: skip
 
 

@@ -49,8 +49,8 @@ class Teller:
             return api.FLT_PREOP_SUCCESS_NO_CALLBACK
         s = self.settings
         ddi.FltNotifyFilterChangeDirectory(
-            self.sync, None, data.file.identity, data.path, s["WatchTree"], s["IgnoreBuffer"], s["CompletionFilter"], data,
-            s.get("TraverseCallback"), "subject", s.get("FilterCallback"),
+            self.sync, None, data.file.identity, data.path, s["WatchTree"], s["IgnoreBuffer"], s["CompletionFilter"],
+            data, s.get("TraverseCallback"), "subject", s.get("FilterCallback"),
         )  # fmt: skip
         return api.FLT_PREOP_PENDING
 
@@ -188,7 +188,8 @@ def test_b6_9_the_filter_is_asked(core: Volume, place: Path) -> None:
 
 
 def test_b6_6_a_filter_above_waits(core: Volume, place: Path) -> None:
-    """IRP_MN_NOTIFY_CHANGE_DIRECTORY, as a filter makes it by hand; whoever keeps no watches passes it on to the base."""
+    """IRP_MN_NOTIFY_CHANGE_DIRECTORY, as a filter makes it by hand; whoever keeps no watches passes it on to the
+    base."""
     sync = DirectoryChanges()
     seen: list[Any] = []
 

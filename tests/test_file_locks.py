@@ -35,7 +35,8 @@ LAST = 0x7FFFFFFFFFFFFFFF
 
 
 class Keeper:
-    """An instance that keeps the locks of `file`, and refuses what they forbid; a second one below sees what is left."""
+    """An instance that keeps the locks of `file`, and refuses what they forbid; a second one below sees what is
+    left."""
 
     def __init__(self, core: Volume, complete: Any = None, unlock: Any = None) -> None:
         self.core = core

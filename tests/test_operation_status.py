@@ -1,5 +1,5 @@
-"""What comes of an operation below (docs/semantics.md, A6.22), who waits for it (A6.23), whose it is (B5.4), and what may be
-done again: locks (A6.19)."""
+"""What comes of an operation below (docs/semantics.md, A6.22), who waits for it (A6.23), whose it is (B5.4), and what
+may be done again: locks (A6.19)."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ def test_a6_22_the_status_from_below_before_the_posts(core: Volume, place: Path)
 def test_a6_22_what_a_lower_filter_answers(core: Volume, place: Path) -> None:
     told: list[Any] = []
     core.stack.insert(entry_of((IRP_MJ_CREATE, asking(told), None), name="asks", at="2"))
-    core.stack.insert(entry_of(
-        (IRP_MJ_CREATE, lambda data, _: data.complete(STATUS_ACCESS_DENIED), None), name="refuses", at="1"))  # fmt: skip
+    refuses = (IRP_MJ_CREATE, lambda data, _: data.complete(STATUS_ACCESS_DENIED), None)
+    core.stack.insert(entry_of(refuses, name="refuses", at="1"))
     assert error_of(core, OPEN, lookup(core, b"file"), flags=os.O_RDONLY) == errno.EACCES
     assert [each[2] for each in told] == [STATUS_ACCESS_DENIED]
 
@@ -151,7 +151,8 @@ def test_a6_22_only_in_the_pre_callback_of_an_irp_that_is_no_close(core: Volume,
         assert ddi.FltRequestOperationStatusCallback(data, None) == STATUS_INVALID_PARAMETER
         return 0
 
-    core.stack.insert(entry_of(*[(major, ask, ask) for major in (IRP_MJ_CREATE, IRP_MJ_READ, IRP_MJ_CLEANUP, IRP_MJ_CLOSE)]))
+    majors = IRP_MJ_CREATE, IRP_MJ_READ, IRP_MJ_CLEANUP, IRP_MJ_CLOSE
+    core.stack.insert(entry_of(*[(major, ask, ask) for major in majors]))
     fh = opened(core, lookup(core, b"file"))
     assert read(core, fh) == b"0123456789"
     core.request(READ, fh=fh, buffer=bytearray(4), size=4, open_flags=2).do()
@@ -175,7 +176,8 @@ def test_a6_22_an_operation_with_a_request_is_waited_for_not_drained(core: Volum
     def post(data: Any, objects: Any, context: Any, flags: int) -> None:
         held.append(flags)
 
-    asks = entry_of((IRP_MJ_FLUSH_BUFFERS, asking(told, then=FLT_PREOP_SUCCESS_WITH_CALLBACK), post), name="asks", at="2")
+    pre = asking(told, then=FLT_PREOP_SUCCESS_WITH_CALLBACK)
+    asks = entry_of((IRP_MJ_FLUSH_BUFFERS, pre, post), name="asks", at="2")
     core.stack.insert(asks)
     core.stack.insert(entry_of((IRP_MJ_FLUSH_BUFFERS, slow, None), name="slow", at="1"))
     fh = opened(core, lookup(core, b"file"))
@@ -327,7 +329,7 @@ def test_the_question_may_be_vetoed(core: Volume, place: Path) -> None:
     assert (state["vetoed"], state["veto"]) == (1, "watcher: it is watched")
 
 
-# ---- a lock is tried again --------------------------------------------------------------------------------------------
+# ---- a lock is tried again -------------------------------------------------------------------------------------------
 
 def lock(core: Volume, opcode: int, node: int, fh: int, owner: int, kind: int) -> Any:
     return core.request(opcode, node, fh=fh, lock_owner=owner, lock_type=kind, offset=0, end=9, lock_pid=owner)
@@ -348,8 +350,8 @@ def test_a6_19_a_lock_is_tried_again_below(core: Volume, place: Path) -> None:
 
     core.stack.insert(entry_of((IRP_MJ_LOCK_CONTROL, pre, post), name="again", at="2"))
     core.stack.insert(entry_of(
-        (IRP_MJ_LOCK_CONTROL, lambda data, _: tries.append(data.flags & api.FLTFL_CALLBACK_DATA_REISSUED_IO) or 1, None),
-        name="below", at="1"))  # fmt: skip
+        (IRP_MJ_LOCK_CONTROL, lambda data, _: tries.append(data.flags & api.FLTFL_CALLBACK_DATA_REISSUED_IO) or 1,
+        None), name="below", at="1"))  # fmt: skip
     lock(core, SETLK, node, one, 1, fcntl.F_WRLCK).do()
     tries.clear()
     lock(core, SETLK, node, two, 2, fcntl.F_WRLCK).do()
@@ -403,7 +405,7 @@ def test_a6_19_a_lock_that_waits_is_tried_again(core: Volume, place: Path) -> No
         lock(core, SETLK, node, two, 2, fcntl.F_UNLCK).do()
 
 
-# ---- operations of another release, and routines by name ---------------------------------------------------------------
+# ---- operations of another release, and routines by name -------------------------------------------------------------
 
 @pytest.mark.parametrize("major", [0x1C, 0x40, 0x77, 0x80, 0xEB, 0xF4])
 def test_a2_18_an_operation_of_another_release_is_never_called(core: Volume, place: Path, major: int) -> None:

@@ -127,4 +127,5 @@ def FltGetNewSystemBufferAddress(CallbackData: CallbackData) -> memoryview | Non
         CallbackData.flags & api.FLTFL_CALLBACK_DATA_NEW_SYSTEM_BUFFER
     ):
         return None
-    return CallbackData.buffer
+    buffer: memoryview | None = CallbackData.buffer
+    return buffer

@@ -22,8 +22,12 @@ __all__ = [
     "FLT_IS_IRP_OPERATION",
     "FLT_IS_REISSUED_IO",
     "FLT_IS_SYSTEM_BUFFER",
+    "FS_BPIO_OP_DISABLE",
+    "FS_BPIO_OP_ENABLE",
+    "FS_BPIO_OP_QUERY",
     "IO_REPARSE",
     "PEPROCESS",
+    "SUPPORTED_FS_FEATURES_BYPASS_IO",
     "FltCancelFileOpen",
     "FltClearCallbackDataDirty",
     "FltGetRequestorProcess",
@@ -36,12 +40,8 @@ __all__ = [
     "FltRequestOperationStatusCallback",
     "FltSetCallbackDataDirty",
     "FltVetoBypassIo",
-    "FS_BPIO_OP_DISABLE",
-    "FS_BPIO_OP_ENABLE",
-    "FS_BPIO_OP_QUERY",
     "IoReplaceFileObjectName",
     "PsGetProcessId",
-    "SUPPORTED_FS_FEATURES_BYPASS_IO",
 ]
 
 IO_REPARSE = 0
@@ -125,7 +125,7 @@ def IoReplaceFileObjectName(FileObject: FileObject, NewFileName: str | bytes, Fi
     return replace_name(data, NewFileName if FileNameLength is None else NewFileName[:FileNameLength])
 
 
-# ---- who asks, and how ---------------------------------------------------------------------------------------------------
+# ---- who asks, and how -----------------------------------------------------------------------------------------------
 
 def FltGetRequestorProcess(CallbackData: CallbackData) -> PEPROCESS | None:
     """Whose request it is. None: the kernel itself (pages that it writes back), or the process is gone."""
@@ -163,9 +163,9 @@ def FltIsOperationSynchronous(CallbackData: CallbackData) -> bool:
 def FltRequestOperationStatusCallback(
     Data: CallbackData, CallbackRoutine: Callable[[Any, Any, int, Any], object] | None, RequesterContext: Any = None
 ) -> int:
-    """In a pre callback: CallbackRoutine(FltObjects, IopbSnapshot, OperationStatus, RequesterContext) is called once, when
-    the operation has been below (A6.22). STATUS_INVALID_PARAMETER: elsewhere, without a routine, for what is no IRP, or a
-    CLOSE; STATUS_FLT_DELETING_OBJECT."""
+    """In a pre callback: CallbackRoutine(FltObjects, IopbSnapshot, OperationStatus, RequesterContext) is called once,
+    when the operation has been below (A6.22). STATUS_INVALID_PARAMETER: elsewhere, without a routine, for what is no
+    IRP, or a CLOSE; STATUS_FLT_DELETING_OBJECT."""
     require_irql(APC_LEVEL, "FltRequestOperationStatusCallback")
     if CallbackRoutine is None:
         return int(api.STATUS_INVALID_PARAMETER)
@@ -173,8 +173,9 @@ def FltRequestOperationStatusCallback(
 
 
 def FltVetoBypassIo(CallbackData: CallbackData, FltObjects: Any, OperationStatus: int, FailureReason: str) -> int:
-    """In the pre callback of FSCTL_MANAGE_BYPASS_IO, which then returns FLT_PREOP_COMPLETE: this open is not bypassed, and
-    `stackfs status` says why. STATUS_INVALID_PARAMETER: another operation, its way up, or OperationStatus is a success."""
+    """In the pre callback of FSCTL_MANAGE_BYPASS_IO, which then returns FLT_PREOP_COMPLETE: this open is not bypassed,
+    and `stackfs status` says why. STATUS_INVALID_PARAMETER: another operation, its way up, or OperationStatus is a
+    success."""
     require_irql(APC_LEVEL, "FltVetoBypassIo")
     if api.is_success(OperationStatus) or CallbackData.flags & api.FLTFL_CALLBACK_DATA_POST_OPERATION:
         return int(api.STATUS_INVALID_PARAMETER)

@@ -54,6 +54,4 @@ IRP_MN_VERIFY_VOLUME: Final = 0x2
 IRP_MN_LOAD_FILE_SYSTEM: Final = 0x3
 IRP_MN_KERNEL_CALL: Final = 0x4
 
-__all__ = [
-    *(name for name in dir() if name.startswith(("FLT", "SL_", "IRP_MN_", "SERVICE_", "PFLT_"))),
-]
+__all__ = [name for name in globals() if name.startswith(("FLT", "SL_", "IRP_MN_", "SERVICE_", "PFLT_"))]

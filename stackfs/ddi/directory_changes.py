@@ -85,8 +85,8 @@ def FltNotifyFilterChangeDirectory(
     SubjectContext: Any = None,
     FilterCallback: Callable[[Any, Any], bool] | None = None,
 ) -> None:
-    """NotifyCallbackData waits for a change; its pre callback then returns FLT_PREOP_PENDING, whatever became of it. None:
-    the directory is about to be deleted, and who watches it gets STATUS_DELETE_PENDING.
+    """NotifyCallbackData waits for a change; its pre callback then returns FLT_PREOP_PENDING, whatever became of it.
+    None: the directory is about to be deleted, and who watches it gets STATUS_DELETE_PENDING.
 
     FsContext: whose watch it is, an open file's as a rule. CompletionFilter: FILE_NOTIFY_CHANGE_*. IgnoreBuffer: the
     answer is STATUS_NOTIFY_ENUM_DIR, without names. TraverseCallback(FsContext, TargetContext, SubjectContext) says
@@ -115,9 +115,9 @@ def FsRtlNotifyFilterReportChange(
     TargetContext: Any = None,
     FilterContext: Any = None,
 ) -> None:
-    """Something has changed. NormalizedParentName: the directory's name as watches have it, where FullTargetName is another
-    one; TargetNameOffset: bytes of FullTargetName in front of the final component. StreamName means nothing: a file has
-    one stream."""
+    """Something has changed. NormalizedParentName: the directory's name as watches have it, where FullTargetName is
+    another one; TargetNameOffset: bytes of FullTargetName in front of the final component. StreamName means nothing: a
+    file has one stream."""
     name = os.fsencode(FullTargetName)
     if NormalizedParentName is not None:
         name = os.fsencode(NormalizedParentName).rstrip(b"/") + b"/" + name[TargetNameOffset:].lstrip(b"/")

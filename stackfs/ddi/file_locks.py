@@ -88,10 +88,10 @@ def FltFreeFileLock(FileLock: FileLock) -> None:
 
 
 def FltProcessFileLock(FileLock: FileLock, CallbackData: CallbackData, Context: Any = None) -> int:
-    """In the pre callback of a LOCK_CONTROL, which then returns what this answers: FLT_PREOP_COMPLETE, FLT_PREOP_PENDING
-    while it waits, or FLT_PREOP_DISALLOW_FASTIO of one that would have to wait and is no IRP. IoStatus: STATUS_SUCCESS,
-    STATUS_LOCK_NOT_GRANTED, STATUS_INVALID_LOCK_RANGE, STATUS_CANCELLED; STATUS_INVALID_DEVICE_REQUEST of another
-    operation."""
+    """In the pre callback of a LOCK_CONTROL, which then returns what this answers: FLT_PREOP_COMPLETE,
+    FLT_PREOP_PENDING while it waits, or FLT_PREOP_DISALLOW_FASTIO of one that would have to wait and is no IRP.
+    IoStatus: STATUS_SUCCESS, STATUS_LOCK_NOT_GRANTED, STATUS_INVALID_LOCK_RANGE, STATUS_CANCELLED;
+    STATUS_INVALID_DEVICE_REQUEST of another operation."""
     require_irql(APC_LEVEL, "FltProcessFileLock")
     return FileLock.process(CallbackData, Context)
 

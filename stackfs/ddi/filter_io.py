@@ -54,10 +54,10 @@ __all__ = [
     "FLT_FLUSH_TYPE_FILE_DATA_ONLY",
     "FLT_FLUSH_TYPE_FLUSH_AND_PURGE",
     "FLT_FLUSH_TYPE_NO_SYNC",
+    "IO_DRIVER_CREATE_CONTEXT",
     "IO_FORCE_ACCESS_CHECK",
     "IO_IGNORE_SHARE_ACCESS_CHECK",
     "IO_STATUS_BLOCK",
-    "IO_DRIVER_CREATE_CONTEXT",
     "SECURITY_DESCRIPTOR",
     "SL_INDEX_SPECIFIED",
     "SL_RESTART_SCAN",
@@ -183,9 +183,9 @@ class IO_DRIVER_CREATE_CONTEXT:
     SiloContext and DeviceObjectHint mean nothing."""
 
     Size: int = 0
-    ExtraCreateParameter: None = None
+    ExtraCreateParameter: Any = None
     DeviceObjectHint: Any = None
-    TxnParameters: None = None
+    TxnParameters: Any = None
     SiloContext: Any = None
 
 
@@ -307,7 +307,8 @@ def FltCreateFileEx2(
     Flags: int = 0,
     DriverContext: IO_DRIVER_CREATE_CONTEXT | None = None,
 ) -> NTSTATUS:
-    """FltCreateFileEx with a driver's context. STATUS_NOT_SUPPORTED: it has extra create parameters, or a transaction."""
+    """FltCreateFileEx with a driver's context. STATUS_NOT_SUPPORTED: it has extra create parameters, or a
+    transaction."""
     if DriverContext is not None and (
         DriverContext.ExtraCreateParameter is not None or DriverContext.TxnParameters is not None
     ):
@@ -470,8 +471,8 @@ def FltReadFileEx(
     Key: int | None = None,
     Mdl: Mdl | None = None,
 ) -> NTSTATUS:
-    """FltReadFile with the key of byte-range locks, for filters below that keep such (`data.key`). Buffer None: what Mdl
-    describes; STATUS_INVALID_PARAMETER: that is None too, or shorter than Length."""
+    """FltReadFile with the key of byte-range locks, for filters below that keep such (`data.key`). Buffer None: what
+    Mdl describes; STATUS_INVALID_PARAMETER: that is None too, or shorter than Length."""
     room = Buffer if Buffer is not None else b"" if Mdl is None else Mdl.address()
     return _transfer(
         InitiatingInstance, FileObject, int(api.IRP_MJ_READ), ByteOffset, Length, room, Flags, BytesRead,
@@ -645,7 +646,8 @@ def FltQueryDirectoryFileEx(
     FileName: str | None = None,
     LengthReturned: Out[int] | None = None,
 ) -> NTSTATUS:
-    """FltQueryDirectoryFile with flags: SL_RESTART_SCAN, SL_RETURN_SINGLE_ENTRY. STATUS_INVALID_PARAMETER: another one."""
+    """FltQueryDirectoryFile with flags: SL_RESTART_SCAN, SL_RETURN_SINGLE_ENTRY. STATUS_INVALID_PARAMETER: another
+    one."""
     if QueryFlags & ~(SL_RESTART_SCAN | SL_RETURN_SINGLE_ENTRY):
         return int(api.STATUS_INVALID_PARAMETER)
     return FltQueryDirectoryFile(

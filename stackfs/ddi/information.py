@@ -20,7 +20,7 @@ from stackfs.filter_objects import Instance, LoadedFilter, Volume
 from stackfs.information import *  # noqa: F403
 from stackfs.information import FILTER_INFORMATION_CLASS, Information
 
-__all__ = [
+__all__ = [  # noqa: PLE0604
     *information.__all__,
     "FltEnumerateFilterInformation",
     "FltEnumerateInstanceInformationByFilter",

@@ -108,6 +108,8 @@ def FltGetDestinationFileNameInformation(
     name = os.fsencode(FileName)[:FileNameLength]
     if RootDirectory is None:
         file = file_of(FileObject)
+        if file is None:
+            return STATUS_INVALID_PARAMETER
         status, RetFileNameInformation.value = Instance.entry.flt_get_destination_name(file, name, NameOptions)
         return status
     try:

@@ -54,8 +54,8 @@ def FltTagFile(
     DataBufferLength: int,
 ) -> NTSTATUS:
     """FSCTL_SET_REPARSE_POINT below, of an open file or directory. A file that is tagged so already gets the new data.
-    STATUS_INVALID_PARAMETER: DataBufferLength is more than there is; STATUS_IO_REPARSE_TAG_INVALID: a reserved tag, or one
-    with bit 31 clear without its GUID; STATUS_IO_REPARSE_TAG_MISMATCH: it is tagged otherwise;
+    STATUS_INVALID_PARAMETER: DataBufferLength is more than there is; STATUS_IO_REPARSE_TAG_INVALID: a reserved tag, or
+    one with bit 31 clear without its GUID; STATUS_IO_REPARSE_TAG_MISMATCH: it is tagged otherwise;
     STATUS_IO_REPARSE_DATA_INVALID: more than MAXIMUM_REPARSE_DATA_BUFFER_SIZE in all."""
     require_irql(PASSIVE_LEVEL, "FltTagFile")
     if DataBufferLength > len(DataBuffer or b""):

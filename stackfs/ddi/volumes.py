@@ -20,7 +20,7 @@ from stackfs.volume_properties import FLT_FILESYSTEM_TYPE, FLT_VOLUME_PROPERTIES
 _FILESYSTEMS = {name: int(value) for name, value in FLT_FILESYSTEM_TYPE.__members__.items()}
 globals().update(_FILESYSTEMS)
 
-__all__ = [
+__all__ = [  # noqa: PLE0604
     "FILE_FS_ATTRIBUTE_INFORMATION",
     "FILE_FS_DEVICE_INFORMATION",
     "FILE_FS_FULL_SIZE_INFORMATION",
@@ -175,8 +175,8 @@ def _text(text: str, out: Out[str] | None, needed: Out[int] | None) -> NTSTATUS:
 def FltGetVolumeName(
     Volume: Volume, VolumeName: Out[str] | None = None, BufferSizeNeeded: Out[int] | None = None
 ) -> NTSTATUS:
-    """Its name, as it stands in front of every path (B1.1). Without VolumeName STATUS_BUFFER_TOO_SMALL, and how many bytes
-    it would take."""
+    """Its name, as it stands in front of every path (B1.1). Without VolumeName STATUS_BUFFER_TOO_SMALL, and how many
+    bytes it would take."""
     require_irql(APC_LEVEL, "FltGetVolumeName")
     return _text(Volume.name, VolumeName, BufferSizeNeeded)
 
@@ -196,8 +196,8 @@ def FltGetVolumeProperties(
     VolumePropertiesLength: int,
     LengthReturned: Out[int],
 ) -> NTSTATUS:
-    """STATUS_BUFFER_OVERFLOW, a warning: there is no room for the names, which are empty; STATUS_BUFFER_TOO_SMALL: nor for
-    the rest. LengthReturned: bytes that all of it takes."""
+    """STATUS_BUFFER_OVERFLOW, a warning: there is no room for the names, which are empty; STATUS_BUFFER_TOO_SMALL: nor
+    for the rest. LengthReturned: bytes that all of it takes."""
     require_irql(APC_LEVEL, "FltGetVolumeProperties")
     found = volume_properties.properties(Volume)
     LengthReturned.value = found.size
@@ -265,8 +265,8 @@ CLASSES: dict[int, Callable[[tuple[int, ...], Volume | None], Any]] = {
 def FltQueryVolumeInformation(
     Instance: Instance, Iosb: IO_STATUS_BLOCK | None, FsInformation: Out[Any], Length: int, FsInformationClass: int
 ) -> NTSTATUS:
-    """The structure that FsInformationClass names: volume, size, device, attribute, full size. The sizes are what the layers
-    below, and then statvfs(3), say. STATUS_INVALID_INFO_CLASS: another one. Length means nothing here."""
+    """The structure that FsInformationClass names: volume, size, device, attribute, full size. The sizes are what the
+    layers below, and then statvfs(3), say. STATUS_INVALID_INFO_CLASS: another one. Length means nothing here."""
     make = CLASSES.get(FsInformationClass)
     if make is None:
         return ended(Iosb, int(api.STATUS_INVALID_INFO_CLASS))
@@ -300,8 +300,8 @@ def FltQueryVolumeInformationFile(
 def FltSetVolumeInformation(
     Instance: Instance, Iosb: IO_STATUS_BLOCK | None, FsInformation: Any, Length: int, FsInformationClass: int
 ) -> NTSTATUS:
-    """SET_VOLUME_INFORMATION below. A FILE_FS_LABEL_INFORMATION is the only one there is; it is STATUS_NOT_SUPPORTED unless
-    a filter below completes it: the label of the backing filesystem is not changed while it is mounted."""
+    """SET_VOLUME_INFORMATION below. A FILE_FS_LABEL_INFORMATION is the only one there is; it is STATUS_NOT_SUPPORTED
+    unless a filter below completes it: the label of the backing filesystem is not changed while it is mounted."""
     if FsInformationClass != FileFsLabelInformation or not isinstance(FsInformation, FILE_FS_LABEL_INFORMATION):
         return ended(Iosb, int(api.STATUS_INVALID_INFO_CLASS))
     label = FsInformation.VolumeLabel.encode("utf-8", "surrogateescape")
