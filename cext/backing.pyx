@@ -23,15 +23,16 @@ from stackfs.cext.bypass cimport bypass_free, bypass_new
 from stackfs.cext.callback_data cimport (
     CONTROL_PARAMETERS, DACL_SECURITY_INFORMATION, DIRECTORY_PARAMETERS, EA_PARAMETERS, FILE_DELETE_ON_CLOSE,
     FILE_DIRECTORY_FILE, FILE_NAME, FILE_OBJECT, FILE_OPEN, FILE_OPEN_REPARSE_POINT, FLT_IO_PARAMETER_BLOCK,
-    FO_CLOSED, FO_CREATED, FO_DIRECTORY, FO_SYNTHESISED, FO_UNREADABLE, FO_VOLUME_OPEN, FSCTL_DISMOUNT_VOLUME,
-    FSCTL_DUPLICATE_EXTENTS_TO_FILE, FSCTL_GET_REPARSE_POINT, FSCTL_LOCK_VOLUME,
-    FSCTL_MANAGE_BYPASS_IO, FSCTL_SET_REPARSE_POINT, FSCTL_SET_ZERO_DATA, FSCTL_UNLOCK_VOLUME, GROUP_SECURITY_INFORMATION, IRP_MJ_CLEANUP,
-    IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_DEVICE_CONTROL, IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL,
-    IRP_MJ_FLUSH_BUFFERS, IRP_MJ_LOCK_CONTROL, IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_PNP, IRP_MJ_QUERY_EA,
-    IRP_MJ_QUERY_INFORMATION, IRP_MJ_QUERY_OPEN, IRP_MJ_QUERY_SECURITY, IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_READ, IRP_MJ_SET_EA,
-    IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY, IRP_MJ_SHUTDOWN, IRP_MJ_VOLUME_DISMOUNT, IRP_MJ_VOLUME_MOUNT, IRP_MJ_WRITE,
-    IRP_MN_LOCK, IRP_MN_QUERY_LOCK, IRP_MN_UNLOCK_ALL,
-    IRP_MN_UNLOCK_ALL_BY_KEY, LABEL_SECURITY_INFORMATION, LOCK_PARAMETERS, OWNER_SECURITY_INFORMATION,
+    FO_CLOSED, FO_CREATED, FO_DIRECTORY, FO_SYNTHESISED, FO_UNREADABLE, FO_VOLUME_OPEN, FSCTL_DELETE_REPARSE_POINT,
+    FSCTL_DISMOUNT_VOLUME, FSCTL_DUPLICATE_EXTENTS_TO_FILE, FSCTL_GET_REPARSE_POINT, FSCTL_LOCK_VOLUME,
+    FSCTL_MANAGE_BYPASS_IO, FSCTL_SET_REPARSE_POINT, FSCTL_SET_ZERO_DATA, FSCTL_UNLOCK_VOLUME,
+    GROUP_SECURITY_INFORMATION, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_DEVICE_CONTROL,
+    IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_FLUSH_BUFFERS, IRP_MJ_LOCK_CONTROL,
+    IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_PNP, IRP_MJ_QUERY_EA, IRP_MJ_QUERY_INFORMATION, IRP_MJ_QUERY_OPEN,
+    IRP_MJ_QUERY_SECURITY, IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_READ, IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION,
+    IRP_MJ_SET_SECURITY, IRP_MJ_SHUTDOWN, IRP_MJ_VOLUME_DISMOUNT, IRP_MJ_VOLUME_MOUNT, IRP_MJ_WRITE, IRP_MN_LOCK,
+    IRP_MN_NOTIFY_CHANGE_DIRECTORY, IRP_MN_QUERY_LOCK, IRP_MN_UNLOCK_ALL, IRP_MN_UNLOCK_ALL_BY_KEY,
+    LABEL_SECURITY_INFORMATION, LOCK_PARAMETERS, OWNER_SECURITY_INFORMATION,
     READ_WRITE_PARAMETERS, REQUESTOR, SECURITY_PARAMETERS, SET_FILE_PARAMETERS, FileAllocationInformation,
     FileBasicInformation, FileDispositionInformation, FileEndOfFileInformation, FileLinkInformation,
     FilePositionInformation, lock_range_t, node_t, statx_t)
@@ -48,7 +49,8 @@ from stackfs.cext.inode_table cimport (
 from stackfs.cext.locks cimport (
     lock_file, lock_owner_get, lock_owner_opened, lock_owner_put, lock_owner_t, lock_query, lock_range_of, lock_set, lock_wait_t,
     locks_drop, locks_free, locks_generation, locks_new)
-from stackfs.cext.ntstatus cimport STATUS_INVALID_DEVICE_REQUEST, STATUS_SUCCESS, errno_to_nt
+from stackfs.cext.reparse_point cimport reparse_point_control
+from stackfs.cext.ntstatus cimport NT_SUCCESS, STATUS_INVALID_DEVICE_REQUEST, STATUS_SUCCESS, errno_to_nt
 from stackfs.cext.process cimport requestor_in_group
 from stackfs.cext.requests cimport vfs_request_t
 from stackfs.cext.stack cimport about_to_wait, is_notice, operation_hidden_from, operation_t
@@ -157,6 +159,7 @@ cdef enum:
     MAY_READ = 4
     PROC_PATH = 32                       # "/proc/self/fd/2147483647"
     NO_SUCH_CONTROL = -100000            # no errno: a control code that the base does not know
+    STATUS_IS_SET = -100001              # nor this: IoStatus says what came of it
     LOOKUP_TRIES = 8
 
 
@@ -1004,6 +1007,14 @@ cdef int query_lock(backing_t *backing, const LOCK_PARAMETERS *lock, const FILE_
     return result
 
 
+cdef bint is_reparse_point_control(const FLT_IO_PARAMETER_BLOCK *p, const FILE_OBJECT *file) noexcept nogil:
+    """Of a file or directory that is there. The others make, and read, symbolic links."""
+    cdef uint32_t code = p.Parameters.Control.ControlCode
+    return (code == <uint32_t>FSCTL_SET_REPARSE_POINT or code == <uint32_t>FSCTL_GET_REPARSE_POINT
+            or code == <uint32_t>FSCTL_DELETE_REPARSE_POINT) and \
+        file.Node is not NULL and node_type(file.Node) != S_IFLNK
+
+
 cdef int64_t perform_control(backing_t *backing, vfs_request_t *request, operation_t *op, FLT_IO_PARAMETER_BLOCK *p,
                              FILE_OBJECT *file) noexcept nogil:
     cdef char name[256]
@@ -1011,6 +1022,11 @@ cdef int64_t perform_control(backing_t *backing, vfs_request_t *request, operati
     cdef credentials_t credentials
     cdef int fd
     cdef int64_t result
+    if is_reparse_point_control(p, file):
+        if file.fd < 0:
+            return -EBADF
+        op.data.IoStatus.Status = reparse_point_control(file.fd, &p.Parameters.Control, <size_t *>&op.data.IoStatus.Information)
+        return STATUS_IS_SET
     if p.Parameters.Control.ControlCode == FSCTL_GET_REPARSE_POINT:
         fd = node_open(backing.nodes, file.Node)
         if fd < 0:
@@ -1146,6 +1162,8 @@ cdef void perform(operation_t *op) noexcept nogil:
         result = 0
     elif major == IRP_MJ_CLOSE:
         result = 0                       # the descriptor is closed by the handle's last user (requests.put_handle)
+    elif major == IRP_MJ_DIRECTORY_CONTROL and p.MinorFunction == IRP_MN_NOTIFY_CHANGE_DIRECTORY:
+        result = NO_SUCH_CONTROL         # who watches the backing directory itself has inotify(7)
     elif major == IRP_MJ_DIRECTORY_CONTROL:
         result = -EBADF if file.fd < 0 else read_directory(request, &p.Parameters.Directory, <handle_t *>file)
     elif major == IRP_MJ_SET_INFORMATION:
@@ -1193,7 +1211,9 @@ cdef void perform(operation_t *op) noexcept nogil:
         result = perform_notice(major)
     if op.would_block == 2:
         return
-    if result == NO_SUCH_CONTROL:
+    if result == STATUS_IS_SET:
+        op.base_done = NT_SUCCESS(op.data.IoStatus.Status)
+    elif result == NO_SUCH_CONTROL:
         op.data.IoStatus.Status = STATUS_INVALID_DEVICE_REQUEST
         op.data.IoStatus.Information = 0
     elif result < 0:

@@ -53,6 +53,10 @@ cpdef enum MajorFunction:
     IRP_MJ_RELEASE_FOR_SECTION_SYNCHRONIZATION = 0xfe
     IRP_MJ_ACQUIRE_FOR_SECTION_SYNCHRONIZATION = 0xff
 
+# Version of the interface for native filters, which compile it in (NativeOperations.set); stackfs.api has the same number.
+cdef enum:
+    FILTER_ABI = 1
+
 # FLT_CALLBACK_DATA.Flags
 cpdef enum DataFlags:
     FLTFL_CALLBACK_DATA_IRP_OPERATION = 0x00000001
@@ -145,12 +149,18 @@ cpdef enum FileInformationClass:
 cpdef enum FsControlCode:
     FSCTL_SET_REPARSE_POINT = 0x900A4   # symlink
     FSCTL_GET_REPARSE_POINT = 0x900A8   # readlink
+    FSCTL_DELETE_REPARSE_POINT = 0x900AC
     FSCTL_SET_ZERO_DATA = 0x980C8       # fallocate: punch a hole, zero a range
     FSCTL_DUPLICATE_EXTENTS_TO_FILE = 0x98344   # copy_file_range; sent to the target
     FSCTL_MANAGE_BYPASS_IO = 0x90448    # may this open be bypassed? Completing it with an error vetoes that
     FSCTL_LOCK_VOLUME = 0x90018         # these three of the volume, injected (D20)
     FSCTL_UNLOCK_VOLUME = 0x9001C
     FSCTL_DISMOUNT_VOLUME = 0x90020
+
+# MinorFunction of DIRECTORY_CONTROL
+cpdef enum DirectoryMinorFunction:
+    IRP_MN_QUERY_DIRECTORY = 1
+    IRP_MN_NOTIFY_CHANGE_DIRECTORY = 2
 
 # MinorFunction of LOCK_CONTROL
 cpdef enum LockMinorFunction:
@@ -294,9 +304,9 @@ ctypedef struct SECURITY_PARAMETERS:     # SET_SECURITY of mode and owner
     # Clear set-user-ID, and set-group-ID unless a member of the group asks and the group may not execute (no Mode then).
     uint32_t KillSetId
 
-ctypedef struct DIRECTORY_PARAMETERS:    # QUERY_DIRECTORY
+ctypedef struct DIRECTORY_PARAMETERS:    # QUERY_DIRECTORY; NOTIFY_CHANGE_DIRECTORY, which only filters send
     uint32_t Length                      # of Buffer
-    uint32_t Reserved
+    uint32_t CompletionFilter            # NOTIFY_CHANGE_DIRECTORY: FILE_NOTIFY_CHANGE_* bits; OperationFlags: SL_WATCH_TREE
     int64_t Offset                       # d_off to go on from; 0: from the beginning
     void *Buffer                         # linux_dirent64 records; IoStatus.Information: bytes
     void *MdlAddress
@@ -330,9 +340,10 @@ ctypedef struct LOCK_PARAMETERS:         # LOCK_CONTROL
     uint8_t Flock                        # of the open file, not of bytes (flock(2)); the two kinds do not see each other
     lock_range_t *Found                  # QUERY_LOCK: filled below; a post may change it
 
-ctypedef struct VOLUME_PARAMETERS:       # QUERY_VOLUME_INFORMATION
-    void *Buffer                         # struct statvfs
+ctypedef struct VOLUME_PARAMETERS:       # QUERY_VOLUME_INFORMATION; SET_VOLUME_INFORMATION, which only filters send
+    void *Buffer                         # query: struct statvfs; set: what FsInformationClass names
     uint32_t Length
+    uint32_t FsInformationClass
 
 ctypedef struct FLUSH_PARAMETERS:        # FLUSH_BUFFERS
     uint32_t DataOnly
@@ -431,7 +442,6 @@ cdef class CallbackData:
     cdef list copies                     # stand-ins for memory that belongs to no Python object
     cdef list kept                       # what the callback put into the parameters (new names and buffers)
     cdef bytes new_entries               # a listing that counts when the callback returns
-    cdef object opened                   # the FileObject given out, or None
     cdef list borrowed                   # contexts, each with a reference until the callback returns
     cdef bint size_changed
     cdef uint64_t old_size
@@ -450,6 +460,7 @@ cdef class CallbackData:
     cdef object keep(self, object thing)
     cdef object borrow(self, object context)
     cdef int refuse(self, str what) except -1
+    cdef lock_range_t *lock_query(self) except NULL
 
 cdef list unpack_entries(const char *buffer, uint64_t length)            # linux_dirent64 records as DirectoryEntry
 

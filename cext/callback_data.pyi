@@ -4,8 +4,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, NamedTuple, TypeVar
 
-from stackfs.cext import file_object as _file_object
-from stackfs.cext.filter_file import FileObject, FilterFile
+from stackfs.cext.filter_file import FileObject, FilterFile, ReparsePoint
 from stackfs.cext.python_contexts import Context
 from stackfs.cext.python_names import FileNameInformation
 
@@ -144,12 +143,17 @@ class FileInformationClass(IntEnum):
 class FsControlCode(IntEnum):
     FSCTL_SET_REPARSE_POINT = 0x900A4
     FSCTL_GET_REPARSE_POINT = 0x900A8
+    FSCTL_DELETE_REPARSE_POINT = 0x900AC
     FSCTL_SET_ZERO_DATA = 0x980C8
     FSCTL_DUPLICATE_EXTENTS_TO_FILE = 0x98344
     FSCTL_MANAGE_BYPASS_IO = 0x90448
     FSCTL_LOCK_VOLUME = 0x90018
     FSCTL_UNLOCK_VOLUME = 0x9001C
     FSCTL_DISMOUNT_VOLUME = 0x90020
+
+class DirectoryMinorFunction(IntEnum):
+    IRP_MN_QUERY_DIRECTORY = 1
+    IRP_MN_NOTIFY_CHANGE_DIRECTORY = 2
 
 class LockMinorFunction(IntEnum):
     IRP_MN_LOCK = 1
@@ -251,7 +255,8 @@ class CallbackData:
         """Path from the volume's root ("/a/b"); a deleted file's last name is followed by " (deleted)"."""
     @property
     def file(self) -> FileObject | None:
-        """The file that the operation is about, for I/O below this instance (B4), alive as long as this is."""
+        """The file that the operation is about, for I/O below this instance (B4), and for routines that take a file
+        object; alive as long as this is. None: there is none."""
     @property
     def directory(self) -> FileObject | None:
         """The directory that the operation's name lies in (of an open file: the one it was opened in); it stays good
@@ -420,9 +425,6 @@ class CallbackData:
         """
     def destination_name_information(self, options: int = 0x101) -> FileNameInformation:
         """FltGetDestinationFileNameInformation: what a rename or link is about to call the file (B1.7)."""
-    @property
-    def file_object(self) -> _file_object.FileObject | None:
-        """The file object that the operation is about, for routines that take one (semantics A4.3)."""
     def get_context(self, kind: type[_Kind]) -> _Kind | None:
         """The instance's context of this class: of the open file, the stream, the file, the instance or the volume, as
         the class says (B2). It has a reference until the callback returns; `context.reference()` to keep it longer.
@@ -438,6 +440,46 @@ class CallbackData:
         STATUS_FLT_CONTEXT_ALREADY_LINKED."""
     def delete_context(self, kind: type[Context]) -> bool:
         """Take the instance's context of this class off; it goes when nobody has a reference. False: there was none."""
+    @property
+    def session_id(self) -> int | None:
+        """The requestor's session (FltGetRequestorSessionId), as getsid(2) numbers it; None: the kernel itself, or
+        gone."""
+    @property
+    def is_synchronous(self) -> bool:
+        """FltIsOperationSynchronous: does whoever asked wait for the outcome? (semantics A6.23)"""
+    @property
+    def key(self) -> int:
+        """READ, WRITE: the key of byte-range locks that a filter gave with its own transfer (FltReadFileEx); else
+        0."""
+    @property
+    def fs_information_class(self) -> int:
+        """QUERY_VOLUME_INFORMATION, SET_VOLUME_INFORMATION: which, as FS_INFORMATION_CLASS numbers it."""
+    @property
+    def completion_filter(self) -> int:
+        """DIRECTORY_CONTROL, IRP_MN_NOTIFY_CHANGE_DIRECTORY: the changes wanted, FILE_NOTIFY_CHANGE_* bits."""
+    @property
+    def reparse_point(self) -> ReparsePoint | None:
+        """TagData (semantics B5.3), of a file that is open or, in the post of a CREATE that succeeded, just opened;
+        None: it has none."""
+    @property
+    def is_flock(self) -> bool:
+        """LOCK_CONTROL: of the open file as a whole (flock(2)), not of bytes."""
+    @property
+    def found_lock(self) -> tuple[int, int, bool, int] | None:
+        """LOCK_CONTROL, IRP_MN_QUERY_LOCK: (offset, length, exclusive, process id) of a lock in the way, or None. Who
+        completes the query, or sees it completed, may set it."""
+    @found_lock.setter
+    def found_lock(self, value: tuple[int, int, bool, int] | None) -> None: ...
+    @property
+    def lock_pid(self) -> int:
+        """LOCK_CONTROL: the process id that F_GETLK shall show for it."""
+    def request_operation_status(self, routine: Callable[..., Any], context: Any = None) -> int:
+        """FltRequestOperationStatusCallback, in a pre callback: routine(objects, iopb, status, context) is called once,
+        when the operation has been below: with its status, or STATUS_PENDING where a filter there holds it. iopb:
+        stackfs.cext.operation_status.IoParameterBlock.
+
+        STATUS_SUCCESS; STATUS_INVALID_PARAMETER: no pre callback, no IRP, or a CLOSE; STATUS_FLT_DELETING_OBJECT.
+        """
     def veto_bypass(self, reason: str, status: int = ...) -> int:
         """FltVetoBypassIo: `return data.veto_bypass("why")` in the pre callback of an FSCTL_MANAGE_BYPASS_IO.
         The open stands, its reads and writes come to the stack, `stackfs status` says why. Elsewhere ValueError."""

@@ -21,20 +21,19 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.string cimport memcpy
 
 from stackfs.cext.bypass cimport bypass_veto
-from stackfs.cext.file_object cimport FileObject, file_object_new
 from stackfs.cext.holding cimport (
     holding_cancel, holding_complete, holding_forgotten, holding_has_post, holding_instance, holding_irql,
     holding_is_cancelled, holding_keep, holding_off_cancel, holding_on_cancel, holding_raised, holding_report,
     holding_require_apc)
 from stackfs.cext.inode_table cimport operation_path
 from stackfs.cext.ntstatus cimport (
-    NTSTATUS, NT_SUCCESS, STATUS_CANCELLED, STATUS_NOT_SUPPORTED, STATUS_SUCCESS)
+    NTSTATUS, NT_SUCCESS, STATUS_CANCELLED, STATUS_INVALID_HANDLE, STATUS_NOT_SUPPORTED, STATUS_SUCCESS)
 from stackfs.cext.process cimport COMM_LENGTH, requestor_comm, requestor_pid
 from stackfs.cext.python_contexts cimport Context, context_delete, context_ensure, context_get, context_set
 
 
 from collections import namedtuple
-from os import fsdecode, fsencode
+from os import fsdecode, fsencode, getsid
 
 
 cdef extern from *:
@@ -66,6 +65,9 @@ REQUEST_NAMES = {
     42: "batch_forget", 43: "fallocate", 44: "readdirplus", 45: "rename2", 46: "lseek", 47: "copy_file_range",
     50: "syncfs", 51: "tmpfile", 52: "statx", 53: "copy_file_range_64",
 }
+
+cdef extern from "<fcntl.h>" nogil:
+    int F_RDLCK, F_WRLCK, F_UNLCK
 
 cdef enum:
     WRITE_ACCESS = 0x1 << 1 | 0x4 | 0x10 | 0x40 | 0x100 | 0x10000 | 0x40000 | 0x80000
@@ -229,9 +231,6 @@ cdef class CallbackData:
             self.views = None
         if graveyard:
             sweep()
-        if self.opened is not None:
-            (<FileObject>self.opened).pointer = NULL
-            self.opened = None
         if self.borrowed is not None:
             give_back(self.borrowed)
             self.borrowed = None
@@ -322,6 +321,16 @@ cdef class CallbackData:
         return (self.live().Flags & FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION) != 0
 
     @property
+    def is_synchronous(self):
+        """FltIsOperationSynchronous: does whoever asked wait for the outcome? (semantics A6.23)"""
+        cdef FLT_CALLBACK_DATA *data = self.live()
+        if not data.Flags & FLTFL_CALLBACK_DATA_IRP_OPERATION:
+            return True
+        if data.Iopb.IrpFlags & IRP_PAGING_IO:
+            return data.Iopb.IrpFlags & IRP_SYNCHRONOUS_PAGING_IO != 0
+        return not data.Flags & FLTFL_CALLBACK_DATA_GENERATED_IO or data.Iopb.IrpFlags & IRP_SYNCHRONOUS_API != 0
+
+    @property
     def request(self):
         """The VFS request this operation belongs to, by name ("unlink")."""
         return REQUEST_NAMES.get(self.live().RequestOpcode, str(self.data.RequestOpcode))
@@ -347,6 +356,15 @@ cdef class CallbackData:
     def pid(self):
         """Process id of the requestor (FltGetRequestorProcessId); 0: the kernel itself, or the process is gone."""
         return requestor_pid(self.live().Thread)
+
+    @property
+    def session_id(self):
+        """The requestor's session (FltGetRequestorSessionId), as getsid(2) numbers it; None: the kernel itself, or gone."""
+        cdef uint32_t pid = requestor_pid(self.live().Thread)
+        try:
+            return getsid(pid) if pid else None
+        except ProcessLookupError:
+            return None
 
     @property
     def uid(self):
@@ -377,7 +395,8 @@ cdef class CallbackData:
 
     @property
     def file(self):
-        """The file that the operation is about, for I/O below this instance (B4): a FileObject, alive as long as this is."""
+        """The file that the operation is about, for I/O below this instance (B4), and for routines that take a file object: a FileObject,
+        alive as long as this is; None: there is none."""
         from stackfs.cext.filter_file import file_of         # built upon this module
         return file_of(self)
 
@@ -476,6 +495,13 @@ cdef class CallbackData:
         self.data.Iopb.Parameters.Read.ByteOffset = value
 
     @property
+    def key(self):
+        """READ, WRITE: the key of byte-range locks that a filter gave with its own transfer (FltReadFileEx); else 0."""
+        if self.live().Iopb.MajorFunction != IRP_MJ_READ and self.data.Iopb.MajorFunction != IRP_MJ_WRITE:
+            self.refuse("key")
+        return self.data.Iopb.Parameters.Read.Key
+
+    @property
     def length(self):
         """READ, WRITE: bytes asked for; elsewhere: size of the buffer."""
         cdef Py_ssize_t length = 0
@@ -508,7 +534,7 @@ cdef class CallbackData:
         cdef uint8_t major = data.Iopb.MajorFunction
         cdef Py_buffer *held
         cdef bint attribute = has_attribute(data)
-        if major != IRP_MJ_READ and major != IRP_MJ_WRITE and not attribute:
+        if major != IRP_MJ_READ and major != IRP_MJ_WRITE and not attribute and not is_notify(data):
             self.refuse("buffer")
         if data.Flags & FLTFL_CALLBACK_DATA_POST_OPERATION:
             raise AttributeError("a buffer is swapped in the pre callback")
@@ -518,6 +544,10 @@ cdef class CallbackData:
             data.Iopb.Parameters.Ea.Buffer = held.buf
             data.Iopb.Parameters.Ea.MdlAddress = NULL
             data.Iopb.Parameters.Ea.Length = <uint32_t>held.len
+            return
+        if is_notify(data):
+            data.Iopb.Parameters.Directory.Buffer = held.buf
+            data.Iopb.Parameters.Directory.Length = <uint32_t>held.len
             return
         data.Iopb.Parameters.Read.Buffer = held.buf
         data.Iopb.Parameters.Read.MdlAddress = NULL
@@ -630,14 +660,44 @@ cdef class CallbackData:
 
     @property
     def input(self):
-        """The same operations: what the caller passed in, copied (bytes)."""
+        """The same operations, and SET_VOLUME_INFORMATION: what the caller passed in, copied (bytes)."""
         cdef FLT_CALLBACK_DATA *data = self.live()
+        if data.Iopb.MajorFunction == IRP_MJ_SET_VOLUME_INFORMATION:
+            return PyBytes_FromStringAndSize(<const char *>data.Iopb.Parameters.Volume.Buffer, data.Iopb.Parameters.Volume.Length)
         if not is_control(data.Iopb.MajorFunction):
             self.refuse("input")
         if data.Iopb.Parameters.Control.InputBuffer is NULL:
             return b""
         return PyBytes_FromStringAndSize(<const char *>data.Iopb.Parameters.Control.InputBuffer,
                                          data.Iopb.Parameters.Control.InputBufferLength)
+
+    @property
+    def fs_information_class(self):
+        """QUERY_VOLUME_INFORMATION, SET_VOLUME_INFORMATION: which information, as FS_INFORMATION_CLASS numbers it."""
+        cdef uint8_t major = self.live().Iopb.MajorFunction
+        if major != IRP_MJ_QUERY_VOLUME_INFORMATION and major != IRP_MJ_SET_VOLUME_INFORMATION:
+            self.refuse("fs_information_class")
+        return self.data.Iopb.Parameters.Volume.FsInformationClass
+
+    @property
+    def completion_filter(self):
+        """DIRECTORY_CONTROL, IRP_MN_NOTIFY_CHANGE_DIRECTORY: the changes wanted, FILE_NOTIFY_CHANGE_* bits."""
+        if not is_notify(self.live()):
+            self.refuse("completion_filter")
+        return self.data.Iopb.Parameters.Directory.CompletionFilter
+
+    @property
+    def reparse_point(self):
+        """TagData (semantics B5.3), of a file that is open or, in the post of a CREATE that succeeded, just opened: its
+        ReparsePoint; None: it has none."""
+        file = self.file
+        try:
+            return None if file is None else file.get_reparse_point()
+        except OSError as error:
+            if error.status != <uint32_t>STATUS_INVALID_HANDLE:
+                raise
+        with file.reopen() as opened:    # it has no descriptor
+            return opened.get_reparse_point()
 
     # --- ranges and locks ---------------------------------------------------------------------------------------
 
@@ -685,6 +745,51 @@ cdef class CallbackData:
         if self.live().Iopb.MajorFunction != IRP_MJ_LOCK_CONTROL:
             self.refuse("fail_immediately")
         return self.data.Iopb.Parameters.Lock.FailImmediately != 0
+
+    @property
+    def is_flock(self):
+        """LOCK_CONTROL: of the open file as a whole (flock(2)), not of bytes."""
+        if self.live().Iopb.MajorFunction != IRP_MJ_LOCK_CONTROL:
+            self.refuse("is_flock")
+        return self.data.Iopb.Parameters.Lock.Flock != 0
+
+    @property
+    def found_lock(self):
+        """LOCK_CONTROL, IRP_MN_QUERY_LOCK: (offset, length, exclusive, process id) of a lock in the way, or None. Who completes the
+        query, or sees it completed, may set it."""
+        cdef lock_range_t *found = self.lock_query()
+        if found.type == <uint32_t>F_UNLCK:
+            return None
+        return found.start, found.end - found.start + 1, found.type == <uint32_t>F_WRLCK, found.pid
+
+    @found_lock.setter
+    def found_lock(self, value):
+        cdef lock_range_t *found = self.lock_query()
+        cdef uint64_t offset, length
+        if value is None:
+            found.type = <uint32_t>F_UNLCK
+            return
+        offset, length, exclusive, pid = value
+        if length == 0 or length - 1 > <uint64_t>0x7FFFFFFFFFFFFFFF - offset:
+            raise ValueError("not a range of bytes")
+        found.start = offset
+        found.end = offset + (length - 1)
+        found.type = <uint32_t>(F_WRLCK if exclusive else F_RDLCK)
+        found.pid = pid
+
+    cdef lock_range_t *lock_query(self) except NULL:
+        cdef FLT_CALLBACK_DATA *data = self.live()
+        if data.Iopb.MajorFunction != IRP_MJ_LOCK_CONTROL or data.Iopb.MinorFunction != IRP_MN_QUERY_LOCK or \
+                data.Iopb.Parameters.Lock.Found is NULL:
+            self.refuse("found_lock")
+        return data.Iopb.Parameters.Lock.Found
+
+    @property
+    def lock_pid(self):
+        """LOCK_CONTROL: the process id that F_GETLK shall show for it."""
+        if self.live().Iopb.MajorFunction != IRP_MJ_LOCK_CONTROL:
+            self.refuse("lock_pid")
+        return self.data.Iopb.Parameters.Lock.ProcessId
 
     @property
     def lock_owner(self):
@@ -738,14 +843,6 @@ cdef class CallbackData:
         return _of_destination(self, options)
 
     # --- contexts -----------------------------------------------------------------------------------------------
-
-    @property
-    def file_object(self):
-        """The file object that the operation is about, for routines that take one; None: none (semantics A4.3)."""
-        cdef FLT_CALLBACK_DATA *data = self.live()
-        if self.opened is None and data.Iopb.TargetFileObject is not NULL:
-            self.opened = file_object_new(data.Iopb.TargetFileObject)
-        return self.opened
 
     def get_context(self, kind):
         """The instance's context of this class: of the open file, the stream, the file, the instance or the volume, as the class
@@ -901,6 +998,15 @@ cdef class CallbackData:
             called = holding_cancel(data)
         return called
 
+    def request_operation_status(self, routine not None, context=None):
+        """FltRequestOperationStatusCallback, in a pre callback: routine(objects, iopb, status, context) is called once, when the
+        operation has been below: with its status, or STATUS_PENDING where a filter there holds it. iopb: IoParameterBlock.
+
+        STATUS_SUCCESS; STATUS_INVALID_PARAMETER: no pre callback, no IRP, or a CLOSE; STATUS_FLT_DELETING_OBJECT.
+        """
+        from stackfs.cext.operation_status import request_status
+        return request_status(self, routine, context)
+
     def veto_bypass(self, str reason not None, uint32_t status=STATUS_NOT_SUPPORTED):
         """FltVetoBypassIo: `return data.veto_bypass("why")` in the pre callback of an FSCTL_MANAGE_BYPASS_IO. The open stands, its
         reads and writes come to the stack, and `stackfs status` shows the reason."""
@@ -1020,6 +1126,10 @@ cdef void set_name(FILE_NAME *target, bytes name):
     target.Length = <uint16_t>len(name)
 
 
+cdef bint is_notify(const FLT_CALLBACK_DATA *data) noexcept:
+    return data.Iopb.MajorFunction == IRP_MJ_DIRECTORY_CONTROL and data.Iopb.MinorFunction == IRP_MN_NOTIFY_CHANGE_DIRECTORY
+
+
 cdef bint has_target(const FLT_CALLBACK_DATA *data) noexcept:
     cdef uint32_t which = data.Iopb.Parameters.SetFile.FileInformationClass
     return data.Iopb.MajorFunction == IRP_MJ_SET_INFORMATION and (
@@ -1076,7 +1186,7 @@ cdef bint gives_data(const FLT_CALLBACK_DATA *data) noexcept:
     cdef uint8_t major = data.Iopb.MajorFunction
     if is_control(major):
         return data.Iopb.Parameters.Control.OutputBuffer is not NULL
-    return major == IRP_MJ_READ or major == IRP_MJ_QUERY_EA or major == IRP_MJ_QUERY_SECURITY
+    return major == IRP_MJ_READ or major == IRP_MJ_QUERY_EA or major == IRP_MJ_QUERY_SECURITY or is_notify(data)
 
 
 cdef void *buffer_of(const FLT_CALLBACK_DATA *data, Py_ssize_t *length) noexcept:

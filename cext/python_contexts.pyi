@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias, TypeVar
 
-from stackfs.cext.file_object import FileObject
+from stackfs.cext.file_object import FileReference
 
 _Kind = TypeVar("_Kind", bound="Context")
 _Row: TypeAlias = tuple[
@@ -122,13 +122,13 @@ class InstanceContexts:
     def delete_contexts(self, most: int) -> int:
         """The end of the teardown: up to `most` contexts go, in the order of A3. How many it found: call it until 0."""
     def flt_set_context(
-        self, context_type: int, file: FileObject | None, operation: int, context: Context | None, wants_old: bool
+        self, context_type: int, file: FileReference | None, operation: int, context: Context | None, wants_old: bool
     ) -> tuple[int, Context | None]:
         """FltSetInstanceContext, FltSetFileContext, ...: (NTSTATUS, the context that is or was there)."""
-    def flt_get_context(self, context_type: int, file: FileObject | None) -> tuple[int, Context | None]:
+    def flt_get_context(self, context_type: int, file: FileReference | None) -> tuple[int, Context | None]:
         """FltGetInstanceContext, ...: (NTSTATUS, context)."""
     def flt_delete_context(
-        self, context_type: int, file: FileObject | None, wants_old: bool
+        self, context_type: int, file: FileReference | None, wants_old: bool
     ) -> tuple[int, Context | None]:
         """FltDeleteInstanceContext, ...: (NTSTATUS, the context that was there)."""
 
@@ -149,5 +149,5 @@ class VolumeContexts:
     def close_contexts(self) -> None:
         """The volume ends: its contexts go, and none can be set any more."""
 
-def supports_contexts(file: FileObject) -> bool:
+def supports_contexts(file: FileReference) -> bool:
     """FltSupportsStreamContexts and the others: from a CREATE that succeeded to the CLOSE."""

@@ -21,7 +21,7 @@ from stackfs.cext.contexts cimport (
     context_linked, context_of, context_t, delete_context, filter_contexts_close, filter_contexts_put, filter_contexts_t, get_context,
     has_stream, index_of, instance_contexts_close, instance_contexts_delete, load_signed, memory_of, set_context,
     volume_contexts_close)
-from stackfs.cext.file_object cimport FileObject
+from stackfs.cext.file_object cimport FileReference
 from stackfs.cext.ntstatus cimport (
     NTSTATUS, STATUS_FLT_CONTEXT_ALLOCATION_NOT_FOUND, STATUS_FLT_CONTEXT_ALREADY_DEFINED, STATUS_INSUFFICIENT_RESOURCES,
     STATUS_INVALID_BUFFER_SIZE, STATUS_INVALID_PARAMETER, STATUS_NOT_FOUND, STATUS_NOT_SUPPORTED, STATUS_SUCCESS)
@@ -443,7 +443,7 @@ cdef bint context_delete(FLT_INSTANCE *instance, FILE_OBJECT *file, kind) except
 
 # --- the contexts of an instance and of a volume, for Python ------------------------------------------------------------------
 
-cdef FILE_OBJECT *pointer_of(FileObject file) except? NULL:
+cdef FILE_OBJECT *pointer_of(FileReference file) except? NULL:
     return NULL if file is None else file.live()
 
 
@@ -498,7 +498,7 @@ cdef class InstanceContexts:
 
     # As the DDI has them. Each answers an unsigned NTSTATUS, and a context with one reference, the caller's, or None.
 
-    def flt_set_context(self, context_type, FileObject file, operation, Context context, bint wants_old):
+    def flt_set_context(self, context_type, FileReference file, operation, Context context, bint wants_old):
         """FltSetInstanceContext, FltSetFileContext, ...: (NTSTATUS, the context that is or was there)."""
         cdef PFLT_CONTEXT old = NULL
         cdef FLT_INSTANCE *instance = self.owner
@@ -507,7 +507,7 @@ cdef class InstanceContexts:
             &old if wants_old else NULL)
         return <uint32_t>status, None if old is NULL else face_of(old)
 
-    def flt_get_context(self, context_type, FileObject file):
+    def flt_get_context(self, context_type, FileReference file):
         """FltGetInstanceContext, ...: (NTSTATUS, context)."""
         cdef PFLT_CONTEXT found = NULL
         cdef FLT_INSTANCE *instance = self.owner
@@ -515,7 +515,7 @@ cdef class InstanceContexts:
             instance.Related.Filter, instance.Related.Volume, instance, pointer_of(file), context_type, &found)
         return <uint32_t>status, None if found is NULL else face_of(found)
 
-    def flt_delete_context(self, context_type, FileObject file, bint wants_old):
+    def flt_delete_context(self, context_type, FileReference file, bint wants_old):
         """FltDeleteInstanceContext, ...: (NTSTATUS, the context that was there)."""
         cdef PFLT_CONTEXT old = NULL
         cdef FLT_INSTANCE *instance = self.owner
@@ -561,6 +561,6 @@ cdef class VolumeContexts:
             volume_contexts_close(owner)
 
 
-def supports_contexts(FileObject file not None):
+def supports_contexts(FileReference file not None):
     """FltSupportsStreamContexts and the others: from a CREATE that succeeded to the CLOSE."""
     return has_stream(file.live())

@@ -12,7 +12,7 @@ from libc.string cimport memcpy
 from stackfs.cext.callback_data cimport (
     CallbackData, FILE_NAME, FILE_OBJECT, FLT_CALLBACK_DATA, FLT_INSTANCE, FileLinkInformation, FileRenameInformation,
     FileRenameInformationEx, IRP_MJ_CREATE, IRP_MJ_SET_INFORMATION)
-from stackfs.cext.file_object cimport FileObject, file_object_new
+from stackfs.cext.file_object cimport FileReference, file_reference_new
 from stackfs.cext.names cimport (
     FLT_FILE_NAME_INFORMATION, FLT_NAME_CONTROL, FltCheckAndGrowNameControl, FltGetDestinationFileNameInformation,
     FltGetFileNameInformation, FltGetFileNameInformationUnsafe, FltParseFileName, FltPurgeFileNameInformationCache,
@@ -92,7 +92,7 @@ cdef NTSTATUS python_generate_raw(FLT_INSTANCE *instance, FILE_OBJECT *file, FLT
 cdef NTSTATUS call_generate_raw(FLT_INSTANCE *instance, FILE_OBJECT *file, uint32_t options, bint *cache,
                                 FLT_NAME_CONTROL *control) noexcept:
     cdef NameProvider provider = <NameProvider>(<name_provider_t *>instance.NameProvider).python
-    cdef FileObject face = file_object_new(file)
+    cdef FileReference face = file_reference_new(file)
     try:
         status, name, may_cache = provider.generate(<object>instance.Object, face, options)
         cache[0] = bool(may_cache)
@@ -338,7 +338,7 @@ def _of_destination(CallbackData data not None, uint32_t options):
 cdef class InstanceNames(InstanceContexts):
     """Names asked for by an instance. Each routine answers an unsigned NTSTATUS, and information or None."""
 
-    def flt_get_name(self, FileObject file not None, uint32_t options):
+    def flt_get_name(self, FileReference file not None, uint32_t options):
         """FltGetFileNameInformationUnsafe: (NTSTATUS, FileNameInformation)."""
         cdef FLT_FILE_NAME_INFORMATION *found
         cdef FILE_OBJECT *pointer = file.live()
@@ -348,7 +348,7 @@ cdef class InstanceNames(InstanceContexts):
             status = FltGetFileNameInformationUnsafe(pointer, instance, options, &found)
         return <uint32_t>status, None if found is NULL else given(found)
 
-    def flt_get_destination_name(self, FileObject file not None, bytes name not None, uint32_t options):
+    def flt_get_destination_name(self, FileReference file not None, bytes name not None, uint32_t options):
         """FltGetDestinationFileNameInformation, in the directory that the file is in: (NTSTATUS, FileNameInformation)."""
         cdef FLT_FILE_NAME_INFORMATION *found
         cdef FILE_OBJECT *pointer = file.live()
@@ -360,7 +360,7 @@ cdef class InstanceNames(InstanceContexts):
             status = FltGetDestinationFileNameInformation(instance, pointer, NULL, bytes_of, length, options, &found)
         return <uint32_t>status, None if found is NULL else given(found)
 
-    def flt_purge_names(self, FileObject file):
+    def flt_purge_names(self, FileReference file):
         """FltPurgeFileNameInformationCache: of the file, or (None) of the whole volume. NTSTATUS."""
         return <uint32_t>FltPurgeFileNameInformationCache(self.owner, NULL if file is None else file.live())
 

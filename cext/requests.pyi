@@ -49,6 +49,10 @@ class Volume:
     def open_files(self) -> int:
         """Handles the kernel holds."""
     @property
+    def filesystem(self) -> tuple[int, bytes, bool, int]:
+        """The backing filesystem: (type as statfs(2) numbers it, its id, read only?, inode of the backing
+        directory)."""
+    @property
     def known_inodes(self) -> int:
         """Inodes the kernel knows, the root included."""
     @property

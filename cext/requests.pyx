@@ -48,7 +48,7 @@ from stackfs.cext.callback_data cimport (
     IRP_MJ_CREATE, IRP_MJ_DEVICE_CONTROL, IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_FLUSH_BUFFERS,
     IRP_MJ_LOCK_CONTROL, IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_QUERY_EA, IRP_MJ_QUERY_INFORMATION, IRP_MJ_QUERY_OPEN,
     IRP_MJ_QUERY_SECURITY, IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_READ, IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION,
-    IRP_MJ_SET_SECURITY, IRP_MJ_WRITE, IRP_MN_LOCK, IRP_MN_QUERY_LOCK, IRP_MN_UNLOCK_ALL, IRP_MN_UNLOCK_ALL_BY_KEY,
+    IRP_MJ_SET_SECURITY, IRP_MJ_WRITE, IRP_MN_LOCK, IRP_MN_QUERY_DIRECTORY, IRP_MN_QUERY_LOCK, IRP_MN_UNLOCK_ALL, IRP_MN_UNLOCK_ALL_BY_KEY,
     IRP_MN_UNLOCK_SINGLE, IRP_NOCACHE, IRP_PAGING_IO, LABEL_SECURITY_INFORMATION, OWNER_SECURITY_INFORMATION,
     PAGE_EXECUTE, PAGE_READONLY, PAGE_READWRITE, SyncTypeCreateSection,
     READ_CONTROL, REQUEST_FIRST, REQUEST_PRINCIPAL, WRITE_DAC, WRITE_OWNER, FileAllInformation,
@@ -61,7 +61,8 @@ from stackfs.cext.file_flags cimport is_file_control
 from stackfs.cext.listing cimport listing_run, listing_t
 from stackfs.cext.handles cimport handle_free, handle_get, handle_new, handle_publish, handle_put, handle_take
 from stackfs.cext.inode_table cimport (
-    ROOT_ID, inode_table_t, name_holder, name_of, name_t, node_forget, node_get, node_hold, node_id, node_put, node_type)
+    ROOT_ID, inode_table_t, name_holder, name_of, name_t, node_close, node_forget, node_get, node_hold, node_id, node_open, node_put,
+    node_type)
 from stackfs.cext.locks cimport (
     lock_enter, lock_interrupt, lock_leave, lock_park, lock_wait, lock_wait_t, locks_cancel, locks_drop, locks_held,
     locks_released, locks_restart, locks_retry)
@@ -86,6 +87,7 @@ cdef extern from *:
     #include <errno.h>
     #include <fcntl.h>
     #include <sys/stat.h>
+    #include <sys/statfs.h>
     #include <sys/statvfs.h>
     #include <sys/sysmacros.h>
     #include <unistd.h>
@@ -97,6 +99,13 @@ cdef extern from *:
     int O_ACCMODE, O_RDONLY, O_WRONLY, O_RDWR, O_APPEND, O_CREAT, O_EXCL, O_TRUNC, O_DIRECT, O_SYNC, O_DSYNC, O_DIRECTORY
     int AT_REMOVEDIR, EOPNOTSUPP, ENOTTY, F_UNLCK, F_WRLCK
     unsigned S_IFMT, S_IFDIR, S_IFLNK, S_IFREG, S_IFIFO, S_IFSOCK
+    ctypedef struct c_fsid "fsid_t":
+        pass
+    struct c_statfs "statfs":
+        long f_type, f_flags
+        c_fsid f_fsid
+    int fstatfs(int fd, c_statfs *result) nogil
+    int ST_RDONLY
     struct c_statvfs "statvfs":
         unsigned long f_bsize, f_frsize, f_blocks, f_bfree, f_bavail, f_files, f_ffree, f_favail, f_namemax
     uint64_t makedev(unsigned major, unsigned minor) nogil
@@ -164,6 +173,7 @@ cdef enum:
 
     FUSE_GETATTR_FH = 1
     FUSE_READ_LOCKOWNER = 2
+    FS_FULL_SIZE = 7                     # FileFsFullSizeInformation: of what statvfs(3) gives
     FUSE_WRITE_CACHE = 1
     FUSE_RELEASE_FLOCK_UNLOCK = 2
     FUSE_LK_FLOCK = 1
@@ -823,12 +833,14 @@ cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
     elif major == IRP_MJ_FLUSH_BUFFERS:
         p.Parameters.Flush.DataOnly = request.arguments.flags & 1
     elif major == IRP_MJ_DIRECTORY_CONTROL:
+        p.MinorFunction = IRP_MN_QUERY_DIRECTORY
         p.Parameters.Directory.Buffer = request.buffer
         p.Parameters.Directory.Length = request.buffer_length
         p.Parameters.Directory.Offset = <int64_t>request.arguments.offset
     elif major == IRP_MJ_QUERY_VOLUME_INFORMATION:
         p.Parameters.Volume.Buffer = request.buffer
         p.Parameters.Volume.Length = request.buffer_length
+        p.Parameters.Volume.FsInformationClass = FS_FULL_SIZE
     elif major == IRP_MJ_LOCK_CONTROL:
         fill_lock(request, which, p)
     elif which.detail == STEP_NOTICE or request.opcode == INJECTED or request.opcode == INIT or request.opcode == DESTROY:
@@ -1378,6 +1390,21 @@ cdef class Volume:
     def open_files(self):
         """Handles the kernel holds."""
         return self.open_backing().handles.open_count
+
+    @property
+    def filesystem(self):
+        """The backing filesystem: (type as statfs(2) numbers it, its id, read only?, inode of the backing directory)."""
+        cdef backing_t *backing = self.open_backing()
+        cdef c_statfs result
+        cdef int fd = node_open(backing.nodes, backing.nodes.root)
+        cdef int failed = fd
+        if fd >= 0:
+            failed = -errno if fstatfs(fd, &result) != 0 else 0
+            node_close(backing.nodes, backing.nodes.root)
+        if failed:
+            raise OSError(-failed, "cannot look at the backing directory")
+        return (result.f_type & 0xFFFFFFFF, (<char *>&result.f_fsid)[:8], result.f_flags & ST_RDONLY != 0,
+                backing.nodes.root.inode)
 
     @property
     def known_inodes(self):

@@ -9,7 +9,7 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from stackfs.cext.callback_data cimport (
-    FILE_OBJECT, FLT_CALLBACK_DATA, FLT_FILTER, FLT_INSTANCE, FLT_IO_PARAMETER_BLOCK, FLT_RELATED_OBJECTS, FLT_VOLUME,
+    FILE_OBJECT, FILTER_ABI, FLT_CALLBACK_DATA, FLT_FILTER, FLT_INSTANCE, FLT_IO_PARAMETER_BLOCK, FLT_RELATED_OBJECTS, FLT_VOLUME,
     context_t, IO_STATUS_BLOCK, PFLT_POST_OPERATION_CALLBACK, PFLT_PRE_OPERATION_CALLBACK)
 from stackfs.cext.ntstatus cimport NTSTATUS
 from stackfs.cext.python_contexts cimport VolumeContexts
@@ -141,6 +141,7 @@ cdef struct operation_t:
     void *mdls                           # those FltLockUserBuffer made
     void *system_buffer                  # the manager's own, once a filter has swapped it
     FLT_INSTANCE *retargeted             # a filter has sent it to another volume: the base's part is done there (retarget.pyx)
+    void *status_wanted                  # who asked what comes of it below (operation_status.pyx), or NULL
     layer_t *layers
     # Not zeroed by operation_begin():
     FLT_IO_PARAMETER_BLOCK shown         # the copy a callback sees and may change (data.Iopb): of `current`, before each
@@ -279,7 +280,11 @@ cdef class NativeOperations:
     """A native filter's registration table: (major, flags, pre, post), filled by the filter's own Cython code."""
     cdef callback_t operations[256]
     cdef PFLT_SECTION_CONFLICT_NOTIFICATION_CALLBACK section_conflict    # or NULL
-    cdef void set(self, int major, PFLT_PRE_OPERATION_CALLBACK pre, PFLT_POST_OPERATION_CALLBACK post, uint32_t flags) noexcept
+    cdef int abi                         # what the filter was compiled with: set() is part of the filter's own code
+    cdef inline void set(self, int major, PFLT_PRE_OPERATION_CALLBACK pre, PFLT_POST_OPERATION_CALLBACK post,
+                         uint32_t flags) noexcept:
+        self.abi = FILTER_ABI
+        self.operations[major] = callback_t(pre, post, NULL, flags)
 
 cdef void operation_keep(operation_t *op, list things)          # alive until it ends: what a Python callback put into it
 cdef void report_forgotten(operation_t *op)                      # a Python callback's data went away while it held op

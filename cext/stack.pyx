@@ -24,7 +24,7 @@ from libc.string cimport memcpy, memset
 
 from stackfs.cext.buffers cimport mdls_free, passed_down_release, system_buffer_swapped, take_back
 from stackfs.cext.callback_data cimport (
-    CallbackData, FLTFL_CALLBACK_DATA_DIRTY, FLTFL_CALLBACK_DATA_DRAINING_IO, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION,
+    CallbackData, FILTER_ABI, FLTFL_CALLBACK_DATA_DIRTY, FLTFL_CALLBACK_DATA_DRAINING_IO, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION,
     FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION, FLTFL_CALLBACK_DATA_IRP_OPERATION, FLTFL_CALLBACK_DATA_POST_OPERATION,
     FLTFL_CALLBACK_DATA_SYSTEM_BUFFER,
     FLTFL_OPERATION_REGISTRATION_SKIP_CACHED_IO, FLTFL_OPERATION_REGISTRATION_SKIP_NON_CACHED_NON_PAGING_IO,
@@ -33,8 +33,9 @@ from stackfs.cext.callback_data cimport (
     FLT_POSTOP_DISALLOW_FSFILTER_IO, FLT_POSTOP_FINISHED_PROCESSING, FLT_POSTOP_MORE_PROCESSING_REQUIRED,
     FLT_PREOP_COMPLETE, FLT_PREOP_DISALLOW_FASTIO, FLT_PREOP_DISALLOW_FSFILTER_IO, FLT_PREOP_PENDING,
     FLT_PREOP_SUCCESS_NO_CALLBACK, FLT_PREOP_SUCCESS_WITH_CALLBACK, FLT_PREOP_SYNCHRONIZE, FLT_RELATED_OBJECTS,
-    FO_VOLUME_OPEN, IO_STATUS_BLOCK, IRP_MJ_CREATE, IRP_MJ_DEVICE_CHANGE,
-    IRP_MJ_POWER, IRP_MJ_QUERY_OPEN, IRP_MJ_READ, IRP_MJ_VOLUME_DISMOUNT, IRP_MJ_WRITE,
+    FO_VOLUME_OPEN, IO_STATUS_BLOCK, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_DEVICE_CHANGE,
+    IRP_MJ_FAST_IO_CHECK_IF_POSSIBLE, IRP_MJ_PNP, IRP_MJ_POWER, IRP_MJ_QUERY_OPEN, IRP_MJ_READ,
+    IRP_MJ_VOLUME_DISMOUNT, IRP_MJ_WRITE,
     IRP_NOCACHE, IRP_PAGING_IO, callback_data_new)
 from stackfs.cext.drain cimport (
     all_threads_see, come_to, drain_list, owner_enter, owner_leave, position_of)
@@ -44,6 +45,7 @@ from stackfs.cext.inode_table cimport inode_table_t, name_cache_purge, operation
 from stackfs.cext.ntstatus cimport (
     NT_SUCCESS, STATUS_FLT_DISALLOW_FAST_IO, STATUS_FLT_INTERNAL_ERROR, STATUS_FLT_INVALID_ASYNCHRONOUS_REQUEST,
     STATUS_FLT_POST_OPERATION_CLEANUP, STATUS_IO_DEVICE_ERROR, STATUS_PENDING, STATUS_REPARSE, STATUS_SUCCESS)
+from stackfs.cext.operation_status cimport tell_status
 from stackfs.cext.pending cimport (
     HOLD_RAISED, PASSIVE_LEVEL, hold_forget, hold_taken_over, holds_free, holds_new, holds_on_list, irql_set,
     operation_hold, operation_irql)
@@ -302,6 +304,8 @@ cdef operation_state_t end_here(operation_t *op, const callback_t *callback, int
     """A pre callback does not simply let it go on. What comes next: OPERATION_GOING_DOWN, if it goes on all the same."""
     cdef bint pends = status == FLT_PREOP_PENDING
     if pends and may_be_held(op):
+        if op.status_wanted is not NULL:
+            tell_status(op, STATUS_PENDING, op.index - 1, False)
         return OPERATION_PENDED_PRE if operation_hold(op) else completed_pre(op)
     if op.held:
         hold_forget(op)
@@ -532,6 +536,8 @@ cdef int operation_run(operation_t *op) noexcept nogil:
             return 0
         set_state(op, OPERATION_GOING_UP)
     if op.state == OPERATION_GOING_UP:
+        if op.status_wanted is not NULL:
+            tell_status(op, op.data.IoStatus.Status, op.bottom, True)
         set_state(op, go_up(op))
     return op.state == OPERATION_DONE
 
@@ -804,9 +810,6 @@ cdef void operation_keep(operation_t *op, list things):
 cdef class NativeOperations:
     """A native filter's registration table; its Cython code fills it with set()."""
 
-    cdef void set(self, int major, PFLT_PRE_OPERATION_CALLBACK pre, PFLT_POST_OPERATION_CALLBACK post, uint32_t flags) noexcept:
-        self.operations[major] = callback_t(pre, post, NULL, flags)
-
     def registered(self):
         """The IRP_MJ_* numbers registered."""
         return [major for major in range(MAJOR_FUNCTIONS)
@@ -857,14 +860,21 @@ cdef class InstanceEntry(InstanceNames):
             self.kept.append(section_conflict)
             self.instance.PythonSectionConflict = <PyObject *>section_conflict
         if native is not None:
+            # What another release calls an operation is never called (A2.18): the lists have no index for it.
+            if native.abi not in (0, FILTER_ABI):
+                raise ValueError(f"it was compiled for version {native.abi} of the interface, and this release has {FILTER_ABI}: "
+                                 "build the filter again")
             self.instance.SectionConflict = native.section_conflict
             for major in range(MAJOR_FUNCTIONS):
-                if native.operations[major].pre is not NULL or native.operations[major].post is not NULL:
+                if is_known(major) and (
+                        native.operations[major].pre is not NULL or native.operations[major].post is not NULL):
                     self.operations[major] = native.operations[major]
                     self.operations[major].instance = &self.instance
         for major, flags, pre, post in callbacks:
             if not 0 <= major < MAJOR_FUNCTIONS or major == IRP_MJ_POWER or major == IRP_MJ_DEVICE_CHANGE:
                 raise ValueError(f"operation {major:#x} cannot be registered")
+            if not is_known(major):                  # a later release's: it is never called (A2.18)
+                continue
             operation = &self.operations[major]
             if operation.instance is not NULL:
                 raise ValueError(f"operation {major:#x} is registered twice")
@@ -907,6 +917,11 @@ cdef class InstanceEntry(InstanceNames):
     def mark_failed(self):
         """Treat the instance as failed from now on."""
         stackfs_raise_flag(&self.instance.Failed, INSTANCE_FAILED)
+
+
+cdef bint is_known(int major) noexcept:
+    """Is it an operation of this release?"""
+    return major <= IRP_MJ_PNP or IRP_MJ_VOLUME_DISMOUNT <= major <= IRP_MJ_FAST_IO_CHECK_IF_POSSIBLE or major >= IRP_MJ_QUERY_OPEN
 
 
 def may_be_irp(int major) -> bool:

@@ -87,7 +87,7 @@ from stackfs.cext import contexts as _contexts
 from stackfs.cext import names as _names
 from stackfs.cext.callback_data import CallbackData, DirectoryEntry, major_name
 from stackfs.cext.cancel_safe_queue import CancelSafeQueue, QueueContext
-from stackfs.cext.filter_file import FileInformation, FileObject, FilterFile, GeneratedData
+from stackfs.cext.filter_file import FileInformation, FileObject, FilterFile, GeneratedData, ReparsePoint
 from stackfs.cext.filter_io import IoFlags
 from stackfs.cext.ntstatus import NtStatus, NtStatusError, from_errno, is_success, status_name, to_errno
 from stackfs.cext.python_contexts import (
@@ -100,8 +100,11 @@ from stackfs.cext.python_contexts import (
     VolumeContext,
 )
 from stackfs.cext.python_names import FileNameInformation
+from stackfs.directory_changes import DirectoryChanges
 from stackfs.cext.sections import Section, SectionAccess, SectionAttributes
 from stackfs.errors import FltError
+from stackfs.file_locks import FileLock, LockedRange
+from stackfs.manifest import FILTER_ABI
 from stackfs.security_descriptor import SecurityDescriptor
 
 if TYPE_CHECKING:
@@ -113,8 +116,6 @@ if TYPE_CHECKING:
     from stackfs.manager import Instance
     from stackfs.ports import FilterPorts, ServerPort
 
-FILTER_ABI = 1
-"""Version of this interface; a manifest's "abi" may ask for it. 1 (2026-11): first release."""
 
 
 def status_of(error: OSError) -> int:
@@ -303,6 +304,7 @@ for _enum in (
     _constants.CreateOptions,
     _constants.FileInformationClass,
     _constants.FsControlCode,
+    _constants.DirectoryMinorFunction,
     _constants.LockMinorFunction,
     _constants.PageProtection,
     _constants.PnpMinorFunction,
@@ -337,9 +339,11 @@ __all__ = [
     "CancelSafeQueue",
     "Context",
     "ContextRegistration",
+    "DirectoryChanges",
     "DirectoryEntry",
     "FileContext",
     "FileInformation",
+    "FileLock",
     "FileNameInformation",
     "FileObject",
     "Filter",
@@ -348,9 +352,11 @@ __all__ = [
     "GeneratedData",
     "InstanceContext",
     "LegacyFilter",
+    "LockedRange",
     "NtStatusError",
     "Operation",
     "QueueContext",
+    "ReparsePoint",
     "Section",
     "SectionContext",
     "SecurityDescriptor",

@@ -121,6 +121,8 @@ class InstanceRow(msgspec.Struct):
     status: Name = ""
     bypassed: Count = 0
     """Open files whose reads and writes it would see, were they not bypassed."""
+    filesystem_type: Count = 0
+    """FLT_FSTYPE_*, of its volume."""
 
 
 class VolumeRow(msgspec.Struct):
@@ -130,6 +132,11 @@ class VolumeRow(msgspec.Struct):
     volume_name: Name
     filesystem: Name = ""
     status: Name = ""
+    filesystem_type: Count = 0
+    """FLT_FSTYPE_*, of the backing filesystem."""
+    frame: Count = 0
+    """The highest that has an instance on it."""
+    guid_name: Name = ""
 
 
 class HungUp(NotAnswering):

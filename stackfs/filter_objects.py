@@ -329,6 +329,8 @@ class Volume(FltObject):
         """Makes the kernel forget what it cached; set by whoever mounted the volume."""
         self.write_back: Callable[[], Awaitable[None]] | None = None
         """Makes the kernel write the page cache's dirty pages; set by whoever mounted the volume."""
+        self.read_only = False
+        """The mount is; whether the backing filesystem is, is asked of it (stackfs/volume_properties.py)."""
         self.is_mounted: Callable[[], bool] | None = None
         """Is it still mounted? Set by whoever mounted it."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from stackfs.cext.ntstatus import NtStatus
 from stackfs.errors import ExitCode, FltError, StackfsError
 
 _WIN32: Final = {
@@ -65,6 +66,14 @@ def from_status(status: int) -> int:
     if status in _WIN32:
         return 0x80070000 | _WIN32[status]
     return status | 0x10000000
+
+
+ERRORS: Final = {
+    name.replace("STATUS_", "ERROR_"): 0x001F0001 if value == NtStatus.STATUS_FLT_IO_COMPLETE else from_status(value)
+    for name, value in NtStatus.__members__.items()
+    if name.startswith("STATUS_FLT_")
+}
+"""The ERROR_FLT_* of the user-mode library, by name."""
 
 
 def from_error(error: StackfsError) -> int:

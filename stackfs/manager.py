@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import structlog
 import trio
 
-from stackfs import api, contexts, discovery, loader, volume_operations
+from stackfs import api, contexts, discovery, loader, volume_operations, volume_properties
 from stackfs.altitude import AltitudeError, sort_key
 from stackfs.async_callbacks import AsyncCallbacks
 from stackfs.cext import filter_file, sections
@@ -239,10 +239,14 @@ class FilterManager:
             loaded.ports.close(PORTS_LIMIT)
 
     def volume(self, name: str) -> Volume:
-        """By name or mountpoint."""
+        """By name, mountpoint or GUID name."""
         for volume in list(self.volumes):
             if name in (volume.name, volume.mountpoint):
                 return volume
+        if name.startswith("\\??\\Volume{"):
+            for volume in list(self.volumes):
+                if name == volume_properties.guid_name(volume):
+                    return volume
         raise FltError(api.STATUS_FLT_VOLUME_NOT_FOUND, f"no volume {name!r} here", ExitCode.NOT_FOUND)
 
     @staticmethod
@@ -946,6 +950,7 @@ class FilterManager:
                 "features": SUPPORTED_FS_FEATURES_BYPASS_IO if not instance.blocks_bypass else 0,
                 "bypassed": volume.core.bypassed_opens if instance.sees_data else 0,
                 "status": self._status_of(instance),
+                "filesystem_type": volume_properties.filesystem_type(volume),
             }
             for volume in self.volumes
             for instance in sorted(
@@ -970,6 +975,9 @@ class FilterManager:
                 "volume_name": each.name,
                 "filesystem": "stackfs",
                 "status": "Detached" if each.detached else "Attached" if each.mountpoint else "Not mounted",
+                "filesystem_type": volume_properties.filesystem_type(each),
+                "frame": max((instance.frame for instance in list(each.instances)), default=0),
+                "guid_name": volume_properties.guid_name(each),
             }
             for each in self.volumes
         ]

@@ -178,7 +178,7 @@ def test_listings(peer: Any, place: Path) -> None:
     assert sorted(names) == [b".", b"..", b"a.txt", b"b.txt", b"c.bin"]
 
 
-def test_attributes_security_and_the_volume(peer: Any, place: Path) -> None:
+def test_attributes_security_and_controls(peer: Any, place: Path) -> None:
     _, file, _ = create(peer, "file")
     eas, length = Out[Any](), Out[int]()
     assert ddi.FltSetEaFile(peer, file, {"user.a": b"1", "user.b": b"22"}) == 0
@@ -190,9 +190,6 @@ def test_attributes_security_and_the_volume(peer: Any, place: Path) -> None:
     assert ddi.FltSetSecurityObject(peer, file, api.DACL_SECURITY_INFORMATION, ddi.SECURITY_DESCRIPTOR(0o604)) == 0
     assert ddi.FltQuerySecurityObject(peer, file, api.DACL_SECURITY_INFORMATION, descriptor) == 0
     assert descriptor.value == ddi.SECURITY_DESCRIPTOR(0o604, os.geteuid(), os.getegid())
-    volume, block = Out[Any](), IO_STATUS_BLOCK(1, 1)
-    assert ddi.FltQueryVolumeInformation(peer, block, volume, 0, 3) == 0
-    assert volume.value[0] == os.statvfs(place).f_bsize and block == IO_STATUS_BLOCK(0, 0)
     assert ddi.FltFsControlFile(peer, file, 0x7777) == api.STATUS_INVALID_DEVICE_REQUEST
     assert ddi.FltDeviceIoControlFile(peer, file, 0x7777) == api.STATUS_INVALID_DEVICE_REQUEST
     flags, got = bytearray(8), Out[int]()

@@ -21,6 +21,7 @@ from stackfs.api import (
     NtStatusError,
 )
 from stackfs.cext.python_names import NameProvider, parse_file_name
+from stackfs.ddi.contexts import file_of
 from stackfs.ddi.out import Out
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def FltGetFileNameInformationUnsafe(
 ) -> int:
     """The name of an open file (B1.6). Instance is needed: it has the volume. Errors: as FltGetFileNameInformation."""
     FileNameInformation.value = None
-    file = getattr(FileObject, "file_object", FileObject)
+    file = file_of(FileObject)
     if Instance is None or file is None:
         return STATUS_INVALID_PARAMETER
     status, FileNameInformation.value = Instance.entry.flt_get_name(file, NameOptions)
@@ -106,7 +107,9 @@ def FltGetDestinationFileNameInformation(
     RetFileNameInformation.value = None
     name = os.fsencode(FileName)[:FileNameLength]
     if RootDirectory is None:
-        file = getattr(FileObject, "file_object", FileObject)
+        file = file_of(FileObject)
+        if file is None:
+            return STATUS_INVALID_PARAMETER
         status, RetFileNameInformation.value = Instance.entry.flt_get_destination_name(file, name, NameOptions)
         return status
     try:
@@ -155,7 +158,7 @@ def FltReleaseFileNameInformation(FileNameInformation: FileNameInformation) -> N
 
 def FltPurgeFileNameInformationCache(Instance: AnInstance, FileObject: Any | None) -> int:
     """Forget the cached names of the file, or (None) of the whole volume (B1.5)."""
-    return Instance.entry.flt_purge_names(getattr(FileObject, "file_object", FileObject))
+    return Instance.entry.flt_purge_names(file_of(FileObject))
 
 
 def name_provider(
