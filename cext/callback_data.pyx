@@ -799,7 +799,7 @@ cdef class CallbackData:
         if status != FLT_PREOP_SUCCESS_WITH_CALLBACK and status != FLT_PREOP_SUCCESS_NO_CALLBACK and status != FLT_PREOP_COMPLETE:
             raise ValueError(f"a pended pre operation cannot be completed with {status}")
         if context is not None and status == FLT_PREOP_SUCCESS_WITH_CALLBACK and \
-                holding_has_post(data, self.objects):
+                holding_has_post(self.data, self.objects):
             given = <void *>context
         data = self.finish(False)
         if given is not NULL:
