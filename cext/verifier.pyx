@@ -20,7 +20,7 @@ from stackfs.cext.callback_data cimport (
     FLT_POSTOP_FINISHED_PROCESSING, FLT_POSTOP_MORE_PROCESSING_REQUIRED, FLT_PREOP_COMPLETE, FLT_PREOP_DISALLOW_FASTIO,
     FLT_PREOP_DISALLOW_FSFILTER_IO, FLT_PREOP_PENDING, FLT_PREOP_SUCCESS_NO_CALLBACK, FLT_PREOP_SUCCESS_WITH_CALLBACK,
     FLT_PREOP_SYNCHRONIZE, IO_STATUS_BLOCK, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_DIRECTORY_CONTROL,
-    IRP_MJ_LOCK_CONTROL, IRP_MJ_QUERY_OPEN, IRP_MN_LOCK)
+    IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_LOCK_CONTROL, IRP_MJ_QUERY_OPEN, IRP_MN_LOCK)
 from stackfs.cext.impersonation cimport revert_to_self
 from stackfs.cext.inode_table cimport operation_path
 from stackfs.cext.ntstatus cimport NT_SUCCESS, STATUS_FLT_DISALLOW_FAST_IO, STATUS_PENDING, STATUS_SUCCESS
@@ -63,6 +63,11 @@ cdef bint is_query_open(const operation_t *op) noexcept nogil:
     return op.current.MajorFunction == IRP_MJ_QUERY_OPEN and op.data.Flags & FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION
 
 
+cdef bint is_oplock_control(uint32_t code) noexcept nogil:
+    """FSCTL_REQUEST_OPLOCK_LEVEL_1 and _2, ..._BATCH_OPLOCK, ..._FILTER_OPLOCK, FSCTL_REQUEST_OPLOCK."""
+    return code == 0x90000 or code == 0x90004 or code == 0x90008 or code == 0x9005C or code == 0x90240
+
+
 cdef const char *wrong_synchronisation(const operation_t *op) noexcept nogil:
     """FLT_PREOP_SYNCHRONIZE of what others may have to end while this thread would wait for it."""
     if not op.data.Flags & FLTFL_CALLBACK_DATA_IRP_OPERATION:
@@ -74,6 +79,8 @@ cdef const char *wrong_synchronisation(const operation_t *op) noexcept nogil:
         return b"FLT_PREOP_SYNCHRONIZE of a lock that may have to wait"
     if op.current.MajorFunction == IRP_MJ_DIRECTORY_CONTROL and op.current.MinorFunction == IRP_MN_NOTIFY_CHANGE_DIRECTORY:
         return b"FLT_PREOP_SYNCHRONIZE of a NOTIFY_CHANGE_DIRECTORY, which waits for a change"
+    if op.current.MajorFunction == IRP_MJ_FILE_SYSTEM_CONTROL and is_oplock_control(op.current.Parameters.Control.ControlCode):
+        return b"FLT_PREOP_SYNCHRONIZE of an oplock request, which ends when the oplock is broken"
     return NULL
 
 

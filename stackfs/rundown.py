@@ -79,11 +79,15 @@ class Rundown:
         with self._lock:
             return [name if count == 1 else f"{count} x {name}" for name, count in self._held.items()]
 
-    def references(self) -> list[tuple[str, str, str]]:
-        """Each name that references are held under, the filter that took one, and where; empty where nobody has noted
-        it."""
+    def left(self, of: str | None = None) -> list[tuple[str, str, str]]:
+        """Each name that references are held under, the filter that took one, and where; of: that filter's alone. Each
+        is told once, and only where somebody has noted it, while the verifier was on."""
         with self._lock:
-            return [(name, *self._where.get(name, ("", ""))) for name in self._held if name.startswith(REFERENCES)]
+            found = [(name, *self._where[name]) for name in self._held if name in self._where]
+            found = [each for each in found if of in (None, each[1])]
+            for name, _, _ in found:
+                del self._where[name]
+            return found
 
     async def wait(self, *, work_alone: bool = False) -> None:
         """Until nothing holds it; with work_alone, until nothing but references does. On trio's thread."""

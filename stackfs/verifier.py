@@ -298,10 +298,9 @@ def _references(objects: Iterable[FltObject], what: str, of: str | None = None) 
     if not _on:
         return
     for each in objects:
-        for holder, filter, place in each.rundown.references():
-            if of in (None, filter):
-                routine, _, where = holder.partition(" in ")
-                report(f"a reference on {each} {what}", filter=filter, routine=routine, place=where or place)
+        for holder, filter, place in each.rundown.left(of):
+            routine, _, where = holder.partition(" in ")
+            report(f"a reference on {each} {what}", filter=filter, routine=routine, place=where or place)
 
 
 def holder_of() -> tuple[str, str]:
