@@ -19,7 +19,7 @@ import threading
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -76,6 +76,8 @@ class _Held:
     owner: Callable[[], object]
     """An instance, or the number of a registration of contexts; None: nobody but the filter."""
     place: str
+    told: bool = False
+    """It has been reported; it stays noted, so that the filter's end does not take it for a native one."""
 
 
 _lock = threading.Lock()
@@ -197,7 +199,7 @@ class _Watcher:
         with _lock:
             held = _held.get(id(thing))
             if held is not None:
-                _held[id(thing)] = _Held(held.thing, held.kind, held.routine, filter, _reference(owner), held.place)
+                _held[id(thing)] = replace(held, filter=filter, owner=_reference(owner))
 
     @staticmethod
     def given_back(thing: object) -> None:
@@ -242,12 +244,14 @@ def given_back(thing: object) -> None:
 
 
 def _end(belongs: Callable[[_Held], bool], what: str, **said: str) -> Counter[str]:
-    """Report, and forget, everything that belongs to what ends. How many there were of each kind."""
+    """Report everything that belongs to what ends. How many there are of each kind."""
     with _lock:
         left = {key: each for key, each in _held.items() if belongs(each)}
-        for key in left:
-            del _held[key]
+        for key, each in left.items():
+            _held[key] = replace(each, told=True)
     for each in left.values():
+        if each.told:
+            continue
         references = getattr(each.thing, "references", 0)
         extent = f", with {references} references" if isinstance(references, int) and references > 1 else ""
         report(f"{each.kind} was not given back before the end of {what}{extent}", filter=each.filter or said["filter"],
@@ -273,8 +277,14 @@ def filter_ends(name: str, contexts: Any, objects: Iterable[FltObject]) -> None:
         return
     number = None if contexts is None else contexts.identity
     there = Counter() if contexts is None else Counter(contexts.outstanding)
-    kinds = _end(lambda each: each.filter == name or (number is not None and each.owner() == number),
-                 "its filter", filter=name)  # fmt: skip
+
+    def belongs(each: _Held) -> bool:
+        return each.filter == name or (number is not None and each.owner() == number)
+
+    kinds = _end(belongs, "its filter", filter=name)
+    with _lock:
+        gone = [_held.pop(key) for key in [key for key, each in _held.items() if belongs(each)]]
+    del gone  # without the lock: whatever is freed may run code
     for kind, left in there.items():
         native = left - kinds[f"a {kind} context"]
         if native > 0:

@@ -547,7 +547,7 @@ def test_a4_8_reads_and_writes_go_to_another_volume(pair: Any) -> None:
 
         return [(IRP_MJ_READ, look, None)]
 
-    here = mirror(core, (IRP_MJ_READ, pre, post), (IRP_MJ_WRITE, pre, None))
+    here = mirror(core, (IRP_MJ_READ, pre, post), (IRP_MJ_WRITE, pre, lambda *_: None))
     attach(core, *lower("lower here"), at="1")
     attach(volume, *lower("lower there"), at="1")
     attach(volume, *lower("higher there"), at="3")
