@@ -9,7 +9,7 @@ Everything but the enclosed callbacks is called under the GIL. The thread's curr
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
-from libc.stdint cimport int32_t, uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport calloc
 
 from stackfs.cext.buffers cimport FltDecodeParameters, MDL
@@ -25,8 +25,8 @@ from stackfs.cext.impersonation cimport revert_to_self
 from stackfs.cext.inode_table cimport operation_path
 from stackfs.cext.ntstatus cimport NT_SUCCESS, STATUS_FLT_DISALLOW_FAST_IO, STATUS_PENDING, STATUS_SUCCESS
 from stackfs.cext.pending cimport HOLD_RAISED, PASSIVE_LEVEL, irql_get, irql_set, operation_irql
-from stackfs.cext.stack cimport (  # no-cython-lint: completes the structs
-    FLT_FILTER, FLT_INSTANCE, MAJOR_FUNCTIONS, NAME_PROVIDERS, callback_t, operation_t)
+from stackfs.cext.stack cimport FLT_FILTER  # no-cython-lint: completes the struct
+from stackfs.cext.stack cimport FLT_INSTANCE, MAJOR_FUNCTIONS, NAME_PROVIDERS, callback_t, operation_t
 
 from os import fsdecode
 

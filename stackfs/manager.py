@@ -758,7 +758,10 @@ class FilterManager:
         volume, loaded = instance.volume, instance.filter
         instance.rundown.run_down()
         if reason != api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT:
-            await self._write_back(instance)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._cancel_what_it_holds, instance)
+                await self._write_back(instance)
+                nursery.cancel_scope.cancel()
         volume.core.stack.remove(instance.entry)
         volume.attached(loaded).remove(instance)
         volume.unsettled.append(instance)
@@ -786,6 +789,7 @@ class FilterManager:
         left_open = await self._end_io(instance)
         await contexts.delete_all(instance.entry)
         await self._end(instance)
+        await self._settle_contexts(instance)
         verifier.instance_ends(instance, left_open)
         volume.unsettled.remove(instance)
         loaded.instances.remove(instance)
@@ -842,6 +846,23 @@ class FilterManager:
 
         if not volume.core.stack.settled:
             self.soon(wait)
+
+    @staticmethod
+    async def _cancel_what_it_holds(instance: Instance) -> None:
+        """While the kernel writes its pages back before an instance leaves: it waits for pages that are being read, and
+        the instance may hold such a read."""
+        await trio.sleep(DRAIN_AFTER)
+        while True:
+            instance.volume.core.cancel_held(instance.entry)
+            await trio.sleep(CANCEL_EVERY)
+
+    @staticmethod
+    async def _settle_contexts(instance: Instance) -> None:
+        """A context that has been taken off its file may be on its way to its end in another thread: no leak."""
+        with trio.move_on_after(verifier.GRACE):
+            while verifier.holds(instance):
+                await trio.sleep(DRAIN_POLL_AT_MOST)
+
     @staticmethod
     async def _write_back(instance: Instance) -> None:
         """What was written before the instance comes, or before it goes, takes the way that it was written for (D9)."""
@@ -851,7 +872,7 @@ class FilterManager:
 
     @staticmethod
     async def _end_io(instance: Instance) -> int:
-        """The filter starts no more I/O on this volume; what it left open is closed (B4.8). How many files that were."""
+        """The filter starts no more I/O on this volume; what it left open is closed: how many files (B4.8)."""
         filter_file.end_io(instance.entry)
         while filter_file.io_pending(instance.entry):
             await trio.sleep(DRAIN_POLL)

@@ -5,8 +5,8 @@
     instance_ends()   the manager's questions at the end of an instance, a filter, a volume
     report()          one line in the log for each finding, counted, kept for `stackfs status` and for tests
 
-It is the process' own: on or off before filters are loaded (`-o verifier`), since an instance is enclosed when it is made.
-It changes nothing that a filter does, except that a routine which is called at too high a level raises.
+It is the process' own: on or off before filters are loaded (`-o verifier`), since an instance is enclosed when it is
+made. It changes nothing that a filter does, except that a routine which is called at too high a level raises.
 
 Any thread. One lock guards what was acquired and what was reported; nothing is called under it.
 """
@@ -37,6 +37,9 @@ KEPT: Final = 1000
 
 SAID: Final = 100
 """How often the log says the same of the same routine; it is counted further."""
+
+GRACE: Final = 0.5
+"""Seconds that what an instance has given back already may take to its end, in other threads."""
 
 SHOWN: Final = 5
 """Reports that `stackfs status` shows: the last ones."""
@@ -143,7 +146,7 @@ def report(what: str, **said: str) -> None:
 # --- who calls, and where from ----------------------------------------------------------------------------------------
 
 def _caller() -> tuple[str, str, str]:
-    """Whoever called a routine of ours: FILE:LINE, the routine's DDI name if it has one, the filter's name if it says."""
+    """Whoever called a routine of ours: FILE:LINE, the routine's DDI name if it has one, the filter's if it shows."""
     routine = ""
     frame = sys._getframe(1)
     place, name = "", ""
@@ -216,7 +219,7 @@ def _reference(owner: object) -> Callable[[], object]:
         return lambda: owner
 
 
-# --- what filters have to give back -------------------------------------------------------------------------------------
+# --- what filters have to give back -----------------------------------------------------------------------------------
 
 def acquired(
     thing: object, kind: str, routine: str, *, filter: str = "", owner: object = None, keep: bool = True
@@ -257,6 +260,12 @@ def _end(belongs: Callable[[_Held], bool], what: str, **said: str) -> Counter[st
         report(f"{each.kind} was not given back before the end of {what}{extent}", filter=each.filter or said["filter"],
                instance=said.get("instance", ""), routine=each.routine, place=each.place)  # fmt: skip
     return Counter(each.kind for each in left.values())
+
+
+def holds(instance: Any) -> bool:
+    """Is there something that belongs to this instance?"""
+    with _lock:
+        return any(each.owner() is instance and not each.told for each in _held.values())
 
 
 def instance_ends(instance: Any, files_left: int = 0) -> None:

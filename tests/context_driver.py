@@ -76,8 +76,8 @@ def none_gone() -> Iterator[None]:
 
 
 class Layer:
-    """An instance made by hand; `see(when, data)` is called in each of its callbacks, at PASSIVE_LEVEL: its posts may ask
-    for contexts and names."""
+    """An instance made by hand; `see(when, data)` is called in each of its callbacks, at PASSIVE_LEVEL: its posts may
+    ask for contexts and names."""
 
     def __init__(
         self, core: Volume, see: Callable[[str, Any], Any] = go_on, *majors: int,

@@ -9,6 +9,8 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 import pytest
 import trio
 from conftest import STACKFS, Drive, run
-from filter_bench import PLAIN, Bench, on_trio
+from filter_bench import Bench, on_trio
 from stack_driver import FSYNC, READ, RELEASE, Host, answering, entry_of, error_of, go_on, lookup, opened
 
 from stackfs import verifier
@@ -79,7 +81,7 @@ def do(core: Volume) -> None:
         core.request(RELEASE, fh=fh).do()
 
 
-# ---- statuses -----------------------------------------------------------------------------------------------------------
+# ---- statuses -------------------------------------------------------------------------------------------------------
 
 
 def failing(data: Any, *_: Any) -> Any:
@@ -190,7 +192,7 @@ def test_the_log_says_the_same_a_hundred_times(core: Volume, place: Path, capfd:
     assert verifier.summary()["errors"] == verifier.count()
 
 
-# ---- buffers ------------------------------------------------------------------------------------------------------------
+# ---- buffers --------------------------------------------------------------------------------------------------------
 
 
 def swap(data: Any, dirty: bool = True) -> None:
@@ -250,7 +252,7 @@ def test_buffers_swapped_against_the_rules(core: Volume, place: Path, pre: Any, 
     assert report.place == here(pre, "def ")
 
 
-# ---- levels, dead data -------------------------------------------------------------------------------------------------
+# ---- levels, dead data ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("what", ["path", "name_information", "open"])
@@ -321,9 +323,12 @@ def test_letting_go_of_what_is_held(core: Volume, place: Path) -> None:
     assert "let go of its data" in report.what and report.filter == "careless"
 
 
-# ---- what is not given back --------------------------------------------------------------------------------------------
+# ---- what is not given back -----------------------------------------------------------------------------------------
 
 LEAKS = """
+import threading
+
+
 class OfStream(StreamContext):
     pass
 
@@ -351,8 +356,9 @@ AT_UNLOAD = {
     "deferred": ("self.item = k.FltAllocateDeferredIoWorkItem()  # here", "a deferred work item"),
     "generic": ("self.item = k.FltAllocateGenericWorkItem()  # here", "a generic work item"),
     "volume": ("k.FltObjectReference(objects.volume)  # here", "a reference on volume 'v'"),
-    "queued": ("item = k.ExInitializeWorkItem(lambda _: self.wait.wait()); self.wait = __import__('threading').Event(); "
-               "k.ExQueueWorkItem(item)  # here", "a work item that is queued or runs"),
+    "queued": ("self.wait = threading.Event(); "
+               "k.ExQueueWorkItem(k.ExInitializeWorkItem(lambda _: self.wait.wait()))  # here",
+               "a work item that is queued or runs"),
 }  # fmt: skip
 
 
@@ -475,7 +481,7 @@ def test_a_filter_that_gives_everything_back(bench: Bench) -> None:
     test(bench)
 
 
-# ---- mounted ------------------------------------------------------------------------------------------------------------
+# ---- mounted --------------------------------------------------------------------------------------------------------
 
 
 def test_on_a_mount(drive: Any, tmp_path: Path, lanes: str) -> None:
@@ -503,3 +509,31 @@ def test_on_a_mount(drive: Any, tmp_path: Path, lanes: str) -> None:
             assert "path=/x" in line and f"place={filters / 'wrong.py'}:8" in line
         assert len(status["last"]) == len(lines)
         made.umount()
+
+
+def test_a_detach_ends_reads_that_hold_pages(drive: Any, tmp_path: Path) -> None:
+    """A3.11: before a filter of data leaves, the kernel writes its pages back, and waits for those that are being read.
+    A read that the filter holds is cancelled then, not when the kernel has given up."""
+    filters = tmp_path / "filters"
+    filters.mkdir()
+    (filters / "holds.py").write_text(
+        'MANIFEST = {"name": "holds", "altitude": "370500", "group": "FSFilter Activity Monitor", "filter": "Holds"}\n'
+        "from stackfs.api import *\n\n\nclass Holds(Filter):\n"
+        '    operations = (Operation(IRP_MJ_READ, pre="pre"),)\n\n'
+        "    def pre(self, data, objects):\n        data.set_cancel_completion(self.cancelled)\n"
+        "        self.kept = data\n        return FLT_PREOP_PENDING\n\n"
+        "    def cancelled(self, data):\n        data.complete_pended_pre(data.complete(STATUS_CANCELLED))\n"
+    )
+    made: Drive = drive(f"filterdir={filters}", "filter=holds")
+    (made.src / "file").write_bytes(b"0123456789")
+    reader = subprocess.Popen(["cat", made.mnt / "file"], cwd="/", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        time.sleep(0.3)
+        before = time.monotonic()
+        made.fltmc("detach", "holds", str(made.mnt))
+        assert time.monotonic() - before < 10
+        output, _ = reader.communicate(timeout=20)
+        assert output == b"0123456789" or b"rror" in output
+    finally:
+        reader.kill()
+        reader.wait()
