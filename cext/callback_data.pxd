@@ -435,7 +435,7 @@ cdef class CallbackData:
     """The Python face of one operation, alive while the callback it was given to runs, or until its filter completes it."""
     cdef FLT_CALLBACK_DATA *data         # NULL once the callback has returned, or the operation has been completed
     cdef const FLT_RELATED_OBJECTS *objects
-    cdef object owner                    # the Python object whose memory the request's buffer is, or None
+    cdef object owner                    # whose memory the request's buffer is (Python), or None; once dead: whose data it was (verifier)
     cdef list carried                    # what callbacks above have put into the parameters, or None
     cdef bint writable                   # may `buffer` be written in place
     cdef list views                      # memoryviews given out
@@ -452,6 +452,7 @@ cdef class CallbackData:
     cdef void hold(self, FLT_RELATED_OBJECTS *lasting)
     cdef FLT_CALLBACK_DATA *finish(self, bint post) except NULL
     cdef FLT_CALLBACK_DATA *live(self) except NULL
+    cdef int dead(self, bint completing) except -1
     cdef void commit(self)               # the callback has returned what is legal: what it made counts
     cdef void undo(self)                 # it has not
     cdef void end(self)

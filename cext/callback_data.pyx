@@ -30,6 +30,7 @@ from stackfs.cext.ntstatus cimport (
     NTSTATUS, NT_SUCCESS, STATUS_CANCELLED, STATUS_INVALID_HANDLE, STATUS_NOT_SUPPORTED, STATUS_SUCCESS)
 from stackfs.cext.process cimport COMM_LENGTH, requestor_comm, requestor_pid
 from stackfs.cext.python_contexts cimport Context, context_delete, context_ensure, context_get, context_set
+from stackfs.cext.verifier cimport verifier_dead, verifier_on, verifier_whose
 
 
 from collections import namedtuple
@@ -171,8 +172,14 @@ cdef class CallbackData:
 
     cdef FLT_CALLBACK_DATA *live(self) except NULL:
         if self.data is NULL:
-            raise ReferenceError("callback data used after its callback has returned, or after it was completed")
+            self.dead(False)
         return self.data
+
+    cdef int dead(self, bint completing) except -1:
+        """completing: whoever comes second to complete an operation finds its data dead, and may (A6.16)."""
+        if verifier_on:
+            verifier_dead(self.owner, completing)
+        raise ReferenceError("callback data used after its callback has returned, or after it was completed")
 
     cdef void commit(self):
         cdef _Copy copy
@@ -195,7 +202,9 @@ cdef class CallbackData:
 
     cdef FLT_CALLBACK_DATA *finish(self, bint post) except NULL:
         """The filter completes the operation: this is dead from here on. The data, for whoever tells the stack."""
-        cdef FLT_CALLBACK_DATA *data = self.live()
+        cdef FLT_CALLBACK_DATA *data = self.data
+        if data is NULL:
+            self.dead(True)
         if (data.Flags & FLTFL_CALLBACK_DATA_POST_OPERATION != 0) != post:
             raise ValueError("the operation is on its way " + ("down" if post else "up"))
         if not data.Flags & FLTFL_CALLBACK_DATA_IRP_OPERATION:
@@ -205,6 +214,7 @@ cdef class CallbackData:
         self.commit()
         if data.Flags & <uint32_t>FLTFL_CALLBACK_DATA_DIRTY and self.kept is not None:
             holding_keep(data, self.kept)
+        self.pended = True               # completed, which may be before its callback has returned
         self.end()
         return data
 
@@ -217,11 +227,14 @@ cdef class CallbackData:
             holding_raised(data)
 
     cdef void end(self):
+        cdef object whose = self.owner if self.data is NULL else None
         if self.cancellable:
             self.cancellable = False
             if holding_off_cancel(self.data):
                 Py_DECREF(self)
             self.on_cancel = self.queue = None
+        if verifier_on and self.data is not NULL:
+            whose = verifier_whose(self.data, self.objects, self.pended)
         self.pended = False
         self.data = NULL
         self.objects = NULL
@@ -234,7 +247,8 @@ cdef class CallbackData:
         if self.borrowed is not None:
             give_back(self.borrowed)
             self.borrowed = None
-        self.owner = self.carried = self.copies = None
+        self.owner = whose
+        self.carried = self.copies = None
 
     cdef object view(self, void *start, Py_ssize_t length, bint writable):
         cdef _Memory memory = _Memory.__new__(_Memory)
@@ -901,14 +915,16 @@ cdef class CallbackData:
 
         ReferenceError: somebody has completed it. ValueError: another status, or not the data of a pre callback's IRP.
         """
-        cdef FLT_CALLBACK_DATA *data = self.live()
+        cdef FLT_CALLBACK_DATA *data
         cdef void *given = NULL
+        if self.data is NULL:
+            self.dead(True)
         if status != FLT_PREOP_SUCCESS_WITH_CALLBACK and status != FLT_PREOP_SUCCESS_NO_CALLBACK and status != FLT_PREOP_COMPLETE:
             raise ValueError(f"a pended pre operation cannot be completed with {status}")
         if context is not None and status == FLT_PREOP_SUCCESS_WITH_CALLBACK and \
-                holding_has_post(data, self.objects):
+                holding_has_post(self.data, self.objects):
             given = <void *>context
-        self.finish(False)
+        data = self.finish(False)
         if given is not NULL:
             Py_INCREF(context)
         with nogil:
@@ -923,9 +939,12 @@ cdef class CallbackData:
 
     def end_async(self, answer, error=None):
         """What an `async def` callback returned, or the exception it raised: the operation goes on (see InstanceEntry)."""
-        cdef FLT_CALLBACK_DATA *data = self.live()
-        cdef bint post = data.Flags & FLTFL_CALLBACK_DATA_POST_OPERATION != 0
+        cdef FLT_CALLBACK_DATA *data = self.data
+        cdef bint post
         cdef int status = FLT_POSTOP_FINISHED_PROCESSING
+        if data is NULL:
+            self.dead(True)
+        post = data.Flags & FLTFL_CALLBACK_DATA_POST_OPERATION != 0
         context = None
         try:
             if error is not None:

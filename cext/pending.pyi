@@ -3,9 +3,6 @@
 def current_irql() -> int:
     """KeGetCurrentIrql: the level of the calling thread. DISPATCH_LEVEL (2) in posts that may come at it, else 0."""
 
-def set_verifier(on: bool) -> None:
-    """From now on require_irql() raises (-o verifier)."""
-
 def require_irql(level: int, routine: str) -> None:
     """Says that `routine` may be called at `level` at most. RuntimeError, while the verifier is on, when it is
     higher."""

@@ -25,6 +25,7 @@ from stackfs.cext.impersonation cimport revert_to_self
 from stackfs.cext.ntstatus cimport STATUS_CANCELLED, STATUS_NOT_SUPPORTED, STATUS_SUCCESS
 from stackfs.cext.threads cimport *
 from stackfs.cext.unique_set cimport unique_add, unique_find, unique_remove
+from stackfs.cext.verifier cimport verifier_on, verifier_too_high
 
 
 cdef extern from *:
@@ -34,9 +35,6 @@ cdef extern from *:
     """
     int pending_irql
     int pending_set_irql(int level) nogil
-
-# Routines refuse to be called at a level that is too high for them.
-cdef bint verifier = False
 
 
 cdef holds_t *holds_new() noexcept nogil:
@@ -395,20 +393,14 @@ cdef int irql_get() noexcept nogil:
 
 
 cdef int irql_require(int level, str routine) except -1:
-    if verifier and pending_irql > level:
-        raise RuntimeError(f"{routine} was called at level {pending_irql}, and may be at {level} at most (A6.12)")
+    if verifier_on and pending_irql > level:
+        verifier_too_high(pending_irql, level, routine)
     return 0
 
 
 def current_irql() -> int:
     """KeGetCurrentIrql: the level of the calling thread. DISPATCH_LEVEL (2) in posts that may come at it, else 0."""
     return pending_irql
-
-
-def set_verifier(bint on) -> None:
-    """From now on require_irql() raises (-o verifier)."""
-    global verifier
-    verifier = on
 
 
 def require_irql(int level, str routine not None) -> None:

@@ -46,6 +46,12 @@ cdef struct FLT_FILTER:
     PyObject *Object                     # the filter's Python object (borrowed from its owner)
     void *Contexts                       # filter_contexts_t * (contexts.pxd): what it has registered, or NULL
 
+ctypedef struct callback_t:
+    PFLT_PRE_OPERATION_CALLBACK pre      # NULL: none
+    PFLT_POST_OPERATION_CALLBACK post
+    FLT_INSTANCE *instance
+    uint32_t flags                       # FLTFL_OPERATION_REGISTRATION_*, CALLBACK_AS_ANYBODY
+
 cdef struct FLT_INSTANCE:
     FLT_RELATED_OBJECTS Related          # handed to every callback, FileObject filled in per operation
     const char *Name
@@ -63,16 +69,11 @@ cdef struct FLT_INSTANCE:
     context_t *Contexts                  # the instance context (contexts.pyx guards these three)
     context_t *OwnedContexts[7]          # all of its contexts, by type
     int ContextsClosed                   # it is being torn down: none can be set any more
+    callback_t *Verified                 # [256]: what it has registered, while the verifier encloses it (verifier.pyx); or NULL
     void *NameProvider                   # name_provider_t * (names.pxd), or NULL: names are the same above it as below
     int DataScan                         # atomic: FltRegisterForDataScan has been called
     PFLT_SECTION_CONFLICT_NOTIFICATION_CALLBACK SectionConflict      # NULL: none, or Python's
     PyObject *PythonSectionConflict
-
-ctypedef struct callback_t:
-    PFLT_PRE_OPERATION_CALLBACK pre      # NULL: none
-    PFLT_POST_OPERATION_CALLBACK post
-    FLT_INSTANCE *instance
-    uint32_t flags                       # FLTFL_OPERATION_REGISTRATION_*, CALLBACK_AS_ANYBODY
 
 cdef struct operation_t
 

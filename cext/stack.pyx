@@ -50,6 +50,8 @@ from stackfs.cext.pending cimport (
     HOLD_RAISED, PASSIVE_LEVEL, hold_forget, hold_taken_over, holds_free, holds_new, holds_on_list, irql_set,
     operation_hold, operation_irql)
 from stackfs.cext.threads cimport add_int, monotonic_time, stackfs_spin_lock, stackfs_spin_unlock
+from stackfs.cext.verifier cimport (
+    verified_post, verified_pre, verifier_complains, verifier_encloses, verifier_on, verify_completed_pre)
 from stackfs.cext.python_contexts cimport FilterContexts, VolumeContexts
 from stackfs.cext.python_names cimport InstanceNames, NameProvider
 
@@ -322,7 +324,7 @@ cdef operation_state_t end_here(operation_t *op, const callback_t *callback, int
         refuse_fast_io(op)
         op.bottom = op.index - 1
         return OPERATION_GOING_UP
-    if status != RAISED or not (callback.pre is python_pre or callback.pre is python_async_pre):
+    if status != RAISED or not (callback.pre is python_pre or callback.pre is python_async_pre or callback.pre is verified_pre):
         revert_to_self()
         with gil:
             report_misuse(callback, op, "pre", status)
@@ -342,6 +344,8 @@ cdef operation_state_t completed_pre(operation_t *op) noexcept nogil:
     cdef layer_t *layer = &op.layers[op.index - 1]
     cdef IO_STATUS_BLOCK before
     cdef int status = hold_taken_over(op, &layer.context)
+    if verifier_on:
+        verify_completed_pre(&op.data, status, layer.context)
     if status == FLT_PREOP_SUCCESS_WITH_CALLBACK or status == FLT_PREOP_SUCCESS_NO_CALLBACK:
         return let_pass(op, callback, layer, status)
     before.Status = STATUS_SUCCESS
@@ -381,7 +385,7 @@ cdef bint go_on_up(operation_t *op, const callback_t *callback, int status, cons
     if status == FLT_POSTOP_DISALLOW_FSFILTER_IO and refuses_fast_io(op, FLT_PREOP_DISALLOW_FSFILTER_IO):
         refuse_fast_io(op)
         return True
-    if status != RAISED or not (callback.post is python_post or callback.post is python_async_post):
+    if status != RAISED or not (callback.post is python_post or callback.post is python_async_post or callback.post is verified_post):
         revert_to_self()
         with gil:
             report_misuse(callback, op, "post", status)
@@ -457,7 +461,8 @@ cdef void drain_post(operation_t *op, int layer) noexcept nogil:
     related.FileObject = copy.current.TargetFileObject
     revert_to_self()
     status = callback.post(&copy.data, &related, op.layers[layer].context, FLTFL_POST_OPERATION_DRAINING)
-    if status != FLT_POSTOP_FINISHED_PROCESSING and (status != RAISED or callback.post is not python_post):
+    if status != FLT_POSTOP_FINISHED_PROCESSING and (
+            status != RAISED or callback.post is not python_post and callback.post is not verified_post):
         with gil:
             report_misuse(callback, &copy, "post", status)
 
@@ -636,8 +641,11 @@ cdef void report_exception(FLT_INSTANCE *instance, operation_t *op, str routine,
 cdef void report_forgotten(operation_t *op):
     cdef bint post = op.data.Flags & FLTFL_CALLBACK_DATA_POST_OPERATION != 0
     cdef FLT_INSTANCE *instance = op.list.callbacks[op.bottom if post else op.index - 1].instance
-    report_exception(instance, op, "post" if post else "pre",
-                     RuntimeError("it kept the operation, and let go of its data without completing it"))
+    cdef str routine = "post" if post else "pre"
+    cdef bytes what = b"it kept the operation, and let go of its data without completing it"
+    if verifier_on:
+        verifier_complains(&op.data, instance, routine.encode(), what)
+    report_exception(instance, op, routine, RuntimeError(what.decode()))
 
 
 cdef inline CallbackData face_of(operation_t *op, const FLT_RELATED_OBJECTS *related):
@@ -677,17 +685,16 @@ cdef int call_python_pre(operation_t *op, const FLT_RELATED_OBJECTS *related, vo
             face.undo()
             return RAISED
         if status == FLT_PREOP_PENDING and may_be_held(op):
+            if completion_context is not None:
+                give_context(op, instance, status, completion_context, context)
             face.hold(&op.hold.related)
             return status
         if face.data is NULL:            # completed, as if it had been pended
             return -1
         if op.data.Flags & <uint32_t>FLTFL_CALLBACK_DATA_DIRTY and face.kept is not None:
             operation_keep(op, face.kept)
-        if completion_context is not None and (
-                status == FLT_PREOP_SUCCESS_WITH_CALLBACK or status == FLT_PREOP_SYNCHRONIZE) and \
-                instance.PythonPost[op.current.MajorFunction] is not NULL:
-            Py_INCREF(completion_context)
-            context[0] = <void *>completion_context
+        if completion_context is not None:
+            give_context(op, instance, status, completion_context, context)
         if status == FLT_PREOP_SUCCESS_WITH_CALLBACK or status == FLT_PREOP_SUCCESS_NO_CALLBACK or \
                 status == FLT_PREOP_SYNCHRONIZE or status == FLT_PREOP_COMPLETE:
             face.commit()
@@ -698,6 +705,17 @@ cdef int call_python_pre(operation_t *op, const FLT_RELATED_OBJECTS *related, vo
         irql_set(level)
         if not face.pended:
             face.end()
+
+
+cdef void give_context(operation_t *op, FLT_INSTANCE *instance, int status, object given, void **context):
+    """The completion context, where one is allowed and somebody gets it; elsewhere it is forgotten (A6.3)."""
+    if status == FLT_PREOP_SUCCESS_WITH_CALLBACK or status == FLT_PREOP_SYNCHRONIZE:
+        if instance.PythonPost[op.current.MajorFunction] is not NULL:
+            Py_INCREF(given)
+            context[0] = <void *>given
+    elif verifier_on:
+        verifier_complains(&op.data, instance, b"pre",
+                           b"a completion context goes with FLT_PREOP_SUCCESS_WITH_CALLBACK and FLT_PREOP_SYNCHRONIZE alone")
 
 
 cdef int python_async_pre(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *related, void **context) noexcept nogil:
@@ -888,6 +906,11 @@ cdef class InstanceEntry(InstanceNames):
                 self.kept.append(post)
                 self.instance.PythonPost[major] = <PyObject *>post
                 operation.post = python_async_post if self.awaits(major, post) else python_post
+        if verifier_on and self.instance.Verified is NULL and not verifier_encloses(&self.instance, self.operations):
+            raise MemoryError()
+
+    def __dealloc__(self):
+        free(self.instance.Verified)
 
     cdef bint awaits(self, int major, callback) except -1:
         """Is it an `async def`? Then the operation has to be one that can be held."""

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import structlog
 import trio
 
-from stackfs import __version__, api, control, mounting, ports, volume_operations
+from stackfs import __version__, api, control, mounting, ports, verifier, volume_operations
 from stackfs.errors import ExitCode, FltError, StackfsError
 from stackfs.options import MountConfig
 
@@ -208,6 +208,7 @@ class Mounted:
         from stackfs.cext.requests import Volume as CoreVolume
         from stackfs.manager import FilterManager
 
+        verifier.enable(config.options.verifier)
         self.config = config
         self.ready = ready
         self.started_at = time.time()
@@ -582,6 +583,7 @@ class Mounted:
             "further_volumes": [volume.name for volume in self.manager.volumes if volume is not self.volume],
             "instances": len(self.volume.instances),
             "ports": ports.listing(loaded.ports for loaded in self.manager.loaded.values()),
+            "verifier": verifier.summary(),
             "failed_instances": [instance.name for instance in self.volume.instances if instance.failed],
             "unloading": {row["name"]: row["held_by"] for row in self.manager.filters() if row["state"] == "Unloading"},
         }

@@ -52,6 +52,7 @@ def attributes(data: Any) -> list[str]:
     return [name for name in dir(type(data)) if not name.startswith("_") and not callable(getattr(type(data), name))]
 
 
+@pytest.mark.verifier_errors("callback data was used after")
 def test_callback_data_is_dead_when_its_callback_has_returned(core: Volume, place: Path) -> None:
     kept: list[Any] = []
 
@@ -106,6 +107,7 @@ def scribble() -> None:
     del junk
 
 
+@pytest.mark.verifier_errors("its post is not called")
 def test_a_raw_buffer_held_longer_reads_memory_that_still_lives(core: Volume, place: Path) -> None:
     """Whoever holds the memory itself (a NumPy array; here, a scanner of re) never reads freed memory."""
     held: list[tuple[int, bytes, Any, Any]] = []

@@ -190,6 +190,7 @@ def test_a_driver_from_entry_to_unload(bench: Bench, mandatory: bool) -> None:
          "    return FltRegisterFilter(DriverObject, Registration, gFilter)", "IRP_MJ_POWER cannot be registered"),
     ],
 )  # fmt: skip
+@pytest.mark.verifier_errors("^a reference on volume 'v' was not dropped")
 def test_a_driver_entry_that_fails(bench: Bench, entry: str, words: str) -> None:
     """A2.13: what it did is undone, its unload callback is not called, and it may be loaded when it is mended."""
 
@@ -345,6 +346,7 @@ def test_a_filter_does_not_unload_itself(bench: Bench) -> None:
 # ---- references -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.verifier_errors("keeps a filter from being unloaded")
 def test_an_unload_waits_for_references(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A2.16: it names who holds them; meanwhile all else about the filter is DELETING_OBJECT, and the rest goes on."""
     monkeypatch.setattr(manager, "PATIENCE", 0.01)
@@ -519,6 +521,7 @@ def test_work_under_way_holds_up_a_teardown(bench: Bench, monkeypatch: pytest.Mo
     test(bench)
 
 
+@pytest.mark.verifier_errors("was not dropped before the end of the volume")
 def test_references_do_not_hold_up_a_detach_or_a_dismount(bench: Bench) -> None:
     """A2.16: an instance is torn down at once, and freed when nobody holds it; a volume is dismounted."""
 

@@ -42,6 +42,7 @@ from stackfs.api import (
     FLT_FILE_NAME_REQUEST_FROM_CURRENT_PROVIDER,
     FLT_FILE_NAME_SHORT,
     FLT_PREOP_SUCCESS_WITH_CALLBACK,
+    FLT_PREOP_SYNCHRONIZE,
     IRP_MJ_CLOSE,
     IRP_MJ_CREATE,
     IRP_MJ_NETWORK_QUERY_OPEN,
@@ -78,7 +79,7 @@ OWNER = 2
 
 
 class Layer:
-    """An instance made by hand; `see(when, data)` is called in each of its callbacks."""
+    """An instance made by hand; `see(when, data)` is called in each of its callbacks, at PASSIVE_LEVEL."""
 
     def __init__(
         self, core: Volume, see: Callable[[str, Any], Any] = go_on, *majors: int,
@@ -95,7 +96,7 @@ class Layer:
 
     def pre(self, data: Any, objects: Any) -> int:
         self.see("pre", data)
-        return FLT_PREOP_SUCCESS_WITH_CALLBACK
+        return FLT_PREOP_SUCCESS_WITH_CALLBACK if data.major == IRP_MJ_CREATE else FLT_PREOP_SYNCHRONIZE
 
     def post(self, data: Any, objects: Any, context: Any, flags: int) -> None:
         self.see("post", data)

@@ -255,6 +255,7 @@ def test_the_ddi_names(managed: Managed) -> None:
 
 
 @needs_root
+@pytest.mark.verifier_errors("^a client port of .* was not closed")
 def test_a_client_port_that_the_filter_does_not_close(managed: Managed, capsys: pytest.CaptureFixture[str]) -> None:
     """B3.10: the unload says so, and does not hang."""
     managed.file.write_text(DDI.replace("CLOSES", "False"))

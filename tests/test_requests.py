@@ -441,7 +441,7 @@ def test_a_refusal_of_the_fast_way(scene: Scene, case: str, where: str, answer: 
 
     def refuse(data: Any, *_: Any) -> int:
         if data.is_irp:
-            return api.FLT_PREOP_SUCCESS_WITH_CALLBACK
+            return api.FLT_PREOP_SUCCESS_NO_CALLBACK if where == "pre" else api.FLT_POSTOP_FINISHED_PROCESSING
         refusals.append(data.major)
         return answer
 
@@ -465,6 +465,10 @@ def test_a_refusal_of_the_fast_way(scene: Scene, case: str, where: str, answer: 
 
 @pytest.mark.parametrize("answer", [api.FLT_PREOP_DISALLOW_FASTIO, api.FLT_PREOP_DISALLOW_FSFILTER_IO])
 @pytest.mark.parametrize("case", ["open r", "page fill", "direct read", "fsync", "statfs", "release", "unlink"])
+@pytest.mark.verifier_errors(
+    "FLT_PREOP_DISALLOW_FASTIO of what was not offered as fast I/O",
+    "FLT_PREOP_DISALLOW_FSFILTER_IO of what is no QUERY_OPEN",
+)
 def test_what_is_no_fast_io_cannot_be_refused_as_such(scene: Scene, case: str, answer: int) -> None:
     entry = entry_of((getattr(api, f"IRP_MJ_{CASES[case][2][0].major}"), lambda *_: answer, None))
     scene.core.stack.insert(entry)

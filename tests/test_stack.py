@@ -17,7 +17,7 @@ from native_build import build
 from stack_driver import CREATE, GETATTR, LOOKUP, MKDIR, OPEN, READ, RELEASE, RMDIR, Host, lookup, opened
 from stack_model import RAISES, Layer, Parameters, Post, Pre, Step
 
-from stackfs import api
+from stackfs import api, verifier
 from stackfs.api import (
     FLT_PREOP_COMPLETE,
     FLT_PREOP_SUCCESS_NO_CALLBACK,
@@ -305,6 +305,7 @@ class Both:
     phases=(Phase.explicit, Phase.reuse, Phase.generate),  # shrinking would take longer than a test may
 )  # fmt: skip
 @given(events=st.lists(EVENTS, min_size=3, max_size=25))
+@pytest.mark.verifier_errors("")
 def test_the_stack_does_what_the_model_does(
     tmp_path_factory: pytest.TempPathFactory, native: Any, events: list[tuple[str, Any]]
 ) -> None:
@@ -332,6 +333,8 @@ def test_a_native_callback_cannot_change_the_operation_or_its_target(core: Volum
     folder = lookup(core, b"folder")
     core.stack.insert(played.entry)
     assert lookup(core, b"file") == folder
+    reports = {(each.what, each.filter, each.operation, each.path, each.place) for each in verifier.take()}
+    assert reports == {("it changed MajorFunction", "n", "IRP_MJ_QUERY_OPEN", "/file", "")}
     assert [step[:4] for step in played.trace] == [
         ("n", "pre", api.IRP_MJ_QUERY_OPEN, Parameters(b"file")),
         ("n", "post", api.IRP_MJ_QUERY_OPEN, Parameters(b"file")),

@@ -461,6 +461,7 @@ class Held(Filter):
 '''
 
 
+@pytest.mark.verifier_errors("does not complete them when it is torn down")
 def test_a_teardown_waits_for_what_is_not_let_go_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
