@@ -381,7 +381,7 @@ cdef bint FltCancelIo(FLT_CALLBACK_DATA *Data) noexcept nogil:
 cdef int operation_irql(const operation_t *op) noexcept nogil:
     """A post of an IRP may come in any thread, at DISPATCH_LEVEL, but for CREATE and what was synchronised (A6.12)."""
     if not goes_up(op) or not op.data.Flags & FLTFL_CALLBACK_DATA_IRP_OPERATION or \
-            op.current.MajorFunction == IRP_MJ_CREATE or op.layers[op.bottom].post_owed == 2:
+            op.current.MajorFunction == IRP_MJ_CREATE or op.layers[op.bottom].post_owed >= POST_SYNCHRONISED:
         return PASSIVE_LEVEL
     return DISPATCH_LEVEL
 

@@ -45,7 +45,7 @@ from stackfs.cext.ntstatus cimport (
     NT_SUCCESS, STATUS_FLT_DISALLOW_FAST_IO, STATUS_FLT_INTERNAL_ERROR, STATUS_FLT_INVALID_ASYNCHRONOUS_REQUEST,
     STATUS_FLT_POST_OPERATION_CLEANUP, STATUS_IO_DEVICE_ERROR, STATUS_PENDING, STATUS_REPARSE, STATUS_SUCCESS)
 from stackfs.cext.pending cimport (
-    HOLD_RAISED, PASSIVE_LEVEL, hold_forget, hold_taken_over, holds_free, holds_new, holds_on_list, irql_set,
+    HOLD_CANCELLED, HOLD_RAISED, PASSIVE_LEVEL, hold_forget, hold_taken_over, holds_free, holds_new, holds_on_list, irql_set,
     operation_hold, operation_irql)
 from stackfs.cext.threads cimport add_int, monotonic_time, stackfs_spin_lock, stackfs_spin_unlock
 from stackfs.cext.python_contexts cimport FilterContexts, VolumeContexts
@@ -244,7 +244,7 @@ cdef inline operation_state_t let_pass(operation_t *op, const callback_t *callba
     """A pre callback lets it go on: what it is owed, and what it has changed. What comes next, as of end_here()."""
     layer.post_owed = 0
     if status != FLT_PREOP_SUCCESS_NO_CALLBACK and callback.post is not NULL:
-        layer.post_owed = <uint8_t>(1 + (status == FLT_PREOP_SYNCHRONIZE))
+        layer.post_owed = POST_SYNCHRONISED if status == FLT_PREOP_SYNCHRONIZE else POST_OWED
     if op.data.Flags & <uint32_t>FLTFL_CALLBACK_DATA_DIRTY:
         return take_over(op, callback, layer)
     return OPERATION_GOING_DOWN
@@ -334,7 +334,8 @@ cdef inline void end_post(operation_t *op, const callback_t *callback, const IO_
     if always_goes_on(op):
         op.data.IoStatus.Status = STATUS_SUCCESS
     elif NT_SUCCESS(before.Status) and op.base_done and not NT_SUCCESS(op.data.IoStatus.Status):
-        op.failed_by = callback.instance
+        if op.layers[op.bottom].post_owed != POST_REISSUED:      # else the reissue has said who fails it
+            op.failed_by = callback.instance
     else:
         refuse_made_up(op)
 
@@ -416,6 +417,7 @@ cdef void drain_post(operation_t *op, int layer) noexcept nogil:
     memset(&copy, 0, <char *>copy.inline_layers - <char *>&copy)
     copy.data = op.data
     copy.volume = op.volume
+    copy.held = op.held & HOLD_CANCELLED
     copy.list = op.list
     copy.request = op.request
     copy.buffer_owner = op.buffer_owner
@@ -487,7 +489,7 @@ cdef int operation_run(operation_t *op) noexcept nogil:
                 state = OPERATION_GOING_UP
                 break
             if callback.pre is NULL:
-                layer.post_owed = 1
+                layer.post_owed = POST_OWED
                 continue
             related = instance.Related
             related.FileObject = op.current.TargetFileObject
