@@ -23,6 +23,7 @@ from stackfs.cext.callback_data cimport (
     FLT_PREOP_COMPLETE, FLT_PREOP_SUCCESS_NO_CALLBACK, FLT_PREOP_SUCCESS_WITH_CALLBACK, IRP_MJ_CREATE)
 from stackfs.cext.impersonation cimport revert_to_self
 from stackfs.cext.ntstatus cimport STATUS_CANCELLED, STATUS_NOT_SUPPORTED, STATUS_SUCCESS
+from stackfs.cext.stack cimport POST_SYNCHRONISED
 from stackfs.cext.threads cimport *
 from stackfs.cext.unique_set cimport unique_add, unique_find, unique_remove
 

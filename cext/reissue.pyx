@@ -17,11 +17,12 @@ from stackfs.cext.callback_data cimport (
 from stackfs.cext.generated_io cimport run_in_place
 from stackfs.cext.impersonation cimport revert_to_self
 from stackfs.cext.inode_table cimport node_forget, node_id
-from stackfs.cext.ntstatus cimport NT_SUCCESS, STATUS_INSUFFICIENT_RESOURCES, STATUS_INVALID_PARAMETER, STATUS_SUCCESS
+from stackfs.cext.ntstatus cimport NT_SUCCESS, STATUS_INSUFFICIENT_RESOURCES, STATUS_INVALID_PARAMETER, STATUS_REPARSE, STATUS_SUCCESS
 from stackfs.cext.pending cimport FltIsIoCanceled, HOLD_CANCELLED
 from stackfs.cext.requests cimport vfs_request_t
 from stackfs.cext.stack cimport (
-    INLINE_LAYERS, layer_t, operation_begin, operation_end, operation_join_list, operation_only_below, operation_t)
+    INLINE_LAYERS, POST_REISSUED, POST_SYNCHRONISED, layer_t, operation_begin, operation_end, operation_join_list,
+    operation_only_below, operation_t)
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
@@ -41,8 +42,8 @@ cdef NTSTATUS FltReissueSynchronousIo(FLT_INSTANCE *InitiatingInstance, FLT_CALL
     if major == IRP_MJ_CLEANUP or major == IRP_MJ_CLOSE or major == IRP_MJ_LOCK_CONTROL or (
             major != IRP_MJ_CREATE and op.layers[op.bottom].post_owed < POST_SYNCHRONISED):
         return STATUS_INVALID_PARAMETER
-    if major == IRP_MJ_CREATE and op.base_done:
-        return STATUS_INVALID_PARAMETER      # it is open: FltCancelFileOpen comes first
+    if major == IRP_MJ_CREATE and (op.base_done or op.data.IoStatus.Status == STATUS_REPARSE):
+        return STATUS_INVALID_PARAMETER      # it is open, so FltCancelFileOpen comes first; or it begins again elsewhere
     again = <operation_t *>calloc(1, cython.sizeof(operation_t))
     if again is NULL:
         return STATUS_INSUFFICIENT_RESOURCES

@@ -260,7 +260,7 @@ cdef inline operation_state_t let_pass(operation_t *op, const callback_t *callba
     """A pre callback lets it go on: what it is owed, and what it has changed. What comes next, as of end_here()."""
     layer.post_owed = 0
     if status != FLT_PREOP_SUCCESS_NO_CALLBACK and callback.post is not NULL:
-        layer.post_owed = POST_SYNCHRONISED if status == FLT_PREOP_SYNCHRONIZE else POST_OWED
+        layer.post_owed = <uint8_t>(POST_OWED + (status == FLT_PREOP_SYNCHRONIZE))
     if op.data.Flags & <uint32_t>FLTFL_CALLBACK_DATA_DIRTY:
         return take_over(op, callback, layer)
     return OPERATION_GOING_DOWN
@@ -302,6 +302,7 @@ cdef operation_state_t end_here(operation_t *op, const callback_t *callback, int
     """A pre callback does not simply let it go on. What comes next: OPERATION_GOING_DOWN, if it goes on all the same."""
     cdef bint pends = status == FLT_PREOP_PENDING
     if pends and may_be_held(op):
+        op.hold.before = before[0]
         return OPERATION_PENDED_PRE if operation_hold(op) else completed_pre(op)
     if op.held:
         hold_forget(op)
@@ -336,12 +337,10 @@ cdef operation_state_t completed_pre(operation_t *op) noexcept nogil:
     """What FltCompletePendedPreOperation said counts as if the callback had returned it."""
     cdef const callback_t *callback = &op.list.callbacks[op.index - 1]
     cdef layer_t *layer = &op.layers[op.index - 1]
-    cdef IO_STATUS_BLOCK before
+    cdef IO_STATUS_BLOCK before = op.hold.before
     cdef int status = hold_taken_over(op, &layer.context)
     if status == FLT_PREOP_SUCCESS_WITH_CALLBACK or status == FLT_PREOP_SUCCESS_NO_CALLBACK:
         return let_pass(op, callback, layer, status)
-    before.Status = STATUS_SUCCESS
-    before.Information = 0
     return end_here(op, callback, status, &before)
 
 

@@ -189,7 +189,7 @@ cdef int call_post(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, 
         return 99
 
 
-def operations(registered):
+def operations(registered, uint32_t flags=0):
     """registered: {major: (pre, post)}, whether there is such a callback."""
     cdef NativeOperations table = NativeOperations()
     cdef PFLT_PRE_OPERATION_CALLBACK before
@@ -201,7 +201,7 @@ def operations(registered):
             before = pre
         if has_post:
             after = post
-        table.set(major, before, after, 0)
+        table.set(major, before, after, flags)
     return table
 
 

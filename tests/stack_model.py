@@ -34,6 +34,7 @@ WITH_CALLBACK, NO_CALLBACK, PENDING, DISALLOW_FASTIO, COMPLETE, SYNCHRONIZE, DIS
 FINISHED, MORE_PROCESSING, POST_DISALLOW_FSFILTER_IO = range(3)
 GOES_ON = (WITH_CALLBACK, NO_CALLBACK, SYNCHRONIZE)
 RAISES = "raises"
+REPARSE = "reparse"  # a CREATE or QUERY_OPEN by another name goes on under this one: `change`
 EIO = (api.STATUS_IO_DEVICE_ERROR, 0)
 NOT_TO_BE_HELD = (api.STATUS_FLT_INVALID_ASYNCHRONOUS_REQUEST, 0)
 DISALLOWED = (api.STATUS_FLT_DISALLOW_FAST_IO, 0)
@@ -111,6 +112,16 @@ class Layer:
     passes: bool = False
     native: bool = False
     filter: str = "f"
+    flags: int = 0
+
+    def skips(self, step: Step) -> bool:
+        """A2.7. All that these tests do is about files, and none of it with O_DIRECT."""
+        moves = step.major in MOVES_BYTES
+        return bool(
+            (self.flags & api.FLTFL_OPERATION_REGISTRATION_SKIP_PAGING_IO and moves and step.paging)
+            or (self.flags & api.FLTFL_OPERATION_REGISTRATION_SKIP_CACHED_IO and (step.fast or moves and not step.paging))
+            or self.flags & api.FLTFL_OPERATION_REGISTRATION_SKIP_NON_DASD_IO
+        )
 
     def act(self, when: str, turns: dict[tuple[str, str], int]) -> Any:
         """What it does this time; each request counts for itself, so that it does not matter which one comes first."""
@@ -132,6 +143,10 @@ class Instance:
     queue_disabled: bool = False
     errors: int = 0
 
+    def errs(self) -> None:
+        self.errors += 1
+        self.failed = self.failed or self.errors >= 100  # A6.13
+
 
 @dataclass(frozen=True)
 class Step:
@@ -140,6 +155,7 @@ class Step:
     principal: bool = False
     fast: bool = False  # offered as fast I/O; a QUERY_OPEN is an FS-filter operation
     attributes: bool = False  # a success without the base has none to give: an error for the program
+    paging: bool = False
 
     @property
     def kind(self) -> int:
@@ -184,6 +200,12 @@ class Owed:
     synchronised: bool = False
     post: bool = True
 
+    def level(self, op: Operation) -> int | None:
+        """A6.12; a native callback is not asked."""
+        if self.instance.layer.native:
+            return None
+        return 0 if self.synchronised or op.step.major == CREATE or not op.step.irp else 2
+
 
 @dataclass
 class Operation:
@@ -221,10 +243,11 @@ class Flight:
     """A request under way: what its callbacks saw, where it stands, and in the end its answer."""
 
     number: int
-    parameters: Parameters
     trace: list[tuple[Any, ...]] = field(default_factory=list)
     turns: dict[tuple[str, str], int] = field(default_factory=dict)
     interrupted: bool = False
+    reparsed_to: bytes = b""
+    reparses: int = 0
     stop: Any = None  # a Hold, AT_BASE, or None: it is done
     error: int = 0
     length: int = 0
@@ -285,9 +308,10 @@ class Model:
         """On a copy: nothing that it does reaches the operation."""
         flags = api.FLTFL_CALLBACK_DATA_POST_OPERATION | api.FLTFL_CALLBACK_DATA_DRAINING_IO
         io = (api.STATUS_FLT_POST_OPERATION_CLEANUP, 0)
-        act = self.sees(operation, owed.instance, "post", owed.received, io, flags, owed.context)
+        level = None if owed.instance.layer.native else 0
+        act = self.sees(operation, owed.instance, "post", owed.received, io, flags, owed.context, level)
         if act.status != FINISHED and not (act.status == 2 and operation.step.major == QUERY_OPEN):
-            owed.instance.errors += 1
+            owed.instance.errs()
 
     # -- what happens to operations that are held --
 
@@ -335,16 +359,18 @@ class Model:
     # -- the walk --
 
     def sees(self, op: Operation, instance: Instance, when: str, received: Parameters, io: Io, flags: int = 0,
-             context: int | None = None) -> Any:  # fmt: skip
+             context: int | None = None, level: int | None = None) -> Any:  # fmt: skip
         flags |= op.step.kind | (api.FLTFL_CALLBACK_DATA_REISSUED_IO if op.reissued else 0)
         op.flight.trace.append(
-            (instance.layer.name, when, op.step.major, flags, received, io, context, op.is_cancelled)
+            (instance.layer.name, when, op.step.major, flags, received, io, context, level, op.is_cancelled)
         )
         return instance.layer.act(when, op.flight.turns)
 
     def pre(self, op: Operation, instance: Instance, data: Data, nested: bool) -> Walk:
         """What an instance's pre callback makes of its data, and the Completion that it comes to in the end."""
         act: Pre = self.sees(op, instance, "pre", data.parameters, data.io)
+        if act.status == REPARSE:
+            return self.reparse(op, act, data)
         data.does(act, op.step.major)
         if act.status != PENDING:
             return act
@@ -363,15 +389,26 @@ class Model:
             op.hold = Hold(op, instance, "pre", act)
             done = yield op.hold
             op.hold = None
+            if done.status == SYNCHRONIZE:
+                done = replace(done, status=RAISES)  # A6.15: not how a held one can be completed
         data.does(done, op.step.major)
         return done
+
+    def reparse(self, op: Operation, act: Pre, data: Data) -> Completion:
+        """A6.21: completed with STATUS_REPARSE, of which posts above may make something else."""
+        there = act.change or b"one"
+        if data.parameters.name in (b"", there) or op.step.major not in (CREATE, QUERY_OPEN) or op.reissued:
+            return Completion()
+        op.flight.reparsed_to = there
+        data.io = (api.STATUS_REPARSE, 0)
+        return Completion(COMPLETE)
 
     def down(self, op: Operation, path: list[Instance], current: Parameters, owed: list[Owed], nested: bool) -> Walk:
         """The outcome as the lowest post to come sees it, and whether somebody refused to do it the fast way."""
         step, never_fails = op.step, op.step.major in NEVER_FAIL
         io: Io = (0, 0)
         for instance in path:
-            if instance.left:
+            if instance.left or instance.layer.skips(step):
                 continue  # A3.12: it has not come to it
             if instance.failed:
                 if instance.layer.passes or never_fails:
@@ -398,7 +435,7 @@ class Model:
                 break  # F2: hidden from those below, done all the same
             if done.status == COMPLETE and data.io[0] not in NOT_FINAL:
                 return self.nothing_made_up(op, data.io), False
-            instance.errors += 1
+            instance.errs()
             if not (instance.layer.passes or never_fails):
                 return NOT_TO_BE_HELD if done.status == PENDING else EIO, False
         if not nested:
@@ -409,7 +446,8 @@ class Model:
 
     def nothing_made_up(self, op: Operation, io: Io) -> Io:
         """A6.5: nobody but the base makes an inode or an open file."""
-        return EIO if is_success(io[0]) and not op.stands_open and op.step.major in (CREATE, QUERY_OPEN) else io
+        made_up = is_success(io[0]) and io[0] != api.STATUS_REPARSE and not op.stands_open
+        return EIO if made_up and op.step.major in (CREATE, QUERY_OPEN) else io
 
     def there_and_back(
         self, op: Operation, path: list[Instance], parameters: Parameters, nested: bool = False
@@ -425,11 +463,11 @@ class Model:
                 continue
             instance, layer = here.instance, here.instance.layer
             flags = api.FLTFL_CALLBACK_DATA_POST_OPERATION
-            act: Post = self.sees(op, instance, "post", here.received, io, flags, here.context)
+            act: Post = self.sees(op, instance, "post", here.received, io, flags, here.context, here.level(op))
             before = io
             data = Data(here.received, io)
             if act.cancel_open:
-                yield from self.cancel_open(op, instance, io)
+                yield from self.cancel_open(op, here, io)
             data.does(replace(act, io=None), op.step.major)
             if act.reissue:
                 yield from self.reissue(op, path[path.index(instance) + 1 :], here, data)
@@ -450,7 +488,7 @@ class Model:
             elif status == POST_DISALLOW_FSFILTER_IO and op.step.major == QUERY_OPEN:
                 io, refused = DISALLOWED, True
             else:
-                instance.errors += 1
+                instance.errs()
                 failure = NOT_TO_BE_HELD if status == MORE_PROCESSING else EIO
                 io = before if layer.passes else failure
             if op.step.major in NEVER_FAIL:
@@ -461,20 +499,20 @@ class Model:
                 io = self.nothing_made_up(op, io)
         return io, refused
 
-    def cancel_open(self, op: Operation, instance: Instance, io: Io) -> Walk:
-        """FltCancelFileOpen (A6.20): those below see CLEANUP and CLOSE."""
+    def cancel_open(self, op: Operation, here: Owed, io: Io) -> Walk:
+        """FltCancelFileOpen (A6.20): those below see CLEANUP and CLOSE, of the name that its layer has."""
         legal = op.step.major == CREATE and is_success(io[0]) and op.stands_open
         if legal:
             for step in (Step(CLEANUP, nothing), Step(CLOSE, nothing)):
-                yield from self.walk(op.flight, step, op.flight.parameters, instance, nested=True)
+                yield from self.walk(op.flight, step, here.received, here.instance, nested=True)
             op.stands_open = False
-        op.flight.trace.append((instance.layer.name, "took the open back", legal))
+        op.flight.trace.append((here.instance.layer.name, "took the open back", legal))
 
     def reissue(self, op: Operation, below: list[Instance], here: Owed, data: Data) -> Walk:
         """FltReissueSynchronousIo (A6.19): once more below, in place."""
         major = op.step.major
         legal = op.step.irp and (major == CREATE or here.synchronised) and major not in NEVER_FAIL
-        if legal and not (major == CREATE and op.stands_open):
+        if legal and not (major == CREATE and (op.stands_open or data.io[0] == api.STATUS_REPARSE)):
             op.reissued += 1
             changed = data.parameters if data.dirty else here.received
             data.io, _ = yield from self.there_and_back(op, below, changed, nested=True)
@@ -507,6 +545,7 @@ class Model:
         failed_by: Instance | None = None
         closing = [Step(CLEANUP, nothing), Step(CLOSE, nothing)]
         left: list[Step | None] = [*steps, None]
+        makes_something = makes
         while left:
             step = left.pop(0)
             if failed and opened and (failed_by is not None or not by_path):
@@ -530,8 +569,16 @@ class Model:
             if refused:  # A6.8: the long way; a LOOKUP's CREATE is what finds the name
                 makes = step.major == QUERY_OPEN
                 inform = Step(QUERY_INFORMATION, nothing, True, attributes=not makes)
-                left = [Step(CREATE, step.base if makes else nothing), inform, *closing, None]
+                steps = [Step(CREATE, step.base if makes else nothing), inform, *closing]
+                makes_something, left = makes, [*steps, None]
                 continue
+            if io[0] == api.STATUS_REPARSE:
+                flight.reparses += 1
+                if flight.reparses <= 64:
+                    parameters, makes = Parameters(flight.reparsed_to), makes_something
+                    left = [*steps, None]
+                    continue
+                io = (api.STATUS_REPARSE_POINT_NOT_RESOLVED, 0)
             if step.major == CREATE:
                 opened = op.stands_open
                 failed_by = op.failed_by if not is_success(io[0]) else None
@@ -547,7 +594,7 @@ class Model:
 
     def start(self, steps: list[Step], parameters: Parameters, **how: Any) -> Flight:
         """Begins a request, up to where it stops first."""
-        flight = Flight(len(self.flights), parameters)
+        flight = Flight(len(self.flights))
         self.flights.append(flight)
         flight.run = self.request(flight, steps, parameters, **how)
         self.resume(flight)

@@ -52,10 +52,11 @@ IO_STATUSES = (
 PRE_STATUSES: tuple[int | str, ...] = (
     *[WITH_CALLBACK] * 12, *[SYNCHRONIZE] * 4, *[NO_CALLBACK] * 2, *[PENDING] * 10, COMPLETE, COMPLETE,
     api.FLT_PREOP_DISALLOW_FASTIO, api.FLT_PREOP_DISALLOW_FSFILTER_IO, 7, -1, 1 << 30, RAISES,
+    model.REPARSE,
 )  # fmt: skip
 POST_STATUSES: tuple[int | str, ...] = (*[FINISHED] * 10, *[MORE_PROCESSING] * 4, 2, 99, -1, RAISES)
 HOWS = ("bare", "cancel", "queue", "now", "cancel", "queue")
-COMPLETIONS = (WITH_CALLBACK, WITH_CALLBACK, NO_CALLBACK, COMPLETE)
+COMPLETIONS = (WITH_CALLBACK, WITH_CALLBACK, NO_CALLBACK, COMPLETE, WITH_CALLBACK, NO_CALLBACK, COMPLETE, SYNCHRONIZE)
 KINDS = (
     "lookup", "mkdir", "rmdir", "create", "getattr", "query", "open", "read", "write", "fsync", "truncate", "release",
     "read", "write", "fsync", "open",
@@ -94,13 +95,11 @@ class Tape:
         if not self.sometimes(2):
             return Completion()
         status, io = self.one_of(COMPLETIONS), self.io()
-        if status == COMPLETE and (io is None or io[0] in model.NOT_FINAL):
-            io = (api.STATUS_CANCELLED, 0)
         return Completion(status, self.name(), self.sometimes(2), io, self.context(status))
 
     def pre(self, native: bool) -> Pre:
         status = self.one_of(PRE_STATUSES)
-        if status == RAISES and native:
+        if status in (RAISES, model.REPARSE) and native:
             status = 7
         plain = Pre(status, self.name(), self.sometimes(3), self.io(), self.context(status))
         if status != PENDING:
@@ -109,6 +108,8 @@ class Tape:
         if native and how == "queue":
             how = "cancel"
         then = self.completion() if self.sometimes(3) or how == "now" else model.CANCELLED
+        if then.status == SYNCHRONIZE:  # not legal: of what is completed from outside only
+            then = model.CANCELLED
         return replace(plain, context=None, how=how, then=then, polite=not self.sometimes(4))
 
     def post(self, native: bool) -> Post:
@@ -129,7 +130,8 @@ class Tape:
         pres = [self.pre(native) for _ in range(1 + self.below(4))]
         posts = [self.post(native) for _ in range(1 + self.below(3))]
         name, altitude = self.one_of(("a", "b", "c", "d", "e", "f", "g", "h")), self.one_of(ALTITUDES)
-        return Layer(name, altitude, registered, pres, posts, self.sometimes(3), native, self.one_of(("f", "g", "h")))
+        return Layer(name, altitude, registered, pres, posts, self.sometimes(3), native, self.one_of(("f", "g", "h")),
+                     self.one_of((1, 2, 4, 8)) if self.sometimes(8) else 0)  # fmt: skip
 
     def event(self) -> Event:
         what = self.one_of(
@@ -232,13 +234,13 @@ class Played(Host):
         self.kept: list[bytes] = []
         self.holding: dict[int, Pre] = {}
         rows = [
-            (major, 0, self.pre if pre else None, self.post if post else None)
+            (major, layer.flags, self.pre if pre else None, self.post if post else None)
             for major, (pre, post) in layer.registered.items()
         ]
         native = compiled.native
         self.entry = InstanceEntry(
             self, layer.name, layer.altitude, layer.filter, () if layer.native else rows,
-            native.operations(layer.registered) if layer.native else None, layer.passes,
+            native.operations(layer.registered, layer.flags) if layer.native else None, layer.passes,
         )  # fmt: skip
         if layer.native:
             native.bind(self.entry, self)
@@ -269,13 +271,14 @@ class Played(Host):
             self.broken(error)
             raise
 
-    def see(self, when: str, data: Any, *context: int | None) -> tuple[Run, Any]:
+    def see(self, when: str, data: Any, context: int | None = None) -> tuple[Run, Any]:
         assert not self.gone, "a callback of an instance that is gone"
         assert not data.is_dirty, "a mark of somebody else's"
         run = self.compiled.run_of(data.request_number)
         seen, io = self.parameters(data), (data.status, data.information)
         run.trace.append(
-            (self.layer.name, when, data.major, data.flags, seen, io, *(context or (None,)), data.is_canceled)
+            (self.layer.name, when, data.major, data.flags, seen, io, context,
+             data.irql if when == "post" and not self.layer.native else None, data.is_canceled)  # fmt: skip
         )
         return run, self.layer.act(when, run.turns)
 
@@ -305,6 +308,11 @@ class Played(Host):
         run, act = self.see("pre", data)
         irp = bool(data.flags & api.FLTFL_CALLBACK_DATA_IRP_OPERATION)
         fast = bool(data.flags & api.FLTFL_CALLBACK_DATA_FAST_IO_OPERATION)
+        if act.status == model.REPARSE:
+            there = act.change or b"one"
+            if data.name in (b"", there) or data.major not in (CREATE, QUERY_OPEN) or run.nested:
+                return WITH_CALLBACK
+            return data.reparse(b"/" + there)
         self.do(data, act)
         status = act.status
         if status == RAISES:
@@ -313,6 +321,8 @@ class Played(Host):
             status = self.hold(run, data, act)
         elif status == PENDING and act.polite:
             status = api.FLT_PREOP_DISALLOW_FASTIO if fast else api.FLT_PREOP_DISALLOW_FSFILTER_IO
+        if self.layer.native and act.change is not None and act.status != PENDING:
+            data.spoil()
         return status if act.context is None else (status, self.context_of(act.context))
 
     def hold(self, run: Run, data: Any, act: Pre) -> int:
@@ -501,7 +511,7 @@ class Both:
         elif kind in ("read", "write"):
             offset, size, own = argument  # a program's own is fast I/O, the page cache's is not
             reads = kind == "read"
-            step = Step(model.READ if reads else model.WRITE, directory.read if reads else directory.write, True, own)
+            step = Step(model.READ if reads else model.WRITE, directory.read if reads else directory.write, True, own, paging=not own)
             owner = 2 if own else 0  # FUSE_READ_LOCKOWNER, FUSE_WRITE_LOCKOWNER
             self.ask(stack_driver.READ if reads else stack_driver.WRITE, [step], Parameters(b"", offset, size),
                      by_path=False, room=size, fh=fh, offset=offset, size=size,
@@ -529,6 +539,12 @@ class Both:
         if hold is None:
             return
         number = hold.operation.flight.number
+        if done.status == SYNCHRONIZE and hold.when == "pre" and not hold.instance.layer.native:
+            run = self.compiled.runs[number]
+            assert run.held is not None
+            with pytest.raises(ValueError, match="cannot be completed with"):
+                run.held.data.complete_pended_pre(done.status)
+            return
         (self.elsewhere.submit(self.let_go, number, done).result() if elsewhere else self.let_go(number, done))
         self.compiled.settle()
         self.model.resume(hold.operation.flight, done)
@@ -544,7 +560,8 @@ class Both:
             return
         by.holding.pop(data.request_number)
         if held.place is not None:
-            assert by.queue.remove(held.place) is data
+            first = by.queue.items[0] is data
+            assert (by.queue.remove_next() if first else by.queue.remove(held.place)) is data
             assert by.queue.remove(held.place) is None
         elif held.how == "cancel":
             assert data.clear_cancel_completion() == api.STATUS_SUCCESS
