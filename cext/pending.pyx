@@ -23,6 +23,7 @@ from stackfs.cext.callback_data cimport (
     FLT_PREOP_COMPLETE, FLT_PREOP_SUCCESS_NO_CALLBACK, FLT_PREOP_SUCCESS_WITH_CALLBACK, IRP_MJ_CREATE)
 from stackfs.cext.impersonation cimport revert_to_self
 from stackfs.cext.ntstatus cimport STATUS_CANCELLED, STATUS_NOT_SUPPORTED, STATUS_SUCCESS
+from stackfs.cext.stack cimport POST_SYNCHRONISED
 from stackfs.cext.threads cimport *
 from stackfs.cext.unique_set cimport unique_add, unique_find, unique_remove
 from stackfs.cext.verifier cimport verifier_on, verifier_too_high
@@ -379,7 +380,7 @@ cdef bint FltCancelIo(FLT_CALLBACK_DATA *Data) noexcept nogil:
 cdef int operation_irql(const operation_t *op) noexcept nogil:
     """A post of an IRP may come in any thread, at DISPATCH_LEVEL, but for CREATE and what was synchronised (A6.12)."""
     if not goes_up(op) or not op.data.Flags & FLTFL_CALLBACK_DATA_IRP_OPERATION or \
-            op.current.MajorFunction == IRP_MJ_CREATE or op.layers[op.bottom].post_owed == 2:
+            op.current.MajorFunction == IRP_MJ_CREATE or op.layers[op.bottom].post_owed >= POST_SYNCHRONISED:
         return PASSIVE_LEVEL
     return DISPATCH_LEVEL
 

@@ -84,10 +84,16 @@ ctypedef struct callback_list_t:
     int awaits                           # some callback is `async def`: never offered as fast I/O, and not to the device lane
     callback_t callbacks[0]              # highest altitude first
 
+# layer_t.post_owed; 0: none is
+cdef enum:
+    POST_OWED = 1
+    POST_SYNCHRONISED = 2                # in the thread of the pre (FLT_PREOP_SYNCHRONIZE)
+    POST_REISSUED = 3                    # being called, and has sent the operation down again
+
 ctypedef struct layer_t:
     void *context
     FLT_IO_PARAMETER_BLOCK *parameters   # what this layer received, saved when it changed them; NULL: unchanged
-    uint8_t post_owed                    # 1; 2: in the thread of the pre (FLT_PREOP_SYNCHRONIZE)
+    uint8_t post_owed                    # POST_..., or 0
 
 ctypedef enum operation_state_t:
     OPERATION_GOING_DOWN

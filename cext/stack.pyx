@@ -47,7 +47,7 @@ from stackfs.cext.ntstatus cimport (
     STATUS_FLT_POST_OPERATION_CLEANUP, STATUS_IO_DEVICE_ERROR, STATUS_PENDING, STATUS_REPARSE, STATUS_SUCCESS)
 from stackfs.cext.operation_status cimport tell_status
 from stackfs.cext.pending cimport (
-    HOLD_RAISED, PASSIVE_LEVEL, hold_forget, hold_taken_over, holds_free, holds_new, holds_on_list, irql_set,
+    HOLD_CANCELLED, HOLD_RAISED, PASSIVE_LEVEL, hold_forget, hold_taken_over, holds_free, holds_new, holds_on_list, irql_set,
     operation_hold, operation_irql)
 from stackfs.cext.threads cimport add_int, monotonic_time, stackfs_spin_lock, stackfs_spin_unlock
 from stackfs.cext.verifier cimport (
@@ -264,7 +264,7 @@ cdef inline operation_state_t let_pass(operation_t *op, const callback_t *callba
     """A pre callback lets it go on: what it is owed, and what it has changed. What comes next, as of end_here()."""
     layer.post_owed = 0
     if status != FLT_PREOP_SUCCESS_NO_CALLBACK and callback.post is not NULL:
-        layer.post_owed = <uint8_t>(1 + (status == FLT_PREOP_SYNCHRONIZE))
+        layer.post_owed = <uint8_t>(POST_OWED + (status == FLT_PREOP_SYNCHRONIZE))
     if op.data.Flags & <uint32_t>FLTFL_CALLBACK_DATA_DIRTY:
         return take_over(op, callback, layer)
     return OPERATION_GOING_DOWN
@@ -306,6 +306,7 @@ cdef operation_state_t end_here(operation_t *op, const callback_t *callback, int
     """A pre callback does not simply let it go on. What comes next: OPERATION_GOING_DOWN, if it goes on all the same."""
     cdef bint pends = status == FLT_PREOP_PENDING
     if pends and may_be_held(op):
+        op.hold.before = before[0]
         if op.status_wanted is not NULL:
             tell_status(op, STATUS_PENDING, op.index - 1, False)
         return OPERATION_PENDED_PRE if operation_hold(op) else completed_pre(op)
@@ -342,14 +343,12 @@ cdef operation_state_t completed_pre(operation_t *op) noexcept nogil:
     """What FltCompletePendedPreOperation said counts as if the callback had returned it."""
     cdef const callback_t *callback = &op.list.callbacks[op.index - 1]
     cdef layer_t *layer = &op.layers[op.index - 1]
-    cdef IO_STATUS_BLOCK before
+    cdef IO_STATUS_BLOCK before = op.hold.before
     cdef int status = hold_taken_over(op, &layer.context)
     if verifier_on:
         verify_completed_pre(&op.data, status, layer.context)
     if status == FLT_PREOP_SUCCESS_WITH_CALLBACK or status == FLT_PREOP_SUCCESS_NO_CALLBACK:
         return let_pass(op, callback, layer, status)
-    before.Status = STATUS_SUCCESS
-    before.Information = 0
     return end_here(op, callback, status, &before)
 
 
@@ -358,7 +357,8 @@ cdef inline void end_post(operation_t *op, const callback_t *callback, const IO_
     if always_goes_on(op):
         op.data.IoStatus.Status = STATUS_SUCCESS
     elif NT_SUCCESS(before.Status) and op.base_done and not NT_SUCCESS(op.data.IoStatus.Status):
-        op.failed_by = callback.instance
+        if op.layers[op.bottom].post_owed != POST_REISSUED:      # else the reissue has said who fails it
+            op.failed_by = callback.instance
     else:
         refuse_made_up(op)
 
@@ -439,6 +439,7 @@ cdef void drain_post(operation_t *op, int layer) noexcept nogil:
     memset(&copy, 0, <char *>copy.inline_layers - <char *>&copy)
     copy.data = op.data
     copy.volume = op.volume
+    copy.held = op.held & HOLD_CANCELLED
     copy.list = op.list
     copy.request = op.request
     copy.buffer_owner = op.buffer_owner
@@ -511,7 +512,7 @@ cdef int operation_run(operation_t *op) noexcept nogil:
                 state = OPERATION_GOING_UP
                 break
             if callback.pre is NULL:
-                layer.post_owed = 1
+                layer.post_owed = POST_OWED
                 continue
             related = instance.Related
             related.FileObject = op.current.TargetFileObject
