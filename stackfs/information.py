@@ -120,6 +120,8 @@ class INSTANCE_AGGREGATE_STANDARD_INFORMATION(Information):
     VolumeName: str
     FilterName: str
     SupportedFeatures: int
+    MiniFilterFlags: int = 0
+    """The inner Flags: FLTFL_IASIM_DETACHED_VOLUME."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,7 @@ def of_instance(row: InstanceRow, information_class: int) -> Information:
                 row.volume,
                 row.filter,
                 row.features if isinstance(row.features, int) else 0,
+                FLTFL_IASIM_DETACHED_VOLUME if row.status == "Detached" else 0,
             )
 
 

@@ -42,6 +42,8 @@ cdef int call_pre(FLT_CALLBACK_DATA *data, object host, void **context) noexcept
         else:
             data.Iopb.Parameters.Read.ByteOffset += host.moves
             data.Iopb.Parameters.Read.Length -= 1 if data.Iopb.Parameters.Read.Length and host.moves else 0
+    if hasattr(act, "operation_flags"):
+        data.Iopb.OperationFlags = act.operation_flags
     if act.dirty:
         FltSetCallbackDataDirty(data)
     if act.context is not None:

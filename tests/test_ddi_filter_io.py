@@ -91,6 +91,17 @@ def test_create_options(peer: Any, place: Path) -> None:
     assert create(peer, "file", READ, Flags=ddi.IO_FORCE_ACCESS_CHECK)[0] == api.STATUS_INVALID_PARAMETER, "as whom?"
 
 
+def test_share_access_means_nothing(peer: Any) -> None:
+    """B4.9: not even that nobody may share."""
+    handles = []
+    for flags in (0, ddi.IO_IGNORE_SHARE_ACCESS_CHECK):
+        status, handle, _ = create(peer, "file", BOTH, Flags=flags)         # ShareAccess is 0
+        assert status == 0
+        handles.append(handle)
+    for handle in handles:
+        assert ddi.FltClose(handle) == 0
+
+
 def test_read_and_write(peer: Any, place: Path) -> None:
     _, file, _ = create(peer, "file")
     moved, room = Out[int](), bytearray(10)
@@ -119,6 +130,54 @@ def test_read_and_write(peer: Any, place: Path) -> None:
     ddi.FltClose(file)
     _, readable, _ = create(peer, "file", READ)
     assert ddi.FltWriteFile(peer, readable, 0, 1, b"x") == api.STATUS_INVALID_HANDLE
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize(("flags", "expected"), [
+    (0, 0),
+    (ddi.FLTFL_IO_OPERATION_NON_CACHED, api.IRP_NOCACHE),
+    (ddi.FLTFL_IO_OPERATION_PAGING, api.IRP_PAGING_IO | api.IRP_NOCACHE),
+    (ddi.FLTFL_IO_OPERATION_PAGING | ddi.FLTFL_IO_OPERATION_SYNCHRONOUS_PAGING, None),
+])  # fmt: skip
+def test_how_the_data_move_is_told_to_lower_filters(
+    core: Volume, peer: Any, asynchronous: bool, flags: int, expected: int | None
+) -> None:
+    """B4.6"""
+    seen: list[int] = []
+
+    def pre(data: Any, objects: object) -> int:
+        seen.append(data.irp_flags)
+        return api.FLT_PREOP_SUCCESS_NO_CALLBACK
+
+    core.stack.insert(entry_of((api.IRP_MJ_READ, pre, None), (api.IRP_MJ_WRITE, pre, None), name="lower", at="0.5"))
+    if expected is None:
+        expected = api.IRP_PAGING_IO | api.IRP_NOCACHE | api.IRP_SYNCHRONOUS_PAGING_IO
+    if not asynchronous:
+        expected |= api.IRP_SYNCHRONOUS_API
+    with peer.open("file", os.O_RDWR) as file:
+        done = threading.Semaphore(0)
+        routine = (lambda data, context: done.release()) if asynchronous else None
+        for move in (ddi.FltReadFile, ddi.FltWriteFile):
+            status = move(peer, file, 0, 4, bytearray(4), flags, None, routine)
+            assert status == (api.STATUS_PENDING if asynchronous else 0)
+            assert not asynchronous or done.acquire(timeout=20)
+    assert seen == [expected, expected]
+
+
+def test_kinds_of_flushing(core: Volume, peer: Any) -> None:
+    """B4.1: NO_SYNC asks nobody, the others are FLUSH_BUFFERS, of data alone or of everything."""
+    seen: list[bool] = []
+
+    def pre(data: Any, objects: object) -> int:
+        seen.append(data.data_only)
+        return api.FLT_PREOP_SUCCESS_NO_CALLBACK
+
+    core.stack.insert(entry_of((api.IRP_MJ_FLUSH_BUFFERS, pre, None), name="lower", at="0.5"))
+    with peer.open("file", os.O_RDWR) as file:
+        for kind in (ddi.FLT_FLUSH_TYPE_FLUSH_AND_PURGE, ddi.FLT_FLUSH_TYPE_FILE_DATA_ONLY,
+                     ddi.FLT_FLUSH_TYPE_DATA_SYNC_ONLY, ddi.FLT_FLUSH_TYPE_NO_SYNC):  # fmt: skip
+            assert ddi.FltFlushBuffers2(peer, file, kind) == 0
+    assert seen == [False, True, True]
 
 
 def test_query_and_set_information(peer: Any, place: Path) -> None:

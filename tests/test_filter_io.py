@@ -1002,6 +1002,35 @@ class Counts(Filter):
 '''
 
 
+REWRITES = '''MANIFEST = {"name": "rewrites", "altitude": "370500", "group": "FSFilter Activity Monitor",
+            "filter": "Rewrites"}
+import os
+from stackfs.api import *
+
+class Rewrites(Filter):
+    """An fsync(2) puts something else into the file."""
+
+    operations = (Operation(IRP_MJ_FLUSH_BUFFERS, post="post_flush"),)
+
+    def post_flush(self, data, objects, context, flags):
+        with data.file.reopen(os.O_RDWR) as file:
+            file.write(0, b"new")
+'''
+
+
+@needs_root
+@pytest.mark.parametrize(("cache", "seen"), [("normal", b"old"), ("strict", b"new")])
+def test_b4_11_the_kernel_is_not_told(drive: Callable[..., Drive], tmp_path: Path, cache: str, seen: bytes) -> None:
+    (tmp_path / "rewrites.py").write_text(REWRITES)
+    made = drive(f"filterdir={tmp_path},filter=rewrites,bypass=off,cache={cache}")
+    (made.src / "file").write_bytes(b"old")
+    with open(made.mnt / "file", "r+b", buffering=0) as file:
+        assert os.pread(file.fileno(), 3, 0) == b"old"
+        os.fsync(file.fileno())
+        assert os.pread(file.fileno(), 3, 0) == seen
+    assert (made.src / "file").read_bytes() == b"new"
+
+
 @needs_root
 def test_b4_a_side_file_per_directory_on_each_lane(drive: Callable[..., Drive], lanes: str, tmp_path: Path) -> None:
     """Its callbacks work where the kernel holds the directory's lock: creat, mkdir, symlink, many at once."""

@@ -14,7 +14,7 @@ import stack_model as model
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from native_build import build
-from stack_driver import CREATE, GETATTR, LOOKUP, MKDIR, OPEN, READ, RELEASE, RMDIR, Host, lookup, opened
+from stack_driver import CREATE, GETATTR, LOOKUP, MKDIR, OPEN, READ, RELEASE, RMDIR, Host, entry_of, lookup, opened
 from stack_model import RAISES, Layer, Parameters, Post, Pre, Step
 
 from stackfs import api
@@ -336,3 +336,26 @@ def test_a_native_callback_cannot_change_the_operation_or_its_target(core: Volum
         ("n", "pre", api.IRP_MJ_QUERY_OPEN, Parameters(b"file")),
         ("n", "post", api.IRP_MJ_QUERY_OPEN, Parameters(b"file")),
     ]
+
+
+def test_an_open_of_the_target_s_directory_is_named_by_the_directory(core: Volume, place: Path, native: Any) -> None:
+    """B1.4: SL_OPEN_TARGET_DIRECTORY, which a filter above has set."""
+
+    class Opens(Pre):
+        operation_flags = 4
+
+    core.stack.name = b"vol"
+    layer = Layer("n", "2", {api.IRP_MJ_CREATE: (True, False)}, [Opens(dirty=True)], [Post()], native=True)
+    played = Played(layer, [], native)
+    names: list[str] = []
+
+    def pre(data: Any, objects: object) -> int:
+        names.append(data.name_information().name)
+        return FLT_PREOP_SUCCESS_NO_CALLBACK
+
+    core.stack.insert(entry_of((api.IRP_MJ_CREATE, pre, None), name="above", at="3"))
+    core.stack.insert(played.entry)
+    core.stack.insert(entry_of((api.IRP_MJ_CREATE, pre, None), name="below", at="1"))
+    folder = lookup(core, b"folder")
+    core.request(CREATE, folder, name=b"new", mode=0o644, flags=os.O_RDWR).do()
+    assert names == ["vol/folder/new", "vol/folder"]

@@ -105,6 +105,8 @@ QUERIES = frozenset({4, 5, 6, 7, 18, 34})
 """FILE_INFORMATION_CLASS numbers that FltQueryInformationFile answers, all with a FileInformation: FileBasic-,
 FileStandard-, FileInternal-, FileEa-, FileAll- and FileNetworkOpenInformation."""
 
+SYNCHRONOUS_PAGING = int(api.IRP_NOCACHE | api.IRP_PAGING_IO | api.IRP_SYNCHRONOUS_PAGING_IO)
+
 NTSTATUS = int
 ABOVE_EVERYTHING = "9" * 60
 """An altitude that no instance has: what is started below it goes to the top of a volume's stack."""
@@ -340,8 +342,10 @@ def _transfer(
     made.major = major
     made.buffer = part
     made.offset = 0 if offset is None else offset
-    made.irp_flags = (api.IRP_NOCACHE if flags & FLTFL_IO_OPERATION_NON_CACHED else 0) | (
-        api.IRP_NOCACHE | api.IRP_PAGING_IO if flags & FLTFL_IO_OPERATION_PAGING else 0
+    made.irp_flags = (
+        (api.IRP_NOCACHE if flags & FLTFL_IO_OPERATION_NON_CACHED else 0)
+        | (api.IRP_NOCACHE | api.IRP_PAGING_IO if flags & FLTFL_IO_OPERATION_PAGING else 0)
+        | (SYNCHRONOUS_PAGING if flags & FLTFL_IO_OPERATION_SYNCHRONOUS_PAGING else 0)
     )
     callback = routine
 
