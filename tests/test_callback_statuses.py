@@ -1,5 +1,5 @@
-"""What pre and post callbacks return, one status after the other (docs/semantics.md A6.1 to A6.5, A6.10 to A6.12), driven
-without a mount."""
+"""What pre and post callbacks return, one status after the other (docs/semantics.md A6.1 to A6.5, A6.10 to A6.12),
+driven without a mount."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ class Trace(list[Any]):
 
 
 def test_complete_ends_it_there(core: Volume, place: Path) -> None:
-    """A6.5: no lower pre, no base, no lower post, not its own post; the posts above it, and the program, see its outcome."""
+    """A6.5: no lower pre, no base, no lower post, not its own post; the posts above it, and the program, see what it
+    says."""
 
     def pre(data: Any, objects: object) -> Any:
         data.buffer[:3] = b"all"
@@ -81,7 +82,8 @@ def test_complete_ends_it_there(core: Volume, place: Path) -> None:
 def test_no_callback_goes_on_without_its_post(core: Volume, place: Path) -> None:
     """A6.1"""
     fh = opened(core, lookup(core, b"file"))
-    trace = Trace(core, IRP_MJ_FLUSH_BUFFERS, answering(FLT_PREOP_SUCCESS_NO_CALLBACK), lambda *_: trace.append("its own"))
+    answer = answering(FLT_PREOP_SUCCESS_NO_CALLBACK)
+    trace = Trace(core, IRP_MJ_FLUSH_BUFFERS, answer, lambda *_: trace.append("its own"))
     core.request(FSYNC, fh=fh).do()
     assert trace == ["above pre", "below pre", ("below post", 0, 0), ("above post", 0, 0)]
 
@@ -203,7 +205,7 @@ def test_a_synchronised_lock_that_waits_holds_no_thread(core: Volume, place: Pat
                                 lambda data, *_: seen.append(data.status))))  # fmt: skip
     node = lookup(core, b"file")
     first, second = opened(core, node, os.O_RDWR), opened(core, node, os.O_RDWR)
-    whole = {"offset": 0, "end": (1 << 63) - 1, "lock_pid": 1}
+    whole: dict[str, Any] = {"offset": 0, "end": (1 << 63) - 1, "lock_pid": 1}
     core.request(SETLK, node, fh=first, lock_type=WRITE_LOCK, lock_owner=1, **whole).do()
     waiting = core.request(SETLKW, node, fh=second, lock_type=WRITE_LOCK, lock_owner=2, **whole)
     assert not waiting.run() and not waiting.is_held

@@ -740,7 +740,7 @@ def test_normalizing_component_by_component(core: Volume, tree: Path) -> None:
 
 
 def test_a_destination_is_normalized_as_one(core: Volume, tree: Path) -> None:
-    """B1.8: FLTFL_NORMALIZE_NAME_DESTINATION_FILE_NAME says which name it is about; names differ by case in any case."""
+    """B1.8: FLTFL_NORMALIZE_NAME_DESTINATION_FILE_NAME says which name it is about; case always matters."""
     calls: list[tuple[str, int]] = []
 
     def normalize(parent: str, component: str, flags: int, context: Any, instance: Any) -> Any:
