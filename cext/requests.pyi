@@ -108,6 +108,8 @@ class Request:
         """The name (and the second one: a rename's or link's new name, a symlink's target). Returns self."""
     def sending(self, buffer: Any) -> Request:
         """The data of a write or setxattr. Returns self."""
+    def receiving_as_asked(self) -> Request:
+        """Make room for as much as the request itself asks for: an attribute's value, or the names of all. Returns self."""
     def receiving(self, size: int) -> Request:
         """Make room for what a read, readlink, getxattr or listxattr gives. Returns self."""
     def for_statistics(self) -> Request:

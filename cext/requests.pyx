@@ -26,7 +26,7 @@ from stackfs.cext.includes.pthread cimport pthread_mutex_lock as mutex_lock, pth
 from stackfs.cext.pending cimport (
     hold_is_completed, holds_cancel, holds_count, holds_end_request, holds_interrupt, holds_leave, holds_settle, holds_t,
     operation_park, operation_wait)
-from stackfs.cext.threads cimport exchange_int, load_bits, set_bits, store_int
+from stackfs.cext.threads cimport exchange_int, load_bits, load_int, set_bits, store_int
 from stackfs.cext.bypass cimport bypass_answer_t, bypass_open, bypass_possible, bypass_release, bypass_t
 from stackfs.cext.callback_data cimport (
     DACL_SECURITY_INFORMATION, DELETE, FILE_APPEND_DATA, FILE_CREATE, FILE_DELETE_ON_CLOSE, FILE_DIRECTORY_FILE,
@@ -921,6 +921,10 @@ cdef void choose_mode(vfs_request_t *request, backing_t *backing) noexcept nogil
         request.out_open_flags |= FOPEN_NOFLUSH                      # nothing of it can be kept back, no lock ends
 
 
+cdef bint is_bypassed(node_t *node) noexcept nogil:
+    return node is not NULL and load_int(<int *>&node.backed_opens) != 0
+
+
 cdef int finish(vfs_request_t *request) noexcept nogil:
     """Answers: error or results; gives back what was held."""
     cdef backing_t *backing = backing_of(request)
@@ -948,6 +952,8 @@ cdef int finish(vfs_request_t *request) noexcept nogil:
     else:
         request.entry_timeout = request.volume.entry_timeout
         request.attr_timeout = request.volume.attr_timeout
+        if is_bypassed(request.found if request.found is not NULL else request.node):
+            request.attr_timeout = 0             # the kernel does not notice what a store through a mapping changes
     if opens and request.handle is not NULL:
         if request.error:
             put_handle(backing, request.handle)
@@ -1557,6 +1563,11 @@ cdef class Request:
     def receiving(self, Py_ssize_t size):
         """Make room for what a read, readlink, getxattr or listxattr gives. Returns self."""
         self.allocate(size)
+        return self
+
+    def receiving_as_asked(self):
+        """Make room for as much as the request itself asks for: an attribute's value, or the names of all. Returns self."""
+        self.allocate(<Py_ssize_t>self.pointer.arguments.size)
         return self
 
     # Running

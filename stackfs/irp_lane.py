@@ -40,8 +40,6 @@ FSYNC, SETXATTR, GETXATTR, LISTXATTR, REMOVEXATTR, FLUSH = 20, 21, 22, 23, 24, 2
 OPENDIR, RELEASEDIR, FSYNCDIR, ACCESS, CREATE, POLL, READDIRPLUS = 27, 29, 30, 34, 35, 40, 44
 
 PATH_MAX = 4096
-XATTR_MAX = 65536
-"""The largest value and list that Linux knows (XATTR_SIZE_MAX, XATTR_LIST_MAX)."""
 
 MAX_TASKS = 10_000
 """Requests that may be under way at once: waiting ones must never keep out the one that would release them."""
@@ -214,10 +212,10 @@ class Operations:
         return self._finish(self._take(SETXATTR, inode).named(name).sending(value), _nothing)
 
     def getxattr(self, inode: int, name: bytes, ctx: Any) -> Awaitable[bytes]:
-        return self._finish(self._take(GETXATTR, inode).named(name).receiving(XATTR_MAX), _result)
+        return self._finish(self._take(GETXATTR, inode).named(name).receiving_as_asked(), _value)
 
     def listxattr(self, inode: int, ctx: Any) -> Awaitable[list[bytes]]:
-        return self._finish(self._take(LISTXATTR, inode).receiving(XATTR_MAX), _names)
+        return self._finish(self._take(LISTXATTR, inode).receiving_as_asked(), _names)
 
     def removexattr(self, inode: int, name: bytes, ctx: Any) -> Awaitable[None]:
         return self._finish(self._take(REMOVEXATTR, inode).named(name), _nothing)
@@ -310,8 +308,15 @@ def _handle(request: Request) -> int:
     return request.fh
 
 
+# pyfuse3 answers with the length alone where no room was given: of something as long, then.
+
+
+def _value(request: Request) -> bytes:
+    return request.result() or bytes(request.length)
+
+
 def _names(request: Request) -> list[bytes]:
-    return request.result().split(b"\0")[:-1]
+    return _value(request).split(b"\0")[:-1]
 
 
 def _statistics(request: Request) -> pyfuse3.StatvfsData:
