@@ -88,6 +88,10 @@ def test_create_options(peer: Any, place: Path) -> None:
     assert (place / "made").stat().st_mode & 0o777 == 0o400 and (place / "made").stat().st_blocks >= 8
     assert os.getxattr(place / "made", "user.x") == b"y"
     ddi.FltClose(handle.value)
+    file = Out[Any]()
+    assert ddi.FltCreateFileEx(None, peer, handle, file, READ, OBJECT_ATTRIBUTES("file")) == 0
+    assert file.value is handle.value and file.value.read(0, 2) == b"01"
+    ddi.FltClose(handle.value)
     assert create(peer, "file", READ, Flags=ddi.IO_FORCE_ACCESS_CHECK)[0] == api.STATUS_INVALID_PARAMETER, "as whom?"
 
 
@@ -177,7 +181,27 @@ def test_kinds_of_flushing(core: Volume, peer: Any) -> None:
         for kind in (ddi.FLT_FLUSH_TYPE_FLUSH_AND_PURGE, ddi.FLT_FLUSH_TYPE_FILE_DATA_ONLY,
                      ddi.FLT_FLUSH_TYPE_DATA_SYNC_ONLY, ddi.FLT_FLUSH_TYPE_NO_SYNC):  # fmt: skip
             assert ddi.FltFlushBuffers2(peer, file, kind) == 0
-    assert seen == [False, True, True]
+        assert ddi.FltFlushBuffers(peer, file) == 0
+    assert seen == [False, True, True, False]
+
+
+def test_a_lower_filter_answers_controls(core: Volume, peer: Any) -> None:
+    """B4.1: each as the operation that it is."""
+    asked: list[Any] = []
+
+    def pre(data: Any, objects: object) -> Any:
+        asked.append((data.major, data.control_code, data.input))
+        data.buffer[:4] = b"told"
+        return data.complete(0, 4)
+
+    majors = (api.IRP_MJ_FILE_SYSTEM_CONTROL, api.IRP_MJ_DEVICE_CONTROL)
+    core.stack.insert(entry_of(*[(major, pre, None) for major in majors], name="lower", at="0.5"))
+    with peer.open("file") as file:
+        for control in (ddi.FltFsControlFile, ddi.FltDeviceIoControlFile):
+            room, got = bytearray(8), Out[int]()
+            assert control(peer, file, 0x7777, b"question", 8, room, 8, got) == 0
+            assert (bytes(room), got.value) == (b"told" + bytes(4), 4)
+    assert asked == [(major, 0x7777, b"question") for major in majors]
 
 
 def test_query_and_set_information(peer: Any, place: Path) -> None:
@@ -272,12 +296,16 @@ def test_callback_data_by_hand(peer: Any) -> None:
     ddi.FltPerformSynchronousIo(made)
     assert (made.status, made.information, room) == (0, 3, b"789")
     ddi.FltReuseCallbackData(made)
+    assert made.information == 0
     made.major, made.buffer, made.offset = api.IRP_MJ_READ, room, 0
     assert ddi.FltPerformAsynchronousIo(made, lambda data, context: context.set(), done) == api.STATUS_PENDING
     assert done.wait(20)
     assert room == b"012"
     ddi.FltFreeCallbackData(made)
+    with pytest.raises(ReferenceError):
+        made.perform()
     assert ddi.FltAllocateCallbackDataEx(peer, file, 0, data) == 0
+    assert data.value is not made and data.value.is_generated
 
 
 TOP = '''MANIFEST = {"name": "top", "altitude": "370500", "group": "FSFilter Activity Monitor", "filter": "Top"}

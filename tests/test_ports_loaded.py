@@ -217,6 +217,7 @@ class Ported(api.Filter):
         attributes.SecurityDescriptor = "everyone"
         assert self.create(attributes) == api.STATUS_INVALID_PARAMETER
         FltFreeSecurityDescriptor(descriptor.value)
+        assert not descriptor.value.allows(0, [])           # the port keeps what it said when it was opened
         return 0
 
     def create(self, attributes):
