@@ -252,6 +252,7 @@ def test_the_ddi_names(managed: Managed) -> None:
     managed.file.write_text(DDI.replace("CLOSES", "True"))
     managed.call(managed.manager.load, "asking")
     loaded: Any = managed.manager.filter("asking")
+    assert loaded.instances, "its set-up has come to its end"
     ported = loaded.object
     never: Out[Any] = Out()
     assert FltSendMessage(loaded, never, b"x", 1, None, None, None) == STATUS_PORT_DISCONNECTED
