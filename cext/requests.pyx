@@ -1239,6 +1239,11 @@ cdef class Volume:
         return self.open_backing().nodes.descriptors
 
     @property
+    def awaits(self):
+        """Is some callback of an attached instance `async def`?"""
+        return stackfs_flag(&self.stack.volume.awaits) != 0
+
+    @property
     def bypassed_opens(self):
         """Open files whose reads and writes no filter sees."""
         return self.open_backing().bypass.bypassed
@@ -1566,7 +1571,7 @@ cdef class Request:
         return self
 
     def receiving_as_asked(self):
-        """Make room for as much as the request itself asks for: an attribute's value, or the names of all. Returns self."""
+        """Make room for as much as the request asks for: an attribute's value, or the names of all. Returns self."""
         self.allocate(<Py_ssize_t>self.pointer.arguments.size)
         return self
 
@@ -1696,6 +1701,11 @@ cdef class Request:
     def nodeid(self):
         """An entry's nodeid; one lookup of it is now the kernel's (or the caller's: Volume.forget)."""
         return self.pointer.out_nodeid
+
+    @property
+    def unique(self):
+        """The request's number, as its filters see it."""
+        return self.pointer.unique
 
     @property
     def fh(self):
