@@ -120,8 +120,6 @@ class INSTANCE_AGGREGATE_STANDARD_INFORMATION(Information):
     VolumeName: str
     FilterName: str
     SupportedFeatures: int
-    MiniFilterFlags: int = 0
-    """The inner Flags: FLTFL_IASIM_DETACHED_VOLUME."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +175,6 @@ def of_instance(row: InstanceRow, information_class: int) -> Information:
                 row.volume,
                 row.filter,
                 row.features if isinstance(row.features, int) else 0,
-                FLTFL_IASIM_DETACHED_VOLUME if row.status == "Detached" else 0,
             )
 
 
