@@ -333,6 +333,9 @@ class CallbackData:
     def ea_name(self) -> bytes | None:
         """QUERY_EA, SET_EA and the security operations of an xattr: its full name (bytes), None for a list."""
     @property
+    def data_only(self) -> bool:
+        """FLUSH_BUFFERS: fdatasync(2), not fsync(2)."""
+    @property
     def control_code(self) -> int:
         """FILE_SYSTEM_CONTROL, DEVICE_CONTROL, and what is injected with buffers (D20): its number."""
     @property

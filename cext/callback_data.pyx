@@ -666,6 +666,13 @@ cdef class CallbackData:
         return <bytes>self.data.Iopb.Parameters.Ea.EaName
 
     @property
+    def data_only(self):
+        """FLUSH_BUFFERS: fdatasync(2), not fsync(2)."""
+        if self.live().Iopb.MajorFunction != IRP_MJ_FLUSH_BUFFERS:
+            self.refuse("data_only")
+        return self.data.Iopb.Parameters.Flush.DataOnly != 0
+
+    @property
     def control_code(self):
         """FILE_SYSTEM_CONTROL, DEVICE_CONTROL, and what is injected with buffers (D20): its number."""
         if not is_control(self.live().Iopb.MajorFunction):

@@ -174,7 +174,7 @@ cdef int nt_to_errno(NTSTATUS status) noexcept nogil:
         if TABLE[i].status == status:
             return TABLE[i].error
     if (status & ~0xFFF) == STATUS_ERRNO_BASE:
-        return status & 0xFFF
+        return EOPNOTSUPP if status & 0xFFF == ENOSYS else status & 0xFFF
     return 0 if NT_SUCCESS(status) else e.EIO
 
 

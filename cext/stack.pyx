@@ -47,8 +47,8 @@ from stackfs.cext.ntstatus cimport (
     STATUS_FLT_POST_OPERATION_CLEANUP, STATUS_IO_DEVICE_ERROR, STATUS_PENDING, STATUS_REPARSE, STATUS_SUCCESS)
 from stackfs.cext.operation_status cimport tell_status
 from stackfs.cext.pending cimport (
-    HOLD_CANCELLED, HOLD_RAISED, PASSIVE_LEVEL, hold_forget, hold_taken_over, holds_free, holds_new, holds_on_list, irql_set,
-    operation_hold, operation_irql)
+    HOLD_CANCELLED, HOLD_RAISED, PASSIVE_LEVEL, callback_enter, callback_frame_t, callback_leave, hold_forget, hold_taken_over,
+    holds_free, holds_new, holds_on_list, operation_hold, operation_irql)
 from stackfs.cext.threads cimport add_int, monotonic_time, stackfs_spin_lock, stackfs_spin_unlock
 from stackfs.cext.verifier cimport (
     verified_post, verified_pre, verifier_complains, verifier_encloses, verifier_on, verify_completed_pre)
@@ -671,8 +671,9 @@ cdef int python_pre(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *related,
 cdef int call_python_pre(operation_t *op, const FLT_RELATED_OBJECTS *related, void **context) except? -1:
     cdef FLT_INSTANCE *instance = related.Instance
     cdef CallbackData face = face_of(op, related)
-    cdef int level = irql_set(PASSIVE_LEVEL)
+    cdef callback_frame_t frame
     cdef int status
+    callback_enter(&frame, op, PASSIVE_LEVEL)
     try:
         try:
             answer = (<object>instance.PythonPre[op.current.MajorFunction])(face, <object>instance.Object)
@@ -703,7 +704,7 @@ cdef int call_python_pre(operation_t *op, const FLT_RELATED_OBJECTS *related, vo
             face.undo()
         return -1 if status == RAISED else status
     finally:
-        irql_set(level)
+        callback_leave(&frame)
         if not face.pended:
             face.end()
 
@@ -775,9 +776,10 @@ cdef inline object taken_context(void *context):
 cdef int call_python_post(operation_t *op, const FLT_RELATED_OBJECTS *related, void *context, uint32_t flags) except? -1:
     cdef FLT_INSTANCE *instance = related.Instance
     cdef CallbackData face = face_of(op, related)
-    cdef int level = irql_set(operation_irql(op))
+    cdef callback_frame_t frame
     cdef int status
     completion_context = taken_context(context)
+    callback_enter(&frame, op, operation_irql(op))
     try:
         try:
             answer = (<object>instance.PythonPost[op.current.MajorFunction])(
@@ -798,7 +800,7 @@ cdef int call_python_post(operation_t *op, const FLT_RELATED_OBJECTS *related, v
             face.undo()
         return -1 if status == RAISED else status
     finally:
-        irql_set(level)
+        callback_leave(&frame)
         if not face.pended:
             face.end()
 

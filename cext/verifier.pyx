@@ -24,7 +24,8 @@ from stackfs.cext.callback_data cimport (
 from stackfs.cext.impersonation cimport revert_to_self
 from stackfs.cext.inode_table cimport operation_path
 from stackfs.cext.ntstatus cimport NT_SUCCESS, STATUS_FLT_DISALLOW_FAST_IO, STATUS_PENDING, STATUS_SUCCESS
-from stackfs.cext.pending cimport HOLD_RAISED, PASSIVE_LEVEL, irql_get, irql_set, operation_irql
+from stackfs.cext.pending cimport (
+    HOLD_RAISED, PASSIVE_LEVEL, callback_enter, callback_frame_t, callback_leave, irql_get, operation_irql)
 from stackfs.cext.stack cimport FLT_FILTER  # no-cython-lint: completes the struct
 from stackfs.cext.stack cimport FLT_INSTANCE, MAJOR_FUNCTIONS, NAME_PROVIDERS, callback_t, operation_t
 
@@ -188,10 +189,12 @@ cdef int verified_pre(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *relate
     cdef FLT_INSTANCE *instance = related.Instance
     cdef const callback_t *callback = &instance.Verified[op.current.MajorFunction]
     cdef const void *outer = verified_enter(instance)
-    cdef int level = irql_set(PASSIVE_LEVEL)
+    cdef callback_frame_t frame
     cdef const char *wrong
-    cdef int status = callback.pre(data, related, context)
-    irql_set(level)
+    cdef int status
+    callback_enter(&frame, op, PASSIVE_LEVEL)
+    status = callback.pre(data, related, context)
+    callback_leave(&frame)
     verified_enter(outer)
     if status == HOLD_RAISED:
         if instance.PythonPre[op.current.MajorFunction] is not NULL:
@@ -208,10 +211,12 @@ cdef int verified_post(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *relat
     cdef FLT_INSTANCE *instance = related.Instance
     cdef IO_STATUS_BLOCK before = data.IoStatus
     cdef const void *outer = verified_enter(instance)
-    cdef int level = irql_set(operation_irql(op))
+    cdef callback_frame_t frame
     cdef const char *wrong
-    cdef int status = instance.Verified[op.current.MajorFunction].post(data, related, context, flags)
-    irql_set(level)
+    cdef int status
+    callback_enter(&frame, op, operation_irql(op))
+    status = instance.Verified[op.current.MajorFunction].post(data, related, context, flags)
+    callback_leave(&frame)
     verified_enter(outer)
     if status == HOLD_RAISED:
         if instance.PythonPost[op.current.MajorFunction] is not NULL:

@@ -18,6 +18,7 @@ from stack_driver import (
     GETXATTR,
     MKDIR,
     OPEN,
+    OPENDIR,
     RELEASE,
     SETXATTR,
     WRITE,
@@ -27,6 +28,7 @@ from stack_driver import (
     error_of,
     go_on,
     lookup,
+    names_of,
     opened,
     read,
 )
@@ -295,6 +297,61 @@ def test_a5_an_mdl_of_the_swappers_own_is_the_managers(core: Volume, place: Path
     assert seen == [(10, b"." * 10)] and host.told == []
 
 
+def test_a5_what_can_be_locked(core: Volume, place: Path) -> None:
+    """Only what has a buffer; twice is once; in a post nothing becomes dirty. No MDL is no address."""
+    seen: dict[str, Any] = {}
+
+    def pre(data: Any, objects: object) -> int:
+        seen[data.request] = [ddi.FltLockUserBuffer(data), data.is_dirty, mdl_of(data) is not None]
+        return FLT_PREOP_SUCCESS_WITH_CALLBACK
+
+    def post(data: Any, objects: object, context: Any, flags: int) -> None:
+        seen[data.request] += [ddi.FltLockUserBuffer(data), data.is_dirty]
+        mdl = mdl_of(data)
+        if mdl is not None:
+            assert bytes(ddi.MmGetSystemAddressForMdlSafe(mdl)) == bytes(data.buffer)  # type: ignore[arg-type]
+            assert ddi.FltLockUserBuffer(data) == STATUS_SUCCESS
+            seen[data.request] += [ddi.MmGetMdlByteCount(mdl)]
+
+    majors = (IRP_MJ_READ, IRP_MJ_WRITE, IRP_MJ_FLUSH_BUFFERS, IRP_MJ_QUERY_EA, IRP_MJ_CREATE)
+    attach(core, *[(major, pre, post) for major in majors])
+    os.setxattr(place / "file", "user.x", b"value")
+    node = lookup(core, b"file")
+    fh = opened(core, node, os.O_RDWR)
+    read(core, fh, 7)
+    core.request(WRITE, fh=fh, buffer=b"xy", size=2, offset=1).do()
+    core.request(FSYNC, fh=fh).do()
+    refused = api.STATUS_INVALID_PARAMETER
+    assert seen == {
+        "open": [refused, False, False, refused, False], "fsync": [refused, False, False, refused, False],
+        "read": [0, True, True, 0, False, 7], "write": [0, True, True, 0, False, 2],
+    }  # fmt: skip
+    assert ddi.MmGetSystemAddressForMdlSafe(None) is None
+
+
+def test_a5_only_a_pre_swaps(core: Volume, place: Path) -> None:
+    """And only where there is a buffer to swap; a listing is changed by its entries."""
+    refused: list[str] = []
+
+    def pre(data: Any, objects: object) -> int:
+        with pytest.raises(AttributeError):
+            data.buffer = bytearray(data.length)
+        refused.append(data.request)
+        return FLT_PREOP_SUCCESS_NO_CALLBACK
+
+    def post(data: Any, objects: object, context: Any, flags: int) -> None:
+        with pytest.raises(AttributeError, match="in the pre callback"):
+            data.buffer = bytearray(data.length)
+        refused.append(data.request)
+
+    attach(core, (IRP_MJ_READ, None, post), (IRP_MJ_FLUSH_BUFFERS, pre, None), (api.IRP_MJ_DIRECTORY_CONTROL, pre, None))
+    fh = opened(core, lookup(core, b"file"), os.O_RDWR)
+    assert read(core, fh) == b"0123456789"
+    core.request(FSYNC, fh=fh).do()
+    assert b"file" in names_of(core, core.request(OPENDIR, 1).do().fh)
+    assert refused[:2] == ["read", "fsync"] and "readdirplus" in refused
+
+
 @pytest.mark.verifier_errors("its post is not called")
 def test_a4_decode_parameters(core: Volume, place: Path) -> None:
     seen: dict[str, Any] = {}
@@ -359,6 +416,31 @@ def test_a6_19_reissued_below_with_what_was_changed(core: Volume, place: Path) -
     assert read(core, opened(core, lookup(core, b"file")), 3) == b"456"
     assert seen == [(0, False), (4, True)]
     assert told == [(api.STATUS_DEVICE_NOT_READY, 0), "below", (0, 3, 4), ("above", 0, False)]
+
+
+def test_a6_19_what_stays_of_the_flags(core: Volume, place: Path) -> None:
+    """A4.2: those of FLTFL_CALLBACK_DATA_REISSUE_MASK, the kind and the buffer's; REISSUED_IO is new."""
+    seen: list[int] = []
+    mask = ddi_data.FLTFL_CALLBACK_DATA_REISSUE_MASK
+
+    def post(data: Any, objects: object, context: Any, flags: int) -> None:
+        seen.append(data.flags)
+        assert data.reissue()
+
+    def below(data: Any, objects: object) -> int:
+        seen.append(data.flags)
+        return FLT_PREOP_SUCCESS_NO_CALLBACK
+
+    attach(core, (IRP_MJ_QUERY_EA, lambda *_: FLT_PREOP_SYNCHRONIZE, post), at="2")
+    attach(core, (IRP_MJ_QUERY_EA, below, None), at="1")
+    os.setxattr(place / "file", "user.x", b"value")
+    node = lookup(core, b"file")
+    assert core.request(GETXATTR, node, name=b"user.x").receiving(100).do().result() == b"value"
+    first, before, again = seen
+    kept = api.FLTFL_CALLBACK_DATA_IRP_OPERATION | api.FLTFL_CALLBACK_DATA_SYSTEM_BUFFER
+    assert mask == 0xFFFF and first == before & mask == again & mask == kept
+    assert again & ~mask == api.FLTFL_CALLBACK_DATA_REISSUED_IO
+    assert before & ~mask == api.FLTFL_CALLBACK_DATA_POST_OPERATION
 
 
 def test_a6_19_a_create_with_another_name(core: Volume, place: Path) -> None:

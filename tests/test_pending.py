@@ -36,7 +36,7 @@ from stack_driver import (
 )
 from test_device import INTERRUPT, LOOKUP, READDIRPLUS, SECONDS, Wire, message, pair, readable, thread_count
 
-from stackfs import api, verifier
+from stackfs import api, fltkernel, verifier
 from stackfs.api import (
     FLT_POSTOP_MORE_PROCESSING_REQUIRED,
     FLT_PREOP_COMPLETE,
@@ -684,6 +684,31 @@ def test_what_an_instance_holds_is_cancelled_together(core: Volume, place: Path)
     assert {request.error for request in requests if request.run()} == {errno.EINTR} and not waiting.is_set()
     others.take().complete_pended_pre(FLT_PREOP_SUCCESS_NO_CALLBACK)
     assert waiting.is_set()
+
+
+def test_cancelling_under_the_names_of_the_ddi(core: Volume, place: Path) -> None:
+    keeper, calls = Keeper(), []
+
+    def routine(data: Data) -> None:
+        calls.append(data.name)
+        fltkernel.FltCompletePendedPreOperation(data, data.complete(STATUS_CANCELLED), None)
+
+    def pre(data: Data, objects: object) -> int:
+        assert fltkernel.FltSetCancelCompletion(data, routine) == STATUS_SUCCESS
+        keeper.kept.put(data)
+        return FLT_PREOP_PENDING
+
+    core.stack.insert(entry_of((IRP_MJ_CREATE, pre, None)))
+    first, second = held_mkdir(core, b"one"), held_mkdir(core, b"two")
+    woken = [parked(first), parked(second)]
+    one, two = keeper.take(), keeper.take()
+    assert not fltkernel.FltIsIoCanceled(one)
+    assert fltkernel.FltClearCancelCompletion(one) == STATUS_SUCCESS
+    assert fltkernel.FltClearCancelCompletion(one) == STATUS_CANCELLED
+    assert not fltkernel.FltCancelIo(one) and fltkernel.FltIsIoCanceled(one), "nobody has said how: it is marked"
+    assert fltkernel.FltCancelIo(two) and calls == [b"two"] and woken[1].is_set() and not woken[0].is_set()
+    fltkernel.FltCompletePendedPreOperation(one, FLT_PREOP_SUCCESS_NO_CALLBACK, None)
+    assert woken[0].is_set() and [each.error for each in (first, second) if each.run()] == [0, errno.EINTR]
 
 
 def test_cancel_and_completion_race_and_one_of_them_wins(core: Volume, place: Path) -> None:
