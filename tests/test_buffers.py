@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Drive, needs_root
+from conftest import Drive, needs_root, run
 from stack_driver import (
     CREATE,
     FSYNC,
@@ -21,6 +22,7 @@ from stack_driver import (
     OPENDIR,
     RELEASE,
     SETXATTR,
+    SYMLINK,
     WRITE,
     Host,
     descriptors,
@@ -329,6 +331,23 @@ def test_a5_what_can_be_locked(core: Volume, place: Path) -> None:
     assert ddi.MmGetSystemAddressForMdlSafe(None) is None
 
 
+def test_a5_an_unmarked_swap_is_forgotten(core: Volume, place: Path) -> None:
+    """The base works on the program's own buffer, and the post sees that one."""
+    other = bytearray(b"-" * 10)
+    seen: list[bytes] = []
+
+    def pre(data: Any, objects: object) -> int:
+        data.buffer = other
+        return FLT_PREOP_SUCCESS_WITH_CALLBACK
+
+    def post(data: Any, objects: object, context: Any, flags: int) -> None:
+        seen.append(bytes(data.buffer))
+
+    attach(core, (IRP_MJ_READ, pre, post))
+    assert read(core, opened(core, lookup(core, b"file"))) == b"0123456789"
+    assert seen == [b"0123456789"] and other == b"-" * 10
+
+
 def test_a5_only_a_pre_swaps(core: Volume, place: Path) -> None:
     """And only where there is a buffer to swap; a listing is changed by its entries."""
     refused: list[str] = []
@@ -344,7 +363,8 @@ def test_a5_only_a_pre_swaps(core: Volume, place: Path) -> None:
             data.buffer = bytearray(data.length)
         refused.append(data.request)
 
-    attach(core, (IRP_MJ_READ, None, post), (IRP_MJ_FLUSH_BUFFERS, pre, None), (api.IRP_MJ_DIRECTORY_CONTROL, pre, None))
+    attach(core, (IRP_MJ_READ, None, post), *[(major, pre, None) for major in
+                                               (IRP_MJ_FLUSH_BUFFERS, api.IRP_MJ_DIRECTORY_CONTROL)])  # fmt: skip
     fh = opened(core, lookup(core, b"file"), os.O_RDWR)
     assert read(core, fh) == b"0123456789"
     core.request(FSYNC, fh=fh).do()
@@ -366,7 +386,8 @@ def test_a4_decode_parameters(core: Volume, place: Path) -> None:
             data.set_dirty()
         return FLT_PREOP_SUCCESS_NO_CALLBACK
 
-    majors = (IRP_MJ_READ, IRP_MJ_WRITE, IRP_MJ_FLUSH_BUFFERS, IRP_MJ_SET_EA, IRP_MJ_DEVICE_CONTROL)
+    majors = (IRP_MJ_READ, IRP_MJ_WRITE, IRP_MJ_FLUSH_BUFFERS, IRP_MJ_SET_EA, IRP_MJ_DEVICE_CONTROL,
+              api.IRP_MJ_FILE_SYSTEM_CONTROL)  # fmt: skip
     attach(core, *[(major, pre, None) for major in majors])
     node = lookup(core, b"file")
     fh = opened(core, node, os.O_RDWR)
@@ -374,7 +395,9 @@ def test_a4_decode_parameters(core: Volume, place: Path) -> None:
     core.request(WRITE, fh=fh, buffer=b"xy", size=2, offset=1).do()
     core.request(FSYNC, fh=fh).do()
     core.request(SETXATTR, node, name=b"user.x", buffer=b"value").do()
+    core.request(SYMLINK, name=b"link", name2=b"target").do()
     assert seen == {
+        "symlink": (ddi.IoModifyAccess, 6, None),
         "read": (ddi.IoWriteAccess, 7, None),
         "write": (ddi.IoReadAccess, 2, None),
         "fsync": api.STATUS_INVALID_PARAMETER,
@@ -585,6 +608,28 @@ def test_a5_a_swap_buffer_filter_on_each_lane(
             model[at : at + len(new)] = new
     assert path.read_bytes() == bytes(model)
     assert (made.src / "file").read_bytes() == xor(model)
+
+
+BAD_BUFFER = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+fd = os.open(sys.argv[1], os.O_RDWR)
+for call in (libc.pread, libc.pwrite):
+    for address in (ctypes.c_void_p(8), ctypes.c_char_p(b"0123456789")):
+        done = call(fd, address, ctypes.c_size_t(10), ctypes.c_long(0))
+        print(done, ctypes.get_errno() if done < 0 else 0)
+"""
+
+
+@needs_root
+def test_a5_memory_that_a_program_does_not_have(drive: Callable[..., Drive], lanes: str, tmp_path: Path) -> None:
+    """Is the kernel's to find: the filters' buffers are the daemon's own, and an operation never fails for it."""
+    (tmp_path / "turns.py").write_text(TURNS)
+    made = drive(f"filterdir={tmp_path},filter=turns,cache=strict")
+    (made.mnt / "file").write_bytes(b"9876543210")
+    lines = run(sys.executable, "-I", "-c", BAD_BUFFER, made.mnt / "file").stdout.splitlines()
+    bad = f"-1 {errno.EFAULT}"
+    assert [lines[0], lines[2]] == [bad, bad] and [lines[1], lines[3]] == ["10 0", "10 0"]
 
 
 # ---- another volume -------------------------------------------------------------------------------------------------

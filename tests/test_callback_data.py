@@ -256,7 +256,7 @@ def test_attributes_that_a_filter_makes_up_do_not_harm_the_inode(core: Volume, p
 
 
 def test_a_change_counts_only_where_it_is_marked(core: Volume, place: Path) -> None:
-    """A4.5: not unmarked, not when the mark was taken back; a mark is seen by nobody below, and taken back by nobody."""
+    """A4.5: not unmarked, not when the mark was taken back; nobody below sees a mark, or takes it back."""
     seen: list[tuple[bytes, bool]] = []
 
     def unmarked(data: Any, objects: object) -> int:
@@ -306,9 +306,9 @@ def test_an_outcome_counts_without_a_mark(core: Volume, place: Path) -> None:
 
 def test_what_no_callback_changes(core: Volume, place: Path) -> None:
     """A4.1, A4.3, A4.7: the function, the flags, the requestor and the request's number are there to be read."""
-    fixed = ("major", "minor", "flags", "irp_flags", "is_irp", "is_fast_io", "is_fs_filter", "is_generated", "tid", "pid",
-             "uid", "gid", "comm", "request", "request_number", "principal", "file", "file_object", "directory", "path",
-             "instance")  # fmt: skip
+    fixed = ("major", "minor", "flags", "irp_flags", "is_irp", "is_fast_io", "is_fs_filter", "is_generated", "tid",
+             "pid", "uid", "gid", "comm", "request", "request_number", "principal", "file", "file_object", "directory",
+             "path", "instance")  # fmt: skip
     seen: list[dict[str, Any]] = []
 
     def callback(data: Any, *_: Any) -> int:
@@ -346,7 +346,8 @@ def test_the_kind_of_an_operation_and_its_way(core: Volume, place: Path, opcode:
     fh = opened(core, node)
     core.stack.insert(entry_of((major, callback, callback)))
     arguments: dict[int, dict[str, Any]] = {
-        LOOKUP: {"name": b"file"}, GETATTR: {"nodeid": node}, CREATE: {"name": b"new", "mode": 0o600, "flags": os.O_RDWR},
+        LOOKUP: {"name": b"file"}, GETATTR: {"nodeid": node},
+        CREATE: {"name": b"new", "mode": 0o600, "flags": os.O_RDWR},
         READ: {"fh": fh, "size": 1, "buffer": bytearray(1), "open_flags": 2},
     }  # fmt: skip
     more = dict(arguments[opcode])

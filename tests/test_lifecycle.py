@@ -20,11 +20,13 @@ from stackfs.api import (
     STATUS_FLT_DELETING_OBJECT,
     STATUS_FLT_DO_NOT_ATTACH,
     STATUS_FLT_DO_NOT_DETACH,
+    STATUS_FLT_DUPLICATE_ENTRY,
     STATUS_FLT_FILTER_NOT_FOUND,
     STATUS_FLT_FILTER_NOT_READY,
     STATUS_FLT_INSTANCE_ALTITUDE_COLLISION,
     STATUS_FLT_INSTANCE_NAME_COLLISION,
     STATUS_FLT_INSTANCE_NOT_FOUND,
+    STATUS_FLT_INVALID_CONTEXT_REGISTRATION,
     STATUS_FLT_NOT_INITIALIZED,
     STATUS_FLT_VOLUME_NOT_FOUND,
     STATUS_IMAGE_ALREADY_LOADED,
@@ -89,7 +91,7 @@ def Unload(Flags):
     return STATUS_SUCCESS
 
 def Setup(FltObjects, Flags, VolumeDeviceType, VolumeFilesystemType):
-    trace.append(("setup", FltObjects.Instance.name, Flags, VolumeDeviceType))
+    trace.append(("setup", FltObjects.Instance.name, Flags, VolumeDeviceType, VolumeFilesystemType))
     return STATUS_SUCCESS
 
 def Query(FltObjects, Flags):
@@ -157,7 +159,7 @@ def test_a_driver_from_entry_to_unload(bench: Bench, mandatory: bool) -> None:
             )
             assert trace == [
                 ("entry", r"\Registry\Machine\System\CurrentControlSet\Services\f"),
-                ("setup", "f", api.FLTFL_INSTANCE_SETUP_AUTOMATIC_ATTACHMENT, 8),
+                ("setup", "f", api.FLTFL_INSTANCE_SETUP_AUTOMATIC_ATTACHMENT, 8, 0),
                 ("pre", "f", "v"),
                 ("post", "f", 0),
                 ("unload", int(mandatory)),
@@ -258,6 +260,36 @@ def DriverEntry(DriverObject, RegistryPath):
     test(bench)
 
 
+def test_registrations_with_statuses_of_their_own(bench: Bench) -> None:
+    """A2.13, B2.2: contexts that cannot be, an operation that is there twice; then one that can be is the first."""
+    entry = """
+seen = []
+def DriverEntry(DriverObject, RegistryPath):
+    read = FLT_OPERATION_REGISTRATION(IRP_MJ_READ, 0, PreFlush)
+    end = FLT_OPERATION_REGISTRATION(IRP_MJ_OPERATION_END)
+    for contexts, operations in (
+        ([FLT_CONTEXT_REGISTRATION(3, 0, None, 8)], []),
+        ([FLT_CONTEXT_REGISTRATION(FLT_STREAM_CONTEXT, 0, None, 8)], [read, read]),
+        ([FLT_CONTEXT_REGISTRATION(FLT_STREAM_CONTEXT, 0, None, 8)], [read, end, read]),
+    ):
+        registration = FLT_REGISTRATION(ContextRegistration=contexts, OperationRegistration=operations)
+        seen.append(FltRegisterFilter(DriverObject, registration, gFilter))
+    return seen[-1]
+"""
+
+    @on_trio
+    async def test(bench: Bench) -> None:
+        bench.drop_driver(DRIVER + entry)
+        await bench.manager.load("f")
+        assert bench.module().seen == [
+            STATUS_FLT_INVALID_CONTEXT_REGISTRATION,
+            STATUS_FLT_DUPLICATE_ENTRY,
+            STATUS_SUCCESS,
+        ]
+
+    test(bench)
+
+
 def test_a_driver_that_starts_filtering_later(bench: Bench) -> None:
     """A2.14: registered and not started, it is loaded and has no instances; its automatic ones come with the start."""
 
@@ -327,7 +359,7 @@ def Query(FltObjects, Flags):
 
 
 def test_what_a_registration_says_and_nothing_here_asks(bench: Bench) -> None:
-    """A2.9, A2.13: any Size; the flags of pipes, DAX and small systems; a callback for transactions, which never come."""
+    """A2.9, A2.13: any Size; the flags of pipes, DAX and small systems; a callback for transactions."""
     fields = ("Size=12345, FilterUnloadCallback=Unload, TransactionNotificationCallback=Unload, "
               "Flags=FLTFL_REGISTRATION_SUPPORT_NPFS_MSFS | FLTFL_REGISTRATION_SUPPORT_DAX_VOLUME"
               " | FLTFL_REGISTRATION_SUPPORT_WCOS")  # fmt: skip

@@ -5,11 +5,11 @@ One file for each section, a1.toml to b5.toml, and advantages.toml for what the 
 
     title = "Attaching and detaching an instance"
     [[row]]
-    rule = "A3.6"                                         # its number in docs/semantics.md; a rule may have several rows
+    rule = "A3.6"                                         # its number in docs/semantics.md; it may have several rows
     what = "A detach asks instance_query_teardown; anything but success refuses it"
     names = ["FltDetachVolume", "STATUS_FLT_DO_NOT_DETACH"]   # the names of the DDI that it covers; may be left out
     tests = ["tests/test_lifecycle.py::test_x"]           # each fails when the feature does nothing
-    lanes = ["device", "irp"]                             # or "stack": driven without a mount; "process": no request at all
+    lanes = ["device", "irp"]                             # or "stack": without a mount; "process": no request at all
     state = "done"                                        # done | differs | impossible
     why = "..."                                           # for the last two: what is different on Linux, and why
 
@@ -40,9 +40,10 @@ INTRODUCTION = """\
 
 Made from `tests/conformance/*.toml` by `python tests/conformance/table.py`; do not edit.
 
-One line for each rule of [semantics.md](semantics.md) that the Filter Manager has too, and for each routine, status and flag that it
-concerns, with the tests that show it. Each of these tests fails when the feature is made to do nothing. *Lanes*: `device` and `irp`, through a mount on that
-lane; `stack`, requests that are put into the stack without a mount, which is the same on every lane; `process`, what is no request.
+One line for each rule of [semantics.md](semantics.md) that the Filter Manager has too, and for each routine, status and
+flag that it concerns, with the tests that show it. Each of these tests fails when the feature is made to do nothing.
+*Lanes*: `device` and `irp`, through a mount on that lane; `stack`, requests that are put into the stack without a
+mount, which is the same on every lane; `process`, what is no request.
 """
 
 
@@ -120,7 +121,8 @@ def lines_of(part: Part) -> list[str]:
             what = row.what + (f" **On Linux:** {row.why}" if row.why else "")
             shown = code([test.removeprefix("tests/") for test in row.tests])
             hresult = "" if row.hresult is None else f"0x{row.hresult:08X}"
-            cells = (code(row.names), f"0x{row.value:08X}", hresult, cell(what), STATES[row.state], ", ".join(row.lanes), shown)
+            cells = (code(row.names), f"0x{row.value:08X}", hresult, cell(what), STATES[row.state],
+                     ", ".join(row.lanes), shown)  # fmt: skip
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return lines

@@ -1,4 +1,4 @@
-"""What the Filter Manager is there for, as far as no other test shows it: stack use, and one callback for every way in."""
+"""What the Filter Manager is there for, as far as no other test shows it: stack use, one callback for every way in."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_layers_take_no_stack(core: Volume, place: Path) -> None:
 
 
 def test_one_callback_for_every_way_in(core: Volume, place: Path) -> None:
-    """A program's read comes as fast I/O, the page cache's as an IRP: one registration, one callback, the same fields."""
+    """A program's read comes as fast I/O, the page cache's as an IRP: one callback, the same fields."""
     seen: list[tuple[Any, ...]] = []
 
     def callback(data: Any, *_: Any) -> int:

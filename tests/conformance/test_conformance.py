@@ -10,7 +10,6 @@ import ast
 import functools
 import re
 import tomllib
-from pathlib import Path
 
 import pytest
 import table

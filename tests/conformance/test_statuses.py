@@ -1,4 +1,4 @@
-"""Statuses (docs/semantics.md A10): what a program and user mode see of each, also of those that nothing here answers."""
+"""Statuses (docs/semantics.md A10): what a program and user mode see of each, also of those nothing here answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from stack_driver import CREATE, LOOKUP, entry_of, error_of, lookup
+from stack_driver import CREATE, LOOKUP, entry_of, error_of
 
 from stackfs import api
 from stackfs.cext import ntstatus
@@ -27,8 +27,9 @@ def test_every_status_of_the_filter_manager_comes_out_by_the_table(core: Volume,
     def see(data: Any, *_: Any) -> None:
         above.append(data.status)
 
-    core.stack.insert(entry_of((api.IRP_MJ_QUERY_OPEN, lambda *_: 0, see), name="above", at="2"))
-    core.stack.insert(entry_of((api.IRP_MJ_QUERY_OPEN, lambda data, _: data.complete(answer[0]), None), name="f", at="1"))
+    major = api.IRP_MJ_QUERY_OPEN
+    core.stack.insert(entry_of((major, lambda *_: 0, see), name="above", at="2"))
+    core.stack.insert(entry_of((major, lambda data, _: data.complete(answer[0]), None), name="f", at="1"))
     for name, status in OWN.items():
         if name in ("STATUS_FLT_IO_COMPLETE", "STATUS_FLT_DISALLOW_FAST_IO"):
             continue                                            # no outcome (A6.5), and none of a QUERY_OPEN
@@ -69,7 +70,8 @@ def test_no_status_becomes_enosys(core: Volume, place: Path) -> None:
     for status in (*(status for status, *_ in ntstatus.table()), *carried, 0xC0000FFF, 0xD0000001):
         assert api.to_errno(status) != errno.ENOSYS, hex(status)
     assert api.from_errno(errno.ENOSYS) == api.STATUS_NOT_SUPPORTED
-    core.stack.insert(entry_of((api.IRP_MJ_QUERY_OPEN, lambda data, _: data.complete(api.STATUS_NOT_IMPLEMENTED), None)))
+    refuses = (api.IRP_MJ_QUERY_OPEN, lambda data, _: data.complete(api.STATUS_NOT_IMPLEMENTED), None)
+    core.stack.insert(entry_of(refuses))
     assert error_of(core, LOOKUP, name=b"file") == errno.EOPNOTSUPP
 
 
