@@ -153,6 +153,9 @@ cpdef enum FsControlCode:
     FSCTL_SET_ZERO_DATA = 0x980C8       # fallocate: punch a hole, zero a range
     FSCTL_DUPLICATE_EXTENTS_TO_FILE = 0x98344   # copy_file_range; sent to the target
     FSCTL_MANAGE_BYPASS_IO = 0x90448    # may this open be bypassed? Completing it with an error vetoes that
+    FSCTL_LOCK_VOLUME = 0x90018         # these three of the volume, injected (D20)
+    FSCTL_UNLOCK_VOLUME = 0x9001C
+    FSCTL_DISMOUNT_VOLUME = 0x90020
 
 # MinorFunction of DIRECTORY_CONTROL
 cpdef enum DirectoryMinorFunction:
@@ -166,6 +169,23 @@ cpdef enum LockMinorFunction:
     IRP_MN_UNLOCK_ALL = 3               # the file object's: at RELEASE
     IRP_MN_UNLOCK_ALL_BY_KEY = 4        # one owner's: at close(2)
     IRP_MN_QUERY_LOCK = 0x80            # F_GETLK; Windows has none
+
+# MinorFunction of PNP
+cpdef enum PnpMinorFunction:
+    IRP_MN_QUERY_REMOVE_DEVICE = 1
+    IRP_MN_REMOVE_DEVICE = 2
+    IRP_MN_CANCEL_REMOVE_DEVICE = 3
+    IRP_MN_SURPRISE_REMOVAL = 0x17
+
+# AcquireForSectionSynchronization
+cpdef enum SectionSyncType:
+    SyncTypeOther = 0
+    SyncTypeCreateSection = 1
+
+cpdef enum PageProtection:
+    PAGE_READONLY = 2
+    PAGE_READWRITE = 4
+    PAGE_EXECUTE = 0x10
 
 # QuerySecurity/SetSecurity.SecurityInformation
 cpdef enum SecurityInformation:
@@ -214,6 +234,7 @@ cdef enum:
     FO_CREATED = 512                     # its CREATE has succeeded: there is a stream, which can have contexts,
     FO_CLOSED = 1024                     # until its CLOSE
     FO_FILE_OPEN_CANCELLED = 2048        # FltCancelFileOpen has closed it below
+    FO_SECTION = 4096                    # the kernel has read pages of it, or of a mapping: filters have been told (D19)
 
 ctypedef struct FILE_OBJECT:
     node_t *Node                         # what is open; NULL before a create by name has succeeded
@@ -290,7 +311,7 @@ ctypedef struct DIRECTORY_PARAMETERS:    # QUERY_DIRECTORY; NOTIFY_CHANGE_DIRECT
     void *Buffer                         # linux_dirent64 records; IoStatus.Information: bytes
     void *MdlAddress
 
-ctypedef struct CONTROL_PARAMETERS:      # FILE_SYSTEM_CONTROL, DEVICE_CONTROL
+ctypedef struct CONTROL_PARAMETERS:      # FILE_SYSTEM_CONTROL, DEVICE_CONTROL; what is injected (D20)
     uint32_t ControlCode
     uint32_t InputBufferLength
     uint32_t OutputBufferLength
@@ -327,6 +348,23 @@ ctypedef struct VOLUME_PARAMETERS:       # QUERY_VOLUME_INFORMATION; SET_VOLUME_
 ctypedef struct FLUSH_PARAMETERS:        # FLUSH_BUFFERS
     uint32_t DataOnly
 
+ctypedef struct SECTION_PARAMETERS:      # ACQUIRE_FOR_SECTION_SYNCHRONIZATION
+    uint32_t SyncType
+    uint32_t PageProtection              # what whoever has the file open may do with a mapping of it
+
+ctypedef struct MODIFIED_PAGE_PARAMETERS:    # ACQUIRE_FOR_MOD_WRITE, RELEASE_FOR_MOD_WRITE
+    int64_t EndingOffset                 # of the pages that are written back
+
+ctypedef struct FAST_IO_CHECK_PARAMETERS:    # FAST_IO_CHECK_IF_POSSIBLE
+    int64_t FileOffset
+    uint64_t Length
+    uint64_t LockOwner
+    uint8_t CheckForReadOperation
+    uint8_t Wait
+
+ctypedef struct MOUNT_PARAMETERS:        # VOLUME_MOUNT
+    uint32_t DeviceType
+
 ctypedef union FLT_PARAMETERS:
     CREATE_PARAMETERS Create
     READ_WRITE_PARAMETERS Read
@@ -340,6 +378,10 @@ ctypedef union FLT_PARAMETERS:
     VOLUME_PARAMETERS Volume
     FLUSH_PARAMETERS Flush
     LOCK_PARAMETERS Lock
+    SECTION_PARAMETERS AcquireForSectionSynchronization
+    MODIFIED_PAGE_PARAMETERS AcquireForModifiedPageWriter
+    FAST_IO_CHECK_PARAMETERS FastIoCheckIfPossible
+    MOUNT_PARAMETERS MountVolume
 
 ctypedef struct FLT_IO_PARAMETER_BLOCK:
     uint32_t IrpFlags
@@ -393,7 +435,7 @@ cdef class CallbackData:
     """The Python face of one operation, alive while the callback it was given to runs, or until its filter completes it."""
     cdef FLT_CALLBACK_DATA *data         # NULL once the callback has returned, or the operation has been completed
     cdef const FLT_RELATED_OBJECTS *objects
-    cdef object owner                    # the Python object whose memory the request's buffer is, or None
+    cdef object owner                    # whose memory the request's buffer is (Python), or None; once dead: whose data it was (verifier)
     cdef list carried                    # what callbacks above have put into the parameters, or None
     cdef bint writable                   # may `buffer` be written in place
     cdef list views                      # memoryviews given out
@@ -410,6 +452,7 @@ cdef class CallbackData:
     cdef void hold(self, FLT_RELATED_OBJECTS *lasting)
     cdef FLT_CALLBACK_DATA *finish(self, bint post) except NULL
     cdef FLT_CALLBACK_DATA *live(self) except NULL
+    cdef int dead(self, bint completing) except -1
     cdef void commit(self)               # the callback has returned what is legal: what it made counts
     cdef void undo(self)                 # it has not
     cdef void end(self)

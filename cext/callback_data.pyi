@@ -147,6 +147,9 @@ class FsControlCode(IntEnum):
     FSCTL_SET_ZERO_DATA = 0x980C8
     FSCTL_DUPLICATE_EXTENTS_TO_FILE = 0x98344
     FSCTL_MANAGE_BYPASS_IO = 0x90448
+    FSCTL_LOCK_VOLUME = 0x90018
+    FSCTL_UNLOCK_VOLUME = 0x9001C
+    FSCTL_DISMOUNT_VOLUME = 0x90020
 
 class DirectoryMinorFunction(IntEnum):
     IRP_MN_QUERY_DIRECTORY = 1
@@ -158,6 +161,21 @@ class LockMinorFunction(IntEnum):
     IRP_MN_UNLOCK_ALL = 3
     IRP_MN_UNLOCK_ALL_BY_KEY = 4
     IRP_MN_QUERY_LOCK = 0x80
+
+class PnpMinorFunction(IntEnum):
+    IRP_MN_QUERY_REMOVE_DEVICE = 1
+    IRP_MN_REMOVE_DEVICE = 2
+    IRP_MN_CANCEL_REMOVE_DEVICE = 3
+    IRP_MN_SURPRISE_REMOVAL = 0x17
+
+class SectionSyncType(IntEnum):
+    SyncTypeOther = 0
+    SyncTypeCreateSection = 1
+
+class PageProtection(IntEnum):
+    PAGE_READONLY = 2
+    PAGE_READWRITE = 4
+    PAGE_EXECUTE = 0x10
 
 class SecurityInformation(IntEnum):
     OWNER_SECURITY_INFORMATION = 1
@@ -315,15 +333,19 @@ class CallbackData:
     def ea_name(self) -> bytes | None:
         """QUERY_EA, SET_EA and the security operations of an xattr: its full name (bytes), None for a list."""
     @property
+    def data_only(self) -> bool:
+        """FLUSH_BUFFERS: fdatasync(2), not fsync(2)."""
+    @property
     def control_code(self) -> int:
-        """FILE_SYSTEM_CONTROL, DEVICE_CONTROL: the FSCTL_* or IOCTL number."""
+        """FILE_SYSTEM_CONTROL, DEVICE_CONTROL, and what is injected with buffers (D20): its number."""
     @property
     def input(self) -> bytes:
         """FILE_SYSTEM_CONTROL, DEVICE_CONTROL: what the caller passed in, copied."""
     @property
     def range(self) -> tuple[int, int]:
         """(offset, length) of what is locked (LOCK_CONTROL), reserved (FileAllocationInformation), zeroed
-        (FSCTL_SET_ZERO_DATA) or copied to (FSCTL_DUPLICATE_EXTENTS_TO_FILE). A pre callback may set another."""
+        (FSCTL_SET_ZERO_DATA), copied to (FSCTL_DUPLICATE_EXTENTS_TO_FILE) or asked about
+        (FAST_IO_CHECK_IF_POSSIBLE). A pre callback may set another."""
     @range.setter
     def range(self, value: tuple[int, int]) -> None: ...
     @property
@@ -337,7 +359,16 @@ class CallbackData:
         """LOCK_CONTROL: the caller does not want to wait."""
     @property
     def lock_owner(self) -> int:
-        """LOCK_CONTROL, READ, WRITE: the owner of locks that the caller is, as a number; 0: none was named."""
+        """LOCK_CONTROL, READ, WRITE, FAST_IO_CHECK_IF_POSSIBLE: whose locks they are, as a number; 0: none named."""
+    @property
+    def check_for_read(self) -> bool:
+        """FAST_IO_CHECK_IF_POSSIBLE: for a read, or a shared lock; `range` says of which bytes."""
+    @property
+    def page_protection(self) -> int:
+        """ACQUIRE_FOR_SECTION_SYNCHRONIZATION: what a mapping may be used for (PAGE_READONLY, ...)."""
+    @property
+    def ending_offset(self) -> int:
+        """ACQUIRE_FOR_MOD_WRITE, RELEASE_FOR_MOD_WRITE: where the pages end that are written back, in bytes."""
     @property
     def status(self) -> int:
         """IoStatus.Status as an unsigned NTSTATUS. A post callback may set it; so may a pre callback that completes."""

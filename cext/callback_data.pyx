@@ -30,6 +30,7 @@ from stackfs.cext.ntstatus cimport (
     NTSTATUS, NT_SUCCESS, STATUS_CANCELLED, STATUS_INVALID_HANDLE, STATUS_NOT_SUPPORTED, STATUS_SUCCESS)
 from stackfs.cext.process cimport COMM_LENGTH, requestor_comm, requestor_pid
 from stackfs.cext.python_contexts cimport Context, context_delete, context_ensure, context_get, context_set
+from stackfs.cext.verifier cimport verifier_dead, verifier_on, verifier_whose
 
 
 from collections import namedtuple
@@ -171,8 +172,14 @@ cdef class CallbackData:
 
     cdef FLT_CALLBACK_DATA *live(self) except NULL:
         if self.data is NULL:
-            raise ReferenceError("callback data used after its callback has returned, or after it was completed")
+            self.dead(False)
         return self.data
+
+    cdef int dead(self, bint completing) except -1:
+        """completing: whoever comes second to complete an operation finds its data dead, and may (A6.16)."""
+        if verifier_on:
+            verifier_dead(self.owner, completing)
+        raise ReferenceError("callback data used after its callback has returned, or after it was completed")
 
     cdef void commit(self):
         cdef _Copy copy
@@ -195,7 +202,9 @@ cdef class CallbackData:
 
     cdef FLT_CALLBACK_DATA *finish(self, bint post) except NULL:
         """The filter completes the operation: this is dead from here on. The data, for whoever tells the stack."""
-        cdef FLT_CALLBACK_DATA *data = self.live()
+        cdef FLT_CALLBACK_DATA *data = self.data
+        if data is NULL:
+            self.dead(True)
         if (data.Flags & FLTFL_CALLBACK_DATA_POST_OPERATION != 0) != post:
             raise ValueError("the operation is on its way " + ("down" if post else "up"))
         if not data.Flags & FLTFL_CALLBACK_DATA_IRP_OPERATION:
@@ -205,6 +214,7 @@ cdef class CallbackData:
         self.commit()
         if data.Flags & <uint32_t>FLTFL_CALLBACK_DATA_DIRTY and self.kept is not None:
             holding_keep(data, self.kept)
+        self.pended = True               # completed, which may be before its callback has returned
         self.end()
         return data
 
@@ -217,11 +227,14 @@ cdef class CallbackData:
             holding_raised(data)
 
     cdef void end(self):
+        cdef object whose = self.owner if self.data is NULL else None
         if self.cancellable:
             self.cancellable = False
             if holding_off_cancel(self.data):
                 Py_DECREF(self)
             self.on_cancel = self.queue = None
+        if verifier_on and self.data is not NULL:
+            whose = verifier_whose(self.data, self.objects, self.pended)
         self.pended = False
         self.data = NULL
         self.objects = NULL
@@ -234,7 +247,8 @@ cdef class CallbackData:
         if self.borrowed is not None:
             give_back(self.borrowed)
             self.borrowed = None
-        self.owner = self.carried = self.copies = None
+        self.owner = whose
+        self.carried = self.copies = None
 
     cdef object view(self, void *start, Py_ssize_t length, bint writable):
         cdef _Memory memory = _Memory.__new__(_Memory)
@@ -442,28 +456,28 @@ cdef class CallbackData:
     @property
     def desired_access(self):
         """CREATE: FILE_READ_DATA, FILE_WRITE_DATA, DELETE, ... bits."""
-        if self.live().Iopb.MajorFunction != IRP_MJ_CREATE:
+        if not is_create(self.live().Iopb.MajorFunction):
             self.refuse("desired_access")
         return self.data.Iopb.Parameters.Create.DesiredAccess
 
     @property
     def create_options(self):
         """CREATE: FILE_DIRECTORY_FILE, ... bits."""
-        if self.live().Iopb.MajorFunction != IRP_MJ_CREATE:
+        if not is_create(self.live().Iopb.MajorFunction):
             self.refuse("create_options")
         return self.data.Iopb.Parameters.Create.Options & 0xFFFFFF
 
     @property
     def create_disposition(self):
         """CREATE: FILE_OPEN, FILE_CREATE, FILE_OPEN_IF, FILE_OVERWRITE or FILE_OVERWRITE_IF."""
-        if self.live().Iopb.MajorFunction != IRP_MJ_CREATE:
+        if not is_create(self.live().Iopb.MajorFunction):
             self.refuse("create_disposition")
         return self.data.Iopb.Parameters.Create.Options >> 24
 
     @property
     def open_flags(self):
         """CREATE: the caller's O_* flags."""
-        if self.live().Iopb.MajorFunction != IRP_MJ_CREATE:
+        if not is_create(self.live().Iopb.MajorFunction):
             self.refuse("open_flags")
         return self.data.Iopb.Parameters.Create.OpenFlags
 
@@ -471,7 +485,7 @@ cdef class CallbackData:
     def wants_write(self):
         """CREATE: would this open change anything: write, append, truncate, create, delete, or change attributes?"""
         cdef FLT_CALLBACK_DATA *data = self.live()
-        if data.Iopb.MajorFunction != IRP_MJ_CREATE:
+        if not is_create(data.Iopb.MajorFunction):
             self.refuse("wants_write")
         return (data.Iopb.Parameters.Create.DesiredAccess & WRITE_ACCESS) != 0 or \
             data.Iopb.Parameters.Create.Options >> 24 != FILE_OPEN
@@ -598,7 +612,7 @@ cdef class CallbackData:
     def mode(self):
         """CREATE: st_mode of what is made; after a query: the file's st_mode; SET_SECURITY: the new mode."""
         cdef uint8_t major = self.live().Iopb.MajorFunction
-        if major == IRP_MJ_CREATE:
+        if is_create(major):
             return self.data.Iopb.Parameters.Create.Mode
         if is_query(major) and self.data.Iopb.Parameters.QueryFile.Info is not NULL:
             return self.data.Iopb.Parameters.QueryFile.Info.stx_mode
@@ -652,20 +666,26 @@ cdef class CallbackData:
         return <bytes>self.data.Iopb.Parameters.Ea.EaName
 
     @property
+    def data_only(self):
+        """FLUSH_BUFFERS: fdatasync(2), not fsync(2)."""
+        if self.live().Iopb.MajorFunction != IRP_MJ_FLUSH_BUFFERS:
+            self.refuse("data_only")
+        return self.data.Iopb.Parameters.Flush.DataOnly != 0
+
+    @property
     def control_code(self):
-        """FILE_SYSTEM_CONTROL, DEVICE_CONTROL: the FSCTL_* or IOCTL number."""
-        cdef uint8_t major = self.live().Iopb.MajorFunction
-        if major != IRP_MJ_FILE_SYSTEM_CONTROL and major != IRP_MJ_DEVICE_CONTROL:
+        """FILE_SYSTEM_CONTROL, DEVICE_CONTROL, and what is injected with buffers (D20): its number."""
+        if not is_control(self.live().Iopb.MajorFunction):
             self.refuse("control_code")
         return self.data.Iopb.Parameters.Control.ControlCode
 
     @property
     def input(self):
-        """FILE_SYSTEM_CONTROL, DEVICE_CONTROL, SET_VOLUME_INFORMATION: what the caller passed in, copied (bytes)."""
+        """The same operations, and SET_VOLUME_INFORMATION: what the caller passed in, copied (bytes)."""
         cdef FLT_CALLBACK_DATA *data = self.live()
         if data.Iopb.MajorFunction == IRP_MJ_SET_VOLUME_INFORMATION:
             return PyBytes_FromStringAndSize(<const char *>data.Iopb.Parameters.Volume.Buffer, data.Iopb.Parameters.Volume.Length)
-        if data.Iopb.MajorFunction != IRP_MJ_FILE_SYSTEM_CONTROL and data.Iopb.MajorFunction != IRP_MJ_DEVICE_CONTROL:
+        if not is_control(data.Iopb.MajorFunction):
             self.refuse("input")
         if data.Iopb.Parameters.Control.InputBuffer is NULL:
             return b""
@@ -705,7 +725,8 @@ cdef class CallbackData:
     @property
     def range(self):
         """(offset, length) of what is locked (LOCK_CONTROL), reserved (FileAllocationInformation), zeroed
-        (FSCTL_SET_ZERO_DATA) or copied to (FSCTL_DUPLICATE_EXTENTS_TO_FILE). A pre callback may set another."""
+        (FSCTL_SET_ZERO_DATA), copied to (FSCTL_DUPLICATE_EXTENTS_TO_FILE) or asked about (FAST_IO_CHECK_IF_POSSIBLE). A pre
+        callback may set another."""
         cdef int64_t *offset
         cdef uint64_t *length
         if not find_range(self.live(), &offset, &length):
@@ -793,13 +814,39 @@ cdef class CallbackData:
 
     @property
     def lock_owner(self):
-        """LOCK_CONTROL, READ, WRITE: the owner of locks that the caller is, as a number; 0: none was named."""
+        """LOCK_CONTROL, READ, WRITE, FAST_IO_CHECK_IF_POSSIBLE: the owner of locks that the caller is, as a number; 0: none was named."""
         cdef uint8_t major = self.live().Iopb.MajorFunction
         if major == IRP_MJ_READ or major == IRP_MJ_WRITE:
             return self.data.Iopb.Parameters.Read.LockOwner
+        if major == IRP_MJ_FAST_IO_CHECK_IF_POSSIBLE:
+            return self.data.Iopb.Parameters.FastIoCheckIfPossible.LockOwner
         if major != IRP_MJ_LOCK_CONTROL:
             self.refuse("lock_owner")
         return self.data.Iopb.Parameters.Lock.LockOwner
+
+    # --- what stands beside a request's operations (D19) --------------------------------------------------------
+
+    @property
+    def check_for_read(self) -> bool:
+        """FAST_IO_CHECK_IF_POSSIBLE: for a read, or a shared lock; `range` says of which bytes."""
+        if self.live().Iopb.MajorFunction != IRP_MJ_FAST_IO_CHECK_IF_POSSIBLE:
+            self.refuse("check_for_read")
+        return self.data.Iopb.Parameters.FastIoCheckIfPossible.CheckForReadOperation != 0
+
+    @property
+    def page_protection(self) -> int:
+        """ACQUIRE_FOR_SECTION_SYNCHRONIZATION: what a mapping may be used for (PAGE_READONLY, ...)."""
+        if self.live().Iopb.MajorFunction != IRP_MJ_ACQUIRE_FOR_SECTION_SYNCHRONIZATION:
+            self.refuse("page_protection")
+        return self.data.Iopb.Parameters.AcquireForSectionSynchronization.PageProtection
+
+    @property
+    def ending_offset(self) -> int:
+        """ACQUIRE_FOR_MOD_WRITE, RELEASE_FOR_MOD_WRITE: where the pages end that are written back, in bytes."""
+        cdef uint8_t major = self.live().Iopb.MajorFunction
+        if major != IRP_MJ_ACQUIRE_FOR_MOD_WRITE and major != IRP_MJ_RELEASE_FOR_MOD_WRITE:
+            self.refuse("ending_offset")
+        return self.data.Iopb.Parameters.AcquireForModifiedPageWriter.EndingOffset
 
     # --- names -------------------------------------------------------------------------------------------------
 
@@ -875,14 +922,16 @@ cdef class CallbackData:
 
         ReferenceError: somebody has completed it. ValueError: another status, or not the data of a pre callback's IRP.
         """
-        cdef FLT_CALLBACK_DATA *data = self.live()
+        cdef FLT_CALLBACK_DATA *data
         cdef void *given = NULL
+        if self.data is NULL:
+            self.dead(True)
         if status != FLT_PREOP_SUCCESS_WITH_CALLBACK and status != FLT_PREOP_SUCCESS_NO_CALLBACK and status != FLT_PREOP_COMPLETE:
             raise ValueError(f"a pended pre operation cannot be completed with {status}")
         if context is not None and status == FLT_PREOP_SUCCESS_WITH_CALLBACK and \
-                holding_has_post(data, self.objects):
+                holding_has_post(self.data, self.objects):
             given = <void *>context
-        self.finish(False)
+        data = self.finish(False)
         if given is not NULL:
             Py_INCREF(context)
         with nogil:
@@ -897,9 +946,12 @@ cdef class CallbackData:
 
     def end_async(self, answer, error=None):
         """What an `async def` callback returned, or the exception it raised: the operation goes on (see InstanceEntry)."""
-        cdef FLT_CALLBACK_DATA *data = self.live()
-        cdef bint post = data.Flags & FLTFL_CALLBACK_DATA_POST_OPERATION != 0
+        cdef FLT_CALLBACK_DATA *data = self.data
+        cdef bint post
         cdef int status = FLT_POSTOP_FINISHED_PROCESSING
+        if data is NULL:
+            self.dead(True)
+        post = data.Flags & FLTFL_CALLBACK_DATA_POST_OPERATION != 0
         context = None
         try:
             if error is not None:
@@ -1120,12 +1172,27 @@ cdef bint find_range(FLT_CALLBACK_DATA *data, int64_t **offset, uint64_t **lengt
         offset[0] = &p.SetFile.AllocationOffset
         length[0] = <uint64_t *>&p.SetFile.AllocationLength
         return True
+    if data.Iopb.MajorFunction == IRP_MJ_FAST_IO_CHECK_IF_POSSIBLE:
+        offset[0] = &p.FastIoCheckIfPossible.FileOffset
+        length[0] = &p.FastIoCheckIfPossible.Length
+        return True
     if data.Iopb.MajorFunction == IRP_MJ_FILE_SYSTEM_CONTROL and (
             p.Control.ControlCode == <uint32_t>FSCTL_SET_ZERO_DATA or p.Control.ControlCode == <uint32_t>FSCTL_DUPLICATE_EXTENTS_TO_FILE):
         offset[0] = &p.Control.FileOffset
         length[0] = <uint64_t *>&p.Control.ByteCount
         return True
     return False
+
+
+cdef bint is_create(uint8_t major) noexcept:
+    return major == IRP_MJ_CREATE or major == IRP_MJ_CREATE_NAMED_PIPE or major == IRP_MJ_CREATE_MAILSLOT
+
+
+cdef bint is_control(uint8_t major) noexcept:
+    """It has a control's parameters: controls, and what is injected with buffers (D20)."""
+    return major == IRP_MJ_FILE_SYSTEM_CONTROL or major == IRP_MJ_DEVICE_CONTROL or major == IRP_MJ_INTERNAL_DEVICE_CONTROL or \
+        major == IRP_MJ_SET_VOLUME_INFORMATION or major == IRP_MJ_SYSTEM_CONTROL or major == IRP_MJ_QUERY_QUOTA or \
+        major == IRP_MJ_SET_QUOTA or major == IRP_MJ_PNP
 
 
 cdef bint has_attribute(const FLT_CALLBACK_DATA *data) noexcept:
@@ -1143,7 +1210,7 @@ cdef bint is_query(uint8_t major) noexcept:
 cdef bint gives_data(const FLT_CALLBACK_DATA *data) noexcept:
     """The operation fills its buffer. (The directory's is filled through `entries`, which keeps its records whole.)"""
     cdef uint8_t major = data.Iopb.MajorFunction
-    if major == IRP_MJ_FILE_SYSTEM_CONTROL or major == IRP_MJ_DEVICE_CONTROL:
+    if is_control(major):
         return data.Iopb.Parameters.Control.OutputBuffer is not NULL
     return major == IRP_MJ_READ or major == IRP_MJ_QUERY_EA or major == IRP_MJ_QUERY_SECURITY or is_notify(data)
 
@@ -1161,7 +1228,7 @@ cdef void *buffer_of(const FLT_CALLBACK_DATA *data, Py_ssize_t *length) noexcept
     if has_attribute(data):
         length[0] = p.Ea.Length
         return p.Ea.Buffer
-    if major == IRP_MJ_FILE_SYSTEM_CONTROL or major == IRP_MJ_DEVICE_CONTROL:
+    if is_control(major):
         if p.Control.OutputBuffer is not NULL:
             length[0] = p.Control.OutputBufferLength
             return p.Control.OutputBuffer

@@ -11,9 +11,10 @@ was left open when its instance was torn down is closed by then, and answers STA
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EIO
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memset
 
 from stackfs.cext.callback_data cimport (
@@ -36,8 +37,10 @@ from stackfs.cext.inode_table cimport inode_table_t, node_id, node_put, node_typ
 from stackfs.cext.ntstatus cimport (
     NTSTATUS, NT_SUCCESS, STATUS_FLT_DELETING_OBJECT, STATUS_IO_REPARSE_TAG_INVALID, STATUS_NO_MORE_FILES,
     STATUS_NOT_A_REPARSE_POINT, STATUS_PENDING, nt_to_errno)
+from stackfs.cext.pending cimport PASSIVE_LEVEL, irql_require, irql_set
 from stackfs.cext.stack cimport InstanceEntry
 from stackfs.cext.threads cimport load_int, store_int
+from stackfs.cext.verifier cimport verifier_on, verifier_watcher
 
 import os
 from collections import namedtuple
@@ -137,6 +140,7 @@ cdef class FileObject(FileReference):
         return FileReference.live(self)
 
     cdef FILE_OBJECT *enter(self) except NULL:
+        irql_require(PASSIVE_LEVEL, "I/O of a filter's own")
         if self.data is not None:
             self.data.live()
         if self.pointer is NULL or self.closing:
@@ -501,13 +505,20 @@ cdef class FilterFile(FileObject):
     def __dealloc__(self):
         cdef FLT_INSTANCE *instance = self.instance
         cdef FILE_OBJECT *file = self.pointer
+        cdef int level
+        if verifier_on:
+            closed(<PyObject *>self)
         if file is not NULL:
             self.pointer = NULL
+            level = irql_set(PASSIVE_LEVEL)      # nobody has asked for it here and now
             with nogil:
                 FltClose(instance, file)
+            irql_set(level)
 
     cdef int really_close(self) except -1:
         cdef FILE_OBJECT *file = self.pointer
+        if verifier_on:
+            closed(<PyObject *>self)
         if file is not NULL:
             self.pointer = NULL
             with nogil:
@@ -696,6 +707,22 @@ cdef int same_volume(const FLT_INSTANCE *instance, FileObject directory) except 
     return 0
 
 
+cdef int opened(FilterFile made) except -1:
+    """The verifier looks at the end of the instance whether it has been closed; it does not keep the file open."""
+    if verifier_on:
+        verifier_watcher().acquired(
+            <uintptr_t><PyObject *>made, f"the file {made.path!r}", "FltCreateFile", owner=made.entry.object,
+            filter=made.entry.filter_name.decode("utf-8", "surrogateescape"))
+    return 0
+
+
+cdef void closed(PyObject *file) noexcept:
+    try:
+        verifier_watcher().given_back(<uintptr_t>file)
+    except BaseException:
+        pass
+
+
 @cython.no_gc
 cdef class _Path:
     """OBJECT_ATTRIBUTES, and what they point to, for as long as this is there."""
@@ -705,6 +732,7 @@ cdef class _Path:
     cdef FileObject directory
 
     def __cinit__(self, InstanceEntry entry not None, path, FileObject directory, CallbackData requestor):
+        irql_require(PASSIVE_LEVEL, "I/O of a filter's own")
         self.text = os.fsencode(path)
         self.attributes.ObjectName = self.text
         self.attributes.ObjectNameLength = len(self.text)
@@ -737,6 +765,7 @@ def open_below(InstanceEntry entry not None, path, int flags=0, int mode=0o600, 
     made.pointer = file
     made.information = io.Information
     check(status, path)
+    opened(made)
     return made
 
 
@@ -756,6 +785,7 @@ def create_below(InstanceEntry entry not None, path, uint32_t desired_access, ui
     made.pointer = file
     made.information = io.Information
     check(status, path)
+    opened(made)
     return made
 
 
@@ -983,6 +1013,8 @@ cdef class GeneratedData(CallbackData):
     def free(self):
         """FltFreeCallbackData. What it holds is let go; using it after that raises ReferenceError."""
         cdef FLT_CALLBACK_DATA *data = self.idle()
+        if verifier_on:
+            verifier_watcher().given_back(self)
         self.end()
         self.kept = None
         FltFreeCallbackData(data)
@@ -1004,6 +1036,10 @@ def allocate_below(InstanceEntry entry not None, FileObject file not None):
     made.related = entry.instance.Related
     made.related.FileObject = file.pointer
     made.objects = &made.related
+    if verifier_on:
+        verifier_watcher().acquired(
+            made, "callback data", "FltAllocateCallbackData", owner=entry.object,
+            filter=entry.filter_name.decode("utf-8", "surrogateescape"))
     return made
 
 

@@ -37,11 +37,12 @@ from stackfs.cext.ntstatus cimport (
     NT_SUCCESS, STATUS_FLT_DELETING_OBJECT, STATUS_INSUFFICIENT_RESOURCES, STATUS_INVALID_HANDLE, STATUS_INVALID_PARAMETER,
     STATUS_IO_DEVICE_ERROR, STATUS_PENDING, STATUS_SUCCESS, errno_to_nt)
 from stackfs.cext.requests cimport request_free, request_new, request_run, request_wait
-from stackfs.cext.pending cimport operation_wait
+from stackfs.cext.pending cimport PASSIVE_LEVEL, operation_wait
 from stackfs.cext.stack cimport (
     OPERATION_PENDED_POST, OPERATION_PENDED_PRE, about_to_wait, operation_begin, operation_end, operation_only_below, operation_resume,
     operation_run, operation_t, wait_function)
 from stackfs.cext.threads cimport add_int, init_condition, load_int, python_attach, python_detach, set_bits, start_thread
+from stackfs.cext.verifier cimport verifier_level, verifier_on
 
 
 cdef extern from *:
@@ -87,6 +88,8 @@ cdef enum:
 
 cdef bint enter(FLT_INSTANCE *instance) noexcept nogil:
     """False: the instance starts no more, or was never on a volume."""
+    if verifier_on:
+        verifier_level(PASSIVE_LEVEL, b"I/O of a filter's own")
     add_int(&instance.IoPending, 1)
     if load_int(&instance.IoEnded) or instance.Related.Volume is NULL or instance.Related.Volume.backing is NULL:
         add_int(&instance.IoPending, -1)

@@ -35,6 +35,9 @@ class FilterContexts:
         """The filter is being unregistered: its volume contexts go, and none is made any more (A2). How many of all
         types are still referenced by somebody."""
     @property
+    def identity(self) -> int:
+        """A number that no other registration has, as long as one of its contexts is there."""
+    @property
     def outstanding(self) -> dict[str, int]:
         """Contexts that have not gone, by kind ("stream"); those with none are left out."""
 
@@ -93,6 +96,12 @@ class StreamContext(Context):
 
 class StreamHandleContext(Context):
     """One for each instance and open file; goes after its CLOSE."""
+
+    @property
+    def context_type(self) -> int: ...
+
+class SectionContext(Context):
+    """One for each instance and section for a data scan; set by what creates the section, it goes with that (B2.8)."""
 
     @property
     def context_type(self) -> int: ...

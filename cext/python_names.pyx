@@ -20,6 +20,7 @@ from stackfs.cext.names cimport (
     name_information_hold, name_information_put, name_provider_t, path_of, set_part)
 from stackfs.cext.ntstatus cimport (
     NTSTATUS, STATUS_INVALID_PARAMETER, STATUS_NAME_TOO_LONG, STATUS_SUCCESS, STATUS_UNSUCCESSFUL)
+from stackfs.cext.pending cimport APC_LEVEL, irql_require
 from stackfs.cext.python_contexts cimport InstanceContexts
 from stackfs.cext.stack cimport FLT_INSTANCE  # no-cython-lint: completes the struct
 
@@ -328,10 +329,12 @@ cdef FileNameInformation destination_name_information(FLT_CALLBACK_DATA *data, u
 
 
 def _of_operation(CallbackData data not None, uint32_t options):
+    irql_require(APC_LEVEL, "getting a file's name")
     return name_information(data.live(), options)
 
 
 def _of_destination(CallbackData data not None, uint32_t options):
+    irql_require(APC_LEVEL, "getting a file's name")
     return destination_name_information(data.live(), options)
 
 
@@ -344,6 +347,7 @@ cdef class InstanceNames(InstanceContexts):
         cdef FILE_OBJECT *pointer = file.live()
         cdef FLT_INSTANCE *instance = self.owner
         cdef NTSTATUS status
+        irql_require(APC_LEVEL, "getting a file's name")
         with nogil:
             status = FltGetFileNameInformationUnsafe(pointer, instance, options, &found)
         return <uint32_t>status, None if found is NULL else given(found)

@@ -51,7 +51,7 @@ CONNECT_LIMIT = 2.0
 HELLO_LIMIT = 3.0
 CALL_LIMIT = 10.0
 SLOW_CALL_LIMIT = 120.0
-SLOW_VERBS = frozenset({"load", "unload", "attach", "detach", "umount"})
+SLOW_VERBS = frozenset({"load", "unload", "attach", "detach", "umount", "inject"})
 # The server's: between two requests, from a request's first byte to its last, and for an answer to be taken.
 IDLE_LIMIT = 300.0
 RECEIVE_LIMIT = 10.0

@@ -22,5 +22,6 @@ from stackfs.ddi.pending import *
 from stackfs.ddi.ports import *
 from stackfs.ddi.reparse_points import *
 from stackfs.ddi.routines import *
+from stackfs.ddi.sections import *
 from stackfs.ddi.volumes import *
 from stackfs.ddi.work_items import *

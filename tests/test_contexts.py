@@ -50,7 +50,7 @@ from stackfs import api, fltkernel
 from stackfs.api import (
     FLT_FILE_CONTEXT,
     FLT_INSTANCE_CONTEXT,
-    FLT_PREOP_SUCCESS_WITH_CALLBACK,
+    FLT_PREOP_SUCCESS_NO_CALLBACK,
     FLT_SET_CONTEXT_KEEP_IF_EXISTS,
     FLT_SET_CONTEXT_REPLACE_IF_EXISTS,
     FLT_STREAM_CONTEXT,
@@ -637,7 +637,7 @@ def test_a_filter_without_contexts_has_none(core: Volume, place: Path) -> None:
         told.append(data.get_context(OfStream))
         with pytest.raises(TypeError, match="registered no contexts"):
             data.ensure_context(OfStream)
-        return FLT_PREOP_SUCCESS_WITH_CALLBACK
+        return FLT_PREOP_SUCCESS_NO_CALLBACK
 
     host = Host()
     entry = InstanceEntry(host, "n", "1", "n", [(IRP_MJ_READ, 0, pre, None)])

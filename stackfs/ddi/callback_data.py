@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from stackfs.manager import Instance
 
 __all__ = [
+    "FLTFL_CALLBACK_DATA_REISSUE_MASK",
     "FLT_IS_FASTIO_OPERATION",
     "FLT_IS_FS_FILTER_OPERATION",
     "FLT_IS_IRP_OPERATION",
@@ -44,6 +45,8 @@ __all__ = [
     "PsGetProcessId",
 ]
 
+FLTFL_CALLBACK_DATA_REISSUE_MASK = 0xFFFF
+"""The flags of an operation that it keeps when it is sent down again (A6.19): its kind, and SYSTEM_BUFFER."""
 IO_REPARSE = 0
 FS_BPIO_OP_ENABLE = 1
 FS_BPIO_OP_DISABLE = 2

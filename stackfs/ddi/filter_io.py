@@ -118,6 +118,8 @@ QUERIES = frozenset({4, 5, 6, 7, 18, 34})
 """FILE_INFORMATION_CLASS numbers that FltQueryInformationFile answers, all with a FileInformation: FileBasic-,
 FileStandard-, FileInternal-, FileEa-, FileAll- and FileNetworkOpenInformation."""
 
+SYNCHRONOUS_PAGING = int(api.IRP_NOCACHE | api.IRP_PAGING_IO | api.IRP_SYNCHRONOUS_PAGING_IO)
+
 NTSTATUS = int
 APC_LEVEL = 1
 ABOVE_EVERYTHING = "9" * 60
@@ -398,8 +400,10 @@ def _transfer(
     made.buffer = part
     made.offset = 0 if offset is None else offset
     made.key = key
-    made.irp_flags = (api.IRP_NOCACHE if flags & FLTFL_IO_OPERATION_NON_CACHED else 0) | (
-        api.IRP_NOCACHE | api.IRP_PAGING_IO if flags & FLTFL_IO_OPERATION_PAGING else 0
+    made.irp_flags = (
+        (api.IRP_NOCACHE if flags & FLTFL_IO_OPERATION_NON_CACHED else 0)
+        | (api.IRP_NOCACHE | api.IRP_PAGING_IO if flags & FLTFL_IO_OPERATION_PAGING else 0)
+        | (SYNCHRONOUS_PAGING if flags & FLTFL_IO_OPERATION_SYNCHRONOUS_PAGING else 0)
     )
     callback = routine
 
