@@ -388,6 +388,8 @@ class Played(Host):
         assert drained == bool(data.flags & api.FLTFL_CALLBACK_DATA_DRAINING_IO)
         run, act = self.see("post", data, value)
         irp = bool(data.flags & api.FLTFL_CALLBACK_DATA_IRP_OPERATION)
+        if drained and (act.reissue or act.cancel_open):
+            assert not data.reissue() and not data.cancel_open(), "on a copy"
         run.nested += 1
         if act.cancel_open and not drained:
             run.trace.append((self.layer.name, "took the open back", data.cancel_open()))
