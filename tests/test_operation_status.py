@@ -152,7 +152,7 @@ def test_a6_22_only_in_the_pre_callback_of_an_irp_that_is_no_close(core: Volume,
         return 0
 
     majors = IRP_MJ_CREATE, IRP_MJ_READ, IRP_MJ_CLEANUP, IRP_MJ_CLOSE
-    core.stack.insert(entry_of(*[(major, ask, ask) for major in majors]))
+    core.stack.insert(entry_of(*[(major, ask, ask if major == IRP_MJ_CREATE else None) for major in majors]))
     fh = opened(core, lookup(core, b"file"))
     assert read(core, fh) == b"0123456789"
     core.request(READ, fh=fh, buffer=bytearray(4), size=4, open_flags=2).do()
