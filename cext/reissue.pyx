@@ -13,7 +13,7 @@ from stackfs.cext.backing cimport backing_t
 from stackfs.cext.callback_data cimport (
     CallbackData, FILE_OBJECT, FLTFL_CALLBACK_DATA_DIRTY, FLTFL_CALLBACK_DATA_DRAINING_IO, FLTFL_CALLBACK_DATA_IRP_OPERATION,
     FLTFL_CALLBACK_DATA_POST_OPERATION, FLTFL_CALLBACK_DATA_REISSUED_IO, FO_FILE_OPEN_CANCELLED, FO_SYNTHESISED,
-    IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_LOCK_CONTROL)
+    IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE)
 from stackfs.cext.generated_io cimport run_in_place
 from stackfs.cext.impersonation cimport revert_to_self
 from stackfs.cext.inode_table cimport node_forget, node_id
@@ -40,7 +40,7 @@ cdef NTSTATUS FltReissueSynchronousIo(FLT_INSTANCE *InitiatingInstance, FLT_CALL
     cdef uint8_t major = op.current.MajorFunction
     if not in_post_of(op, InitiatingInstance) or not op.data.Flags & FLTFL_CALLBACK_DATA_IRP_OPERATION:
         return STATUS_INVALID_PARAMETER
-    if major == IRP_MJ_CLEANUP or major == IRP_MJ_CLOSE or major == IRP_MJ_LOCK_CONTROL or (
+    if major == IRP_MJ_CLEANUP or major == IRP_MJ_CLOSE or (
             major != IRP_MJ_CREATE and op.layers[op.bottom].post_owed < POST_SYNCHRONISED):
         return STATUS_INVALID_PARAMETER
     if major == IRP_MJ_CREATE and (op.base_done or op.data.IoStatus.Status == STATUS_REPARSE):
@@ -84,6 +84,7 @@ cdef NTSTATUS FltReissueSynchronousIo(FLT_INSTANCE *InitiatingInstance, FLT_CALL
     op.failed_by = again.failed_by
     if again.base_done and NT_SUCCESS(again.data.IoStatus.Status):
         op.failed_by = InitiatingInstance    # if it fails it after all, and nobody above does
+    op.begins_again = again.begins_again     # a wait for a lock that has to begin anew
     if again.base_done and major == IRP_MJ_CREATE:
         op.current.TargetFileObject.Flags &= ~<uint32_t>FO_FILE_OPEN_CANCELLED
     operation_end(again)

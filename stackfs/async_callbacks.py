@@ -1,4 +1,4 @@
-"""`async def` callbacks: coroutines of the trio loop, which run while the stack holds their operation (semantics A6.18).
+"""`async def` callbacks: coroutines of the trio loop; meanwhile the stack holds their operation (semantics A6.18).
 
     the callback is called ── in the task of its own request ── its first step, right there ── ended: nothing has waited
               │                                                        └── waits: the task goes on with it, in rest()

@@ -75,6 +75,14 @@ cdef class Data:
         self.data.Iopb.Parameters.Read.Length = value
 
     @property
+    def operation_flags(self):
+        return self.data.Iopb.OperationFlags
+
+    @operation_flags.setter
+    def operation_flags(self, value):
+        self.data.Iopb.OperationFlags = value
+
+    @property
     def status(self):
         return <uint32_t>self.data.IoStatus.Status
 

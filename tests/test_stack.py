@@ -18,11 +18,14 @@ import stack_model as model
 from hypothesis import HealthCheck, given, note, seed, settings
 from hypothesis import strategies as st
 from native_build import build
-from stack_driver import lookup
+from stack_driver import CREATE, Host, entry_of, lookup
 from stack_model import COMPLETE, PENDING, Completion, Layer, Parameters, Post, Pre
 from stack_player import Both, Compiled, Played, Program, Tape
 
-from stackfs import api
+from stackfs import api, verifier
+from stackfs.api import FLT_PREOP_SUCCESS_NO_CALLBACK
+from stackfs.cext.requests import Volume
+from stackfs.cext.stack import InstanceEntry
 
 TAPES = st.binary(min_size=100, max_size=240)
 EVERYTHING = dict.fromkeys(model.MAJORS, (True, True))
@@ -59,12 +62,14 @@ def play(tmp_path_factory: pytest.TempPathFactory, native: Any) -> Iterator[Play
         yield lambda program: Both(top, native, elsewhere).play(program)
 
 
+@pytest.mark.verifier_errors("")
 def test_the_stack_does_what_the_model_does(play: Play) -> None:
     compared(play, 2000, int(os.environ.get("STACK_SEED", "0")))
 
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
+@pytest.mark.verifier_errors("")
 @pytest.mark.parametrize("number", range(1, 21))
 def test_the_stack_does_what_the_model_does_100_000_times(play: Play, number: int) -> None:
     compared(play, 5000, number)
@@ -118,6 +123,7 @@ ONCE = {
 # fmt: on
 
 
+@pytest.mark.verifier_errors("")
 @pytest.mark.parametrize("program", ONCE.values(), ids=ONCE)
 def test_once(play: Play, program: Program) -> None:
     play(program)
@@ -137,6 +143,8 @@ def test_a_native_callback_cannot_change_the_operation_or_its_target(
     compiled.volume.stack.insert(played.entry)
     run = compiled.start(1, name=b"file")
     assert run.done and run.request.nodeid == folder
+    reports = {(each.what, each.filter, each.operation, each.path, each.place) for each in verifier.take()}
+    assert reports == {("it changed MajorFunction", "n", "IRP_MJ_QUERY_OPEN", "/file", "")}
     assert [(step[0], step[1], step[2], step[4]) for step in run.trace] == [
         ("n", "pre", api.IRP_MJ_QUERY_OPEN, Parameters(b"file")),
         ("n", "post", api.IRP_MJ_QUERY_OPEN, Parameters(b"file")),
@@ -144,3 +152,36 @@ def test_a_native_callback_cannot_change_the_operation_or_its_target(
     compiled.volume.forget(folder, 2)
     compiled.volume.stack.remove(played.entry)
     compiled.end()
+
+
+class OpensTheDirectory(Host):
+    """A native instance whose pre sets SL_OPEN_TARGET_DIRECTORY."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[bytes] = []
+
+    def pre(self, data: Any, host: object) -> int:
+        data.operation_flags = 4
+        data.set_dirty()
+        return FLT_PREOP_SUCCESS_NO_CALLBACK
+
+
+def test_an_open_of_the_target_s_directory_is_named_by_the_directory(core: Volume, place: Path, native: Any) -> None:
+    """B1.4: SL_OPEN_TARGET_DIRECTORY, which a filter above has set."""
+    core.stack.name = b"vol"
+    host = OpensTheDirectory()
+    entry = InstanceEntry(host, "n", "2", "n", (), native.operations({api.IRP_MJ_CREATE: (True, False)}))
+    native.bind(entry, host)
+    names: list[str] = []
+
+    def pre(data: Any, objects: object) -> int:
+        names.append(data.name_information().name)
+        return FLT_PREOP_SUCCESS_NO_CALLBACK
+
+    core.stack.insert(entry_of((api.IRP_MJ_CREATE, pre, None), name="above", at="3"))
+    core.stack.insert(entry)
+    core.stack.insert(entry_of((api.IRP_MJ_CREATE, pre, None), name="below", at="1"))
+    folder = lookup(core, b"folder")
+    core.request(CREATE, folder, name=b"new", mode=0o644, flags=os.O_RDWR).do()
+    assert names == ["vol/folder/new", "vol/folder"]
