@@ -23,7 +23,7 @@ from stackfs.cext.callback_data cimport (
 from stackfs.cext.contexts cimport (
     FLT_SECTION_CONTEXT, FLT_SET_CONTEXT_KEEP_IF_EXISTS, FltDeleteContext, FltReferenceContext, FltReleaseContext, context_of,
     has_stream, memory_of, set_context)
-from stackfs.cext.file_object cimport FileObject as AnyFileObject
+from stackfs.cext.file_object cimport FileReference
 from stackfs.cext.filter_file cimport FileObject as FileBelow
 from stackfs.cext.filter_io cimport (
     FLTFL_IO_OPERATION_DO_NOT_UPDATE_BYTE_OFFSET, FLTFL_IO_OPERATION_PAGING, FltQueryInformationFile, FltReadFile)
@@ -494,10 +494,10 @@ def create_section(InstanceEntry entry not None, file, Context context, uint32_t
     if isinstance(file, CallbackData):
         (<CallbackData>file).live()
         pointer = (<CallbackData>file).objects.FileObject
-    elif isinstance(file, AnyFileObject):
-        pointer = (<AnyFileObject>file).live()
+    elif isinstance(file, FileBelow):
+        pointer = (<FileBelow>file).enter()
     elif file is not None:
-        pointer = (<FileBelow?>file).enter()
+        pointer = (<FileReference?>file).live()
     try:
         if fresh:
             context_new(registration_of(instance), FLT_SECTION_CONTEXT, context)

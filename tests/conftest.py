@@ -12,6 +12,7 @@ Drive.expected_log where they are mounted).
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import signal
@@ -32,6 +33,24 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 STACKFS = str(BIN / "stackfs")
 FLTMC = str(BIN / "fltmc")
+CLONE_NEWNS = 0x20000
+
+OF_A_MACHINE = ("/run/stackfs", "/var/log/stackfs")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Of several processes that run tests beside each other each has mounts, sockets and logs of its own: a command that
+    goes to every running volume goes to those of its own tests."""
+    if not hasattr(config, "workerinput") or os.geteuid() != 0:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNS) != 0:
+        raise OSError(ctypes.get_errno(), "no mount namespace for the tests of this process")
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    for directory in OF_A_MACHINE:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0700", "stackfs-tests", directory], check=True)
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "verifier_errors(*patterns): reports of the verifier that match are expected")
