@@ -458,7 +458,12 @@ def test_at_dispatch_level_a_context_may_be_released_and_nothing_else(core: Volu
         assert held[0].references == 2
         held[0].release()
 
-    layer = Layer(core, see, IRP_MJ_FLUSH_BUFFERS)
+    class NotSynchronised(Layer):
+        def pre(self, data: Any, objects: Any) -> int:
+            super().pre(data, objects)
+            return int(api.FLT_PREOP_SUCCESS_WITH_CALLBACK)
+
+    layer = NotSynchronised(core, see, IRP_MJ_FLUSH_BUFFERS)
     core.request(FSYNC, fh=opened(core, lookup(core, b"file"))).do()
     layer.fine()
     assert held[0].references == 1
