@@ -402,7 +402,7 @@ cdef class FileObject(FileReference):
         kind = 0 if self.pointer.Node is NULL else node_type(self.pointer.Node)
         self.leave()
         if kind == S_IFLNK:
-            return ReparsePoint(SYMLINK_TAG, self.control(FSCTL_GET_REPARSE_POINT, output_size=4096))
+            return ReparsePoint(<uint32_t>SYMLINK_TAG, self.control(FSCTL_GET_REPARSE_POINT, output_size=4096))
         if kind != S_IFREG and kind != S_IFDIR:
             return None
         try:

@@ -100,8 +100,8 @@ from stackfs.cext.python_contexts import (
     VolumeContext,
 )
 from stackfs.cext.python_names import FileNameInformation
-from stackfs.directory_changes import DirectoryChanges
 from stackfs.cext.sections import Section, SectionAccess, SectionAttributes
+from stackfs.directory_changes import DirectoryChanges
 from stackfs.errors import FltError
 from stackfs.file_locks import FileLock, LockedRange
 from stackfs.manifest import FILTER_ABI

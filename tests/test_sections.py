@@ -339,6 +339,7 @@ def test_the_callback_may_close_the_section(core: Volume, place: Path) -> None:
     other.close()
 
 
+@pytest.mark.verifier_errors("callback data was used after its callback had returned")
 def test_one_that_raises_holds_nothing_up(core: Volume, place: Path) -> None:
     scanner = Scanner(core)
     with scanner.section():

@@ -323,7 +323,7 @@ def test_instances_come_and_go(drive: Callable[..., Drive], tmp_path: Path, seco
                 there.remove(number)
             else:
                 daemon.call("attach", filter="storm", volume=mountpoint, instance_name=f"i{number}",
-                            altitude=f"370{storm.random.randrange(100, 999)}.{number}")  # fmt: skip
+                            altitude=f"370{storm.random.randrange(100, 999)}.5{number}")  # fmt: skip
                 there.add(number)
             changes += 1
         for number in there:
