@@ -1,7 +1,13 @@
 """passthrough: registers every operation, pre and post, and lets everything pass. What a filter costs, made visible."""
 
 from stackfs import api
-from stackfs.api import FLT_POSTOP_FINISHED_PROCESSING, FLT_PREOP_SUCCESS_NO_CALLBACK, FLT_PREOP_SUCCESS_WITH_CALLBACK, Filter, Operation
+from stackfs.api import (
+    FLT_POSTOP_FINISHED_PROCESSING,
+    FLT_PREOP_SUCCESS_NO_CALLBACK,
+    FLT_PREOP_SUCCESS_WITH_CALLBACK,
+    Filter,
+    Operation,
+)
 
 MANIFEST = {
     "name": "passthrough",
