@@ -296,6 +296,7 @@ def test_two_that_leave_the_same_operation(bench: Bench, at_once: None) -> None:
     test(bench)
 
 
+@pytest.mark.verifier_errors("of what is drained", "no status of a post")
 def test_a_drained_post_that_errs(bench: Bench, at_once: None) -> None:
     """What it raises or answers is counted against the instance, and harms neither the operation nor the teardown."""
 
