@@ -62,8 +62,8 @@ def verifier_reports(request: pytest.FixtureRequest) -> Iterator[None]:
     """The verifier is on, and may find nothing but what the test announces."""
     from stackfs import verifier
 
-    if not verifier.is_on():
-        verifier.enable(True)
+    verifier.enable(False)               # what an earlier test left is not this one's
+    verifier.enable(True)
     verifier.take()
     yield
     expected = [pattern for mark in request.node.iter_markers("verifier_errors") for pattern in mark.args]

@@ -360,7 +360,7 @@ class Dropped(Filter):
 
 def test_draining_under_load(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four threads read while two filters come and go, drained at once: every post once, and no operation lost."""
-    monkeypatch.setattr(manager, "DRAIN_AFTER", -1.0)
+    monkeypatch.setattr(manager, "DRAIN_AFTER", 0.0)
     @on_trio
     async def test(bench: Bench) -> None:
         bench.drop(BUSY)

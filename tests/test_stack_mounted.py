@@ -210,4 +210,4 @@ def test_what_filters_see_through_a_mount_is_what_the_model_sees(
         requests.setdefault(line[0], []).append(line)
         which.setdefault(line[0], at)
     count = sum(agrees(lines, list(rounds[which[number]].values())) for number, lines in requests.items())
-    assert count > 100
+    assert count > 40
