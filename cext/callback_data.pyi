@@ -272,7 +272,10 @@ class CallbackData:
         """CREATE: FILE_READ_DATA, FILE_WRITE_DATA, DELETE, ... bits."""
     @property
     def create_options(self) -> int:
-        """CREATE: FILE_DIRECTORY_FILE, ... bits."""
+        """CREATE: FILE_DIRECTORY_FILE, ... bits. Those for oplocks may be changed: FILE_COMPLETE_IF_OPLOCKED,
+        FILE_OPEN_REQUIRING_OPLOCK and FILE_RESERVE_OPFILTER. ValueError: others would be."""
+    @create_options.setter
+    def create_options(self, value: int) -> None: ...
     @property
     def create_disposition(self) -> int:
         """CREATE: FILE_OPEN, FILE_CREATE, FILE_OPEN_IF, FILE_OVERWRITE or FILE_OVERWRITE_IF."""

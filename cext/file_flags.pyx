@@ -34,7 +34,11 @@ cdef enum:
 
 cdef bint is_file_control(uint32_t command) noexcept nogil:
     cdef unsigned type = stackfs_ioctl_type(command)
-    return type == c'f' or type == c'X' or type == STACKFS_CONTROLS or command >> 16 == FILE_DEVICE_FILE_SYSTEM
+    return type == c'f' or type == c'X' or type == STACKFS_CONTROLS or is_fsctl(command)
+
+
+cdef bint is_fsctl(uint32_t command) noexcept nogil:
+    return command >> 16 == FILE_DEVICE_FILE_SYSTEM
 
 
 cdef bint gets(uint32_t command) noexcept nogil:

@@ -24,25 +24,23 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
 from stackfs.cext.callback_data cimport (
-    FILE_COMPLETE_IF_OPLOCKED, FILE_OPEN_REQUIRING_OPLOCK, FILE_OVERWRITE, FILE_OVERWRITE_IF,
-    FILE_READ_ATTRIBUTES, FILE_READ_DATA, FILE_RESERVE_OPFILTER, FILE_SUPERSEDE,
-    FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION, FLTFL_CALLBACK_DATA_IRP_OPERATION, FLT_IO_PARAMETER_BLOCK, FLT_PREOP_COMPLETE,
-    FLT_PREOP_DISALLOW_FASTIO, FLT_PREOP_PENDING, FLT_PREOP_SUCCESS_WITH_CALLBACK, FO_DIRECTORY,
-    FSCTL_DUPLICATE_EXTENTS_TO_FILE, FSCTL_OPBATCH_ACK_CLOSE_PENDING, FSCTL_OPLOCK_BREAK_ACKNOWLEDGE,
-    FSCTL_OPLOCK_BREAK_ACK_NO_2, FSCTL_OPLOCK_BREAK_NOTIFY, FSCTL_REQUEST_BATCH_OPLOCK, FSCTL_REQUEST_FILTER_OPLOCK,
-    FSCTL_REQUEST_OPLOCK, FSCTL_REQUEST_OPLOCK_LEVEL_1, FSCTL_REQUEST_OPLOCK_LEVEL_2, FSCTL_SET_ZERO_DATA, IRP_MJ_CLEANUP,
-    IRP_MJ_CREATE, IRP_MJ_DEVICE_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_FLUSH_BUFFERS, IRP_MJ_LOCK_CONTROL, IRP_MJ_READ,
-    IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY, IRP_MJ_WRITE, IRP_MN_LOCK, IRP_PAGING_IO,
-    FileAllocationInformation, FileDispositionInformation, FileDispositionInformationEx, FileEndOfFileInformation,
-    FileLinkInformation, FileLinkInformationEx, FileRenameInformation, FileRenameInformationEx, FileShortNameInformation,
-    FileValidDataLengthInformation)
-from stackfs.cext.inode_table cimport node_t
+    FILE_COMPLETE_IF_OPLOCKED, FILE_OPEN_REQUIRING_OPLOCK, FILE_OVERWRITE, FILE_OVERWRITE_IF, FILE_READ_ATTRIBUTES,
+    FILE_RESERVE_OPFILTER, FILE_SUPERSEDE, FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION, FLTFL_CALLBACK_DATA_IRP_OPERATION,
+    FLT_IO_PARAMETER_BLOCK, FLT_PREOP_COMPLETE, FLT_PREOP_DISALLOW_FASTIO, FLT_PREOP_PENDING,
+    FLT_PREOP_SUCCESS_WITH_CALLBACK, FO_DIRECTORY, FSCTL_DUPLICATE_EXTENTS_TO_FILE, FSCTL_OPBATCH_ACK_CLOSE_PENDING,
+    FSCTL_OPLOCK_BREAK_ACKNOWLEDGE, FSCTL_OPLOCK_BREAK_ACK_NO_2, FSCTL_OPLOCK_BREAK_NOTIFY, FSCTL_REQUEST_BATCH_OPLOCK,
+    FSCTL_REQUEST_FILTER_OPLOCK, FSCTL_REQUEST_OPLOCK, FSCTL_REQUEST_OPLOCK_LEVEL_1, FSCTL_REQUEST_OPLOCK_LEVEL_2,
+    FSCTL_SET_ZERO_DATA, IRP_MJ_CLEANUP, IRP_MJ_CREATE, IRP_MJ_DEVICE_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL,
+    IRP_MJ_FLUSH_BUFFERS, IRP_MJ_LOCK_CONTROL, IRP_MJ_READ, IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY, IRP_MJ_WRITE,
+    IRP_MN_LOCK, IRP_PAGING_IO, FileAllocationInformation, FileDispositionInformation, FileDispositionInformationEx,
+    FileEndOfFileInformation, FileLinkInformation, FileLinkInformationEx, FileRenameInformation, FileRenameInformationEx,
+    FileShortNameInformation, FileValidDataLengthInformation)
+from stackfs.cext.inode_table cimport node_t  # no-cython-lint: completes the struct
 from stackfs.cext.ntstatus cimport (
     NT_SUCCESS, STATUS_BUFFER_TOO_SMALL, STATUS_CANCELLED, STATUS_CANNOT_BREAK_OPLOCK, STATUS_CANNOT_GRANT_REQUESTED_OPLOCK,
     STATUS_INSUFFICIENT_RESOURCES, STATUS_INVALID_OPLOCK_PROTOCOL, STATUS_INVALID_PARAMETER, STATUS_OPLOCK_BREAK_IN_PROGRESS,
     STATUS_OPLOCK_HANDLE_CLOSED, STATUS_OPLOCK_NOT_GRANTED, STATUS_OPLOCK_SWITCHED_TO_NEW_HANDLE, STATUS_PENDING, STATUS_SUCCESS)
-from stackfs.cext.pending cimport (
-    FltCompletePendedPreOperation, operation_off_cancel, operation_on_cancel)
+from stackfs.cext.pending cimport FltCompletePendedPreOperation, operation_off_cancel, operation_on_cancel
 from stackfs.cext.stack cimport about_to_wait
 from stackfs.cext.threads cimport *
 
@@ -54,13 +52,13 @@ cdef extern from *:
     enum { NONE = 0, R = 1, H = 2, RH = 3, W = 4, RW = 5, RWH = 7 };
 
     /* Decisions (A9). */
-    #define FLUSH_LOSES        W     /* A9.3: only MS-FSA names flushes; who flushes wants what the holder has not written yet */
-    #define SET_SECURITY_LOSES H     /* A9.3: likewise; a holder that keeps handles would go by rights that are no more */
-    #define LOCK_LOSES         RW    /* A9.1: RWH is waited for, as MS-FSA has it; the driver kit's "Handle request" is RH */
-    #define VALID_LENGTH_BREAKS 1    /* A9.10: MS-FSA checks it and lists no case; the driver kit breaks it like a size */
+    #define FLUSH_LOSES        W     /* A9.14: only MS-FSA names flushes; who flushes wants what the holder has not written yet */
+    #define SET_SECURITY_LOSES H     /* A9.14: likewise; a holder that keeps handles would go by rights that are no more */
+    #define LOCK_LOSES         RW    /* A9.12: RWH is waited for, as MS-FSA has it; the driver kit's "Handle request" is RH */
+    #define VALID_LENGTH_BREAKS 1    /* A9.21: MS-FSA checks it and lists no case; the driver kit breaks it like a size */
     #define STAT_OLDER         (FILE_READ_ATTRIBUTES_ | FILE_WRITE_ATTRIBUTES_ | SYNCHRONIZE_)
-    #define STAT_GRANULAR      (STAT_OLDER | READ_CONTROL_)      /* A9.2: the newest text; only beside granular oplocks */
-    #define FILTER_READS       (STAT_GRANULAR | FILE_READ_DATA_ | FILE_READ_EA_ | FILE_EXECUTE_)     /* A9.4 */
+    #define STAT_GRANULAR      (STAT_OLDER | READ_CONTROL_)      /* A9.13: the newest text; only beside granular oplocks */
+    #define FILTER_READS       (STAT_GRANULAR | FILE_READ_DATA_ | FILE_READ_EA_ | FILE_EXECUTE_)     /* A9.15 */
     #define FILE_READ_DATA_ 0x1
     #define FILE_READ_EA_ 0x8
     #define FILE_EXECUTE_ 0x20
@@ -75,9 +73,9 @@ cdef extern from *:
     typedef struct { const char *name; unsigned char level_two, level_one, batch, filter, lost; } oplock_breaks_t;
     static const oplock_breaks_t OPLOCK_BREAKS[] = {
         /*                             level 2  level 1  batch    filter   granular             section         */
-        {"OPEN",                       KEEP,    TO_TWO,  TO_TWO,  TO_NONE, W},               /* 2.1.5.1; filter: A9.4 */
+        {"OPEN",                       KEEP,    TO_TWO,  TO_TWO,  TO_NONE, W},               /* 2.1.5.1; filter: A9.15 */
         {"OPEN_OVERWRITE",             TO_NONE, TO_NONE, TO_NONE, TO_NONE, RW},              /* SUPERSEDE, OVERWRITE, OVERWRITE_IF */
-        {"OPEN_RESERVE",               TO_NONE, TO_NONE, TO_NONE, TO_NONE, RW},              /* FILE_RESERVE_OPFILTER: A9.5 */
+        {"OPEN_RESERVE",               TO_NONE, TO_NONE, TO_NONE, TO_NONE, RW},              /* FILE_RESERVE_OPFILTER: A9.16 */
         {"OPEN_BREAK_H",               KEEP,    KEEP,    KEEP,    KEEP,    H},               /* 2.1.5.1.2: a sharing violation */
         {"READ",                       KEEP,    TO_TWO,  TO_TWO,  KEEP,    W},               /* 2.1.5.3 */
         {"FLUSH_DATA",                 KEEP,    TO_TWO,  TO_TWO,  KEEP,    FLUSH_LOSES},     /* 2.1.5.7 */
@@ -309,15 +307,15 @@ cdef bint is_oplock_key(const uint8_t *key) noexcept nogil:
 
 
 cdef bint spares(const oplock_break_t *what, const oplock_open_t *open, const oplock_open_t *keys) noexcept nogil:
-    """The operation comes from whom the oplock belongs to. An open without a key is nobody's but its own (A9.6)."""
+    """The operation comes from whom the oplock belongs to. An open without a key is nobody's but its own (A9.17)."""
     cdef const uint8_t *key
     if what.ignore_keys or what.open == NULL:
         return False
     if what.open == open:
         return True
-    key = what.open.TargetKey
+    key = <const uint8_t *>what.open.TargetKey
     if what.operation == OPLOCK_PARENT:
-        key = what.open.ParentKey
+        key = <const uint8_t *>what.open.ParentKey
     return is_oplock_key(key) and memcmp(key, keys.TargetKey, 16) == 0
 
 
@@ -582,7 +580,7 @@ cdef NTSTATUS oplock_notify(oplock_t *oplock, oplock_record_t *record) noexcept 
     return status
 
 
-# ==== reservations: FILE_OPEN_REQUIRING_OPLOCK, FILE_RESERVE_OPFILTER (A9.14) =========================================
+# ==== reservations: FILE_OPEN_REQUIRING_OPLOCK, FILE_RESERVE_OPFILTER (A9.25) =========================================
 
 cdef bint oplock_reserve(oplock_t *oplock, const oplock_open_t *open) noexcept nogil:
     cdef bint reserved
@@ -717,7 +715,7 @@ cdef NTSTATUS request_locked(oplock_t *oplock, oplock_record_t *record, uint32_t
     if is_shared(level):
         if how.byte_range_locks:
             return STATUS_OPLOCK_NOT_GRANTED
-    elif how.others_open and (row == 0 or not how.all_keys_match):       # A9.7: in every state
+    elif how.others_open and (row == 0 or not how.all_keys_match):       # A9.18: in every state
         return STATUS_OPLOCK_NOT_GRANTED
     verdict = GRANTS[row][place_of(oplock)]
     if verdict == NO:
@@ -814,7 +812,7 @@ cdef NTSTATUS acknowledge_granular(oplock_t *oplock, oplock_record_t *record, ui
         owner.closing = 1
         return STATUS_SUCCESS
     if owner.list is &oplock.exclusive:
-        if level & ~to and somebody_waits(oplock):           # A9.8
+        if level & ~to and somebody_waits(oplock):           # A9.19
             return ask_again(record, owner.level, to)
         if deleted and level & H:
             return ask_again(record, owner.level, level & ~<uint32_t>H)
@@ -823,7 +821,7 @@ cdef NTSTATUS acknowledge_granular(oplock_t *oplock, oplock_record_t *record, ui
         if somebody_waits(oplock) and (level & W or (level and to == OPLOCK_LEVEL_NONE)):
             return ask_again(record, owner.level, to)
         if level & W and (oplock.read.first != NULL or oplock.handle.first != NULL or owner.next != NULL
-                          or owner.previous != NULL or (deleted and level & H)):        # A9.8: alone
+                          or owner.previous != NULL or (deleted and level & H)):        # A9.19: alone
             return ask_again(record, owner.level, to)
     if level and not (deleted and level & H):
         entered = enter(record)
@@ -1072,7 +1070,7 @@ cdef NTSTATUS wait_in_place(oplock_t *oplock, const oplock_break_t *what, operat
 
 
 cdef bint operation_breaks(const FLT_CALLBACK_DATA *data, oplock_break_t *what) noexcept nogil:
-    """What the operation is in the table. False: nothing that oplocks have to do with. Paging I/O is not (A9.11): it is the page
+    """What the operation is in the table. False: nothing that oplocks have to do with. Paging I/O is not (A9.22): it is the page
     cache's, and who uses that was checked before."""
     cdef const FLT_IO_PARAMETER_BLOCK *p = data.Iopb
     cdef uint8_t major = p.MajorFunction

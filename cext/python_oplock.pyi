@@ -1,6 +1,7 @@
 """Oplocks for Python (docs/semantics.md A9).
 
-A filter keeps one Oplock for each stream, in a stream context, and checks it in the pre callbacks of what may break it::
+A filter keeps one Oplock for each stream, in a stream context, and checks it in the pre callbacks of what may break
+it::
 
     def pre_read(self, data, objects):
         return data.ensure_context(Stream).oplock.check(data, Oplock.go_on)
@@ -12,7 +13,6 @@ from typing import Any
 from stackfs.cext.callback_data import CallbackData
 from stackfs.cext.file_object import FileObject
 
-_Opener = OplockOpen | CallbackData | FileObject
 _Routine = Callable[[CallbackData, Any], object]
 
 class OplockOpen:
@@ -22,6 +22,8 @@ class OplockOpen:
     @property
     def number(self) -> int:
         """What Oplock.held() and waiting() call it."""
+
+_Opener = OplockOpen | CallbackData | FileObject
 
 class OplockRequest:
     """Somebody who holds an oplock, or waits: `done(request)` is called once, in the thread that ends it; `status`,
@@ -44,12 +46,12 @@ class OplockRequest:
     def acknowledge(self) -> bool:
         """The break has to be acknowledged."""
     def cancel(self) -> None:
-        """It gives up what it holds, or waits no more: `done`, with STATUS_CANCELLED. Nothing, once it was told something
-        else."""
+        """It gives up what it holds, or waits no more: `done`, with STATUS_CANCELLED. Nothing, once it was told
+        something else."""
 
 class Oplock:
-    """The oplock of one stream (A9), initialised. Any thread may use it; `done`, wait routines and what goes on after them
-    run in the thread that breaks, acknowledges or closes: hold no lock around these calls that they need.
+    """The oplock of one stream (A9), initialised. Any thread may use it; `done`, wait routines and what goes on after
+    them run in the thread that breaks, acknowledges or closes: hold no lock around these calls that they need.
 
     ReferenceError out of the methods for opens, once it has been uninitialised.
     """
@@ -57,13 +59,14 @@ class Oplock:
     def initialize(self) -> None:
         """FltInitializeOplock: a new one is as this makes it."""
     def uninitialize(self) -> None:
-        """FltUninitializeOplock: all that hold it, or wait, end with STATUS_CANCELLED; from now on nothing is granted."""
+        """FltUninitializeOplock: all that hold it, or wait, end with STATUS_CANCELLED; nothing is granted then."""
     def fsctl(self, data: CallbackData, open_count: int = 0, flags: int = 0) -> int:
         """FltOplockFsctrlEx, in the pre callback of an FSCTL_*OPLOCK* or a CREATE: `return oplock.fsctl(data, count)`.
 
-        open_count: of an exclusive request, how many opens the file has; of a shared one, not 0: it has byte-range locks.
-        flags: OPLOCK_FSCTRL_FLAG_ALL_KEYS_MATCH. FLT_PREOP_PENDING: granted, the FSCTL ends when it is broken; or
-        FLT_PREOP_COMPLETE, and `data.status` says why. ValueError: something else cancels the operation already.
+        open_count: of an exclusive request, how many opens the file has; of a shared one, not 0: it has byte-range
+        locks. flags: OPLOCK_FSCTRL_FLAG_ALL_KEYS_MATCH. FLT_PREOP_PENDING: granted, the FSCTL ends when it is
+        broken; or FLT_PREOP_COMPLETE, and `data.status` says why. ValueError: something else cancels the operation
+        already.
         """
     def check(
         self, data: CallbackData, routine: _Routine | None = None, context: Any = None, prepost: _Routine | None = None,
@@ -71,11 +74,12 @@ class Oplock:
     ) -> int:  # fmt: skip
         """FltCheckOplockEx, in a pre callback.
 
-        FLT_PREOP_SUCCESS_WITH_CALLBACK: go on (`data.status` may be STATUS_OPLOCK_BREAK_IN_PROGRESS); FLT_PREOP_PENDING: it
-        waits, and then `routine(data, context)` is called, once, `data.status` being STATUS_SUCCESS or STATUS_CANCELLED:
-        it completes the operation (`Oplock.go_on` is one that does); FLT_PREOP_COMPLETE: `data.status` says why;
-        FLT_PREOP_DISALLOW_FASTIO: it would have to wait, and comes again as an IRP. Without a routine the thread waits here,
-        but on the trio loop, where it is as with Oplock.go_on. prepost(data, context) is called before it waits with a routine.
+        FLT_PREOP_SUCCESS_WITH_CALLBACK: go on (`data.status` may be STATUS_OPLOCK_BREAK_IN_PROGRESS);
+        FLT_PREOP_PENDING: it waits, and then `routine(data, context)` is called, once, `data.status` being
+        STATUS_SUCCESS or STATUS_CANCELLED: it completes the operation (`Oplock.go_on` is one that does);
+        FLT_PREOP_COMPLETE: `data.status` says why; FLT_PREOP_DISALLOW_FASTIO: it would have to wait, and comes again
+        as an IRP. Without a routine the thread waits here, but on the trio loop, where it is as with Oplock.go_on.
+        prepost(data, context) is called before it waits with a routine.
         """
     def break_handle(
         self, data: CallbackData, routine: _Routine | None = None, context: Any = None, prepost: _Routine | None = None,
@@ -105,15 +109,16 @@ class Oplock:
         self, opener: _Opener, how: int, level: int = 0, done: Callable[[OplockRequest], object] | None = None, *,
         deleted: bool = False,
     ) -> tuple[int, OplockRequest]:  # fmt: skip
-        """how: OPLOCK_ACK*. STATUS_PENDING: an oplock is held again. STATUS_CANNOT_GRANT_REQUESTED_OPLOCK: `new_level` is
-        what there is, to be acknowledged once more. STATUS_INVALID_OPLOCK_PROTOCOL: nothing was to be acknowledged."""
+        """how: OPLOCK_ACK*. STATUS_PENDING: an oplock is held again. STATUS_CANNOT_GRANT_REQUESTED_OPLOCK: `new_level`
+        is what there is, to be acknowledged once more. STATUS_INVALID_OPLOCK_PROTOCOL: nothing was to be
+        acknowledged."""
     def operate(
         self, opener: _Opener, operation: int, done: Callable[[OplockRequest], object] | None = None, *,
         access: int = 1, share: int = 7, options: int = 0x1000000, if_oplocked: bool = False, ignore_keys: bool = False,
         requiring: bool = False,
     ) -> tuple[int, OplockRequest]:  # fmt: skip
-        """operation: an OplockOperation; OPLOCK_OPEN takes access, share and options into account. STATUS_SUCCESS: go on;
-        STATUS_PENDING: wait for `done`; STATUS_OPLOCK_BREAK_IN_PROGRESS; STATUS_CANNOT_BREAK_OPLOCK."""
+        """operation: an OplockOperation; OPLOCK_OPEN takes access, share and options into account. STATUS_SUCCESS: go
+        on; STATUS_PENDING: wait for `done`; STATUS_OPLOCK_BREAK_IN_PROGRESS; STATUS_CANNOT_BREAK_OPLOCK."""
     def notify(
         self, opener: _Opener, done: Callable[[OplockRequest], object] | None = None
     ) -> tuple[int, OplockRequest]:
@@ -121,7 +126,7 @@ class Oplock:
     def close(self, opener: _Opener) -> None:
         """The open's handle is closed: what it holds ends, what it was to acknowledge is acknowledged."""
     def reserve(self, opener: _Opener) -> bool:
-        """For the open that will ask for an oplock next (A9.14). False: it is reserved already."""
+        """For the open that will ask for an oplock next (A9.25). False: it is reserved already."""
     def unreserve(self, opener: _Opener) -> None:
         """It will not ask."""
     @property
@@ -140,8 +145,8 @@ class Oplock:
     def fast_io_possible(self) -> bool:
         """FltOplockIsFastIoPossible."""
     def held(self) -> list[tuple[int, int, int | None, float]]:
-        """Who holds it: (open, level, breaking to or None, seconds since the grant or the break) for each; `open` is a number,
-        the open's as long as it lives."""
+        """Who holds it: (open, level, breaking to or None, seconds since the grant or the break) for each; `open` is a
+        number, the open's as long as it lives."""
     def waiting(self) -> list[tuple[int, str, float]]:
         """Who waits: (open, the operation's name, seconds) for each, the first to go on first."""
 

@@ -400,7 +400,7 @@ cdef class Oplock:
             oplock_close(oplock, open)
 
     def reserve(self, opener):
-        """For the open that will ask for an oplock next (A9.14). False: it is reserved already."""
+        """For the open that will ask for an oplock next (A9.25). False: it is reserved already."""
         return oplock_reserve(self.live(), open_of(opener))
 
     def unreserve(self, opener):

@@ -11,7 +11,6 @@ Nothing is optimised, nothing is concurrent. An operation that would wait is not
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import IntFlag
 
 SUCCESS = "STATUS_SUCCESS"
 NOT_GRANTED = "STATUS_OPLOCK_NOT_GRANTED"
@@ -27,8 +26,8 @@ GO = "go"
 IN_PROGRESS = "STATUS_OPLOCK_BREAK_IN_PROGRESS"
 
 
-class S(IntFlag):
-    """2.1.1.10: an oplock's state. FILTER_OPLOCK is not in the specification, but in the driver kit (A9.4)."""
+class S:
+    """2.1.1.10: an oplock's state. FILTER_OPLOCK is not in the specification, but in the driver kit (A9.15)."""
 
     READ = 0x1
     HANDLE = 0x2
@@ -48,7 +47,7 @@ class S(IntFlag):
     TO_TWO_TO_NONE = 0x40000
 
 
-NO_OPLOCK = S(0)
+NO_OPLOCK = 0
 CACHING = S.READ | S.HANDLE | S.WRITE
 BREAK_LEVEL_MASK = S.TO_READ | S.TO_HANDLE | S.TO_WRITE | S.TO_NO_CACHING
 BREAKING = BREAK_LEVEL_MASK | S.TO_TWO | S.TO_NONE | S.TO_TWO_TO_NONE
@@ -102,19 +101,19 @@ class Oplock:
     read_handle: list[Open] = field(default_factory=list)
     break_queue: list[Context] = field(default_factory=list)
     wait_list: list[Operation] = field(default_factory=list)
-    state: S = NO_OPLOCK
+    state: int = NO_OPLOCK
     reserved: Open | None = None
-    """An open that has to ask for an oplock next (A9.14)."""
+    """An open that has to ask for an oplock next (A9.25)."""
     behind_reservation: list[Operation] = field(default_factory=list)
     """Those of the wait list that wait for that."""
     close_pending: bool = False
-    """FSCTL_OPBATCH_ACK_CLOSE_PENDING has come from the exclusive owner (A9.13)."""
+    """FSCTL_OPBATCH_ACK_CLOSE_PENDING has come from the exclusive owner (A9.24)."""
     closing: set[Context] = field(default_factory=set)
     """The same of one on the break queue."""
     events: list[tuple[object, ...]] = field(default_factory=list)
     """What happened: ("told", open, status, new level, acknowledgement owed) and ("released", operation)."""
 
-    def indicate_break(self, who: Open, level: S, acknowledge: bool, status: str = SUCCESS) -> None:
+    def indicate_break(self, who: Open, level: int, acknowledge: bool, status: str = SUCCESS) -> None:
         """2.1.5.18.3."""
         self.events.append(("told", who, status, level, acknowledge))
 
@@ -163,7 +162,7 @@ class Oplock:
 
 
 def same_key(one: Open, other: Open) -> bool:
-    """Two opens by their own keys: 2.1.4.12.2 without flags (A9.6)."""
+    """Two opens by their own keys: 2.1.4.12.2 without flags (A9.17)."""
     return one is other or bool(one.target_key and other.target_key and one.target_key == other.target_key)
 
 
@@ -200,15 +199,15 @@ def check(oplock: Oplock, operation: Operation) -> str:
     if oplock.state == NO_OPLOCK:
         return GO
     to_two = to_none = wait = False
-    lost = S(0)
+    lost = 0
     if operation.parent_object:
         lost = S.READ | S.WRITE
     elif operation.kind == "OPEN":
         legacy_stat = FILE_READ_ATTRIBUTES | FILE_WRITE_ATTRIBUTES | SYNCHRONIZE
-        # A9.2: the wider mask while nothing but granular oplocks is held.
+        # A9.13: the wider mask while nothing but granular oplocks is held.
         granular = not oplock.state & (S.LEVEL_ONE | S.LEVEL_TWO | S.BATCH | S.FILTER)
         stat = legacy_stat | READ_CONTROL if granular else legacy_stat
-        if not operation.access & ~stat and not operation.reserve_opfilter:  # A9.5
+        if not operation.access & ~stat and not operation.reserve_opfilter:  # A9.16
             return GO
         if operation.reserve_opfilter or operation.disposition in (FILE_SUPERSEDE, FILE_OVERWRITE, FILE_OVERWRITE_IF):
             to_none = True
@@ -218,7 +217,7 @@ def check(oplock: Oplock, operation: Operation) -> str:
             lost = S.WRITE
     elif operation.kind == "OPEN_BREAK_H":
         lost = S.HANDLE
-    elif operation.kind in ("READ", "FLUSH_DATA"):  # A9.3
+    elif operation.kind in ("READ", "FLUSH_DATA"):  # A9.14
         to_two = True
         lost = S.WRITE
     elif operation.kind in ("LOCK_CONTROL", "WRITE"):
@@ -236,7 +235,7 @@ def check(oplock: Oplock, operation: Operation) -> str:
     elif operation.kind == "FSCTL_SET_ZERO_DATA":
         to_none = True
         lost = S.READ | S.WRITE
-    elif operation.kind == "SET_SECURITY":  # A9.3
+    elif operation.kind == "SET_SECURITY":  # A9.14
         lost = S.HANDLE
     elif operation.kind == "BREAK_TO_NONE":  # FltOplockBreakToNone
         to_none = True
@@ -244,7 +243,7 @@ def check(oplock: Oplock, operation: Operation) -> str:
     else:
         raise AssertionError(operation.kind)
 
-    if oplock.state & S.FILTER:  # A9.4
+    if oplock.state & S.FILTER:  # A9.15
         if operation.kind in ("READ", "FLUSH_DATA", "LOCK_CONTROL"):
             return GO
         if operation.kind == "OPEN" and to_two:
@@ -279,10 +278,10 @@ def check(oplock: Oplock, operation: Operation) -> str:
                     else:
                         oplock.state |= S.TO_NONE
                         assert oplock.exclusive_open
-                        oplock.indicate_break(oplock.exclusive_open, S(0), True)
+                        oplock.indicate_break(oplock.exclusive_open, 0, True)
                 elif oplock.state in (S.LEVEL_TWO, S.LEVEL_TWO | S.READ):
                     for each in oplock.level_two:
-                        oplock.indicate_break(each, S(0), False)
+                        oplock.indicate_break(each, 0, False)
                     oplock.level_two.clear()
                     oplock.state = S.READ if oplock.state & S.READ else NO_OPLOCK
                     leave = True
@@ -307,7 +306,7 @@ def check(oplock: Oplock, operation: Operation) -> str:
     rw, rwh = RW | S.EXCLUSIVE, RWH | S.EXCLUSIVE
     if state == rw:
         if lost & both == both:
-            oplock.indicate_break(owner, S(0), True)
+            oplock.indicate_break(owner, 0, True)
             oplock.state = rw | S.TO_NO_CACHING
             wait = True
         elif lost & S.WRITE:
@@ -324,7 +323,7 @@ def check(oplock: Oplock, operation: Operation) -> str:
             oplock.state = rwh | S.TO_READ | S.TO_WRITE
             wait = True
         elif lost & both == both:
-            oplock.indicate_break(owner, S(0), True)
+            oplock.indicate_break(owner, 0, True)
             oplock.state = rwh | S.TO_NO_CACHING
             wait = True
     elif state == rw | S.TO_READ:
@@ -394,7 +393,7 @@ def notify(oplock: Oplock, operation: Operation) -> str:
 
 
 def reserve(oplock: Oplock, who: Open) -> bool:
-    """A9.14."""
+    """A9.25."""
     if oplock.reserved is None:
         oplock.reserved = who
         return True
@@ -402,7 +401,7 @@ def reserve(oplock: Oplock, who: Open) -> bool:
 
 
 def unreserve(oplock: Oplock, who: Open) -> None:
-    """A9.14: those who waited for it are looked at again, in their order."""
+    """A9.25: those who waited for it are looked at again, in their order."""
     if oplock.reserved is not who:
         return
     oplock.reserved = None
@@ -420,8 +419,8 @@ def cancel_waiting(oplock: Oplock, waiting: Operation) -> None:
         oplock.behind_reservation.remove(waiting)
 
 
-def cancel_held(oplock: Oplock, who: Open, level: S) -> None:
-    """2.1.5.20, of a request that was granted and has not been broken: what it held is held no more (A9.12)."""
+def cancel_held(oplock: Oplock, who: Open, level: int) -> None:
+    """2.1.5.20, of a request that was granted and has not been broken: what it held is held no more (A9.23)."""
     if level in (S.LEVEL_TWO, R, RH):
         {S.LEVEL_TWO: oplock.level_two, R: oplock.read, RH: oplock.read_handle}[level].remove(who)
         oplock.recompute()
@@ -430,7 +429,7 @@ def cancel_held(oplock: Oplock, who: Open, level: S) -> None:
         oplock.state = NO_OPLOCK
 
 
-def lose_shared(oplock: Oplock, operation: Operation, lost: S) -> str:
+def lose_shared(oplock: Oplock, operation: Operation, lost: int) -> str:
     """2.1.4.12, the cases of shared oplocks."""
     wait = False
     if oplock.state in (RH | S.MIXED, R, S.LEVEL_TWO | R):
@@ -438,7 +437,7 @@ def lose_shared(oplock: Oplock, operation: Operation, lost: S) -> str:
             for each in list(oplock.read):
                 if not keys_equal(operation, each):
                     oplock.read.remove(each)
-                    oplock.indicate_break(each, S(0), False)
+                    oplock.indicate_break(each, 0, False)
         if oplock.state != RH | S.MIXED:
             oplock.recompute()
             return GO
@@ -459,7 +458,7 @@ def lose_shared(oplock: Oplock, operation: Operation, lost: S) -> str:
             for each in list(oplock.read_handle):
                 if not keys_equal(operation, each):
                     oplock.read_handle.remove(each)
-                    oplock.indicate_break(each, S(0), True)
+                    oplock.indicate_break(each, 0, True)
                     oplock.break_queue.append(Context(each, False))
                     if lost & S.HANDLE:
                         wait = True
@@ -497,7 +496,7 @@ def close(oplock: Oplock, who: Open) -> None:
             for each in list(owners):
                 if each is who:
                     owners.remove(each)
-                    oplock.indicate_break(each, S(0), False, status)
+                    oplock.indicate_break(each, 0, False, status)
             oplock.recompute()
     if oplock.break_queue:
         oplock.break_queue = [each for each in oplock.break_queue if each.open is not who]
@@ -505,14 +504,14 @@ def close(oplock: Oplock, who: Open) -> None:
         oplock.release_behind_break_queue()
     if oplock.exclusive_open is who:
         if not oplock.state & BREAKING:
-            oplock.indicate_break(who, S(0), False, HANDLE_CLOSED if oplock.state & CACHING else SUCCESS)
+            oplock.indicate_break(who, 0, False, HANDLE_CLOSED if oplock.state & CACHING else SUCCESS)
         oplock.exclusive_open = None
         oplock.state = NO_OPLOCK
         oplock.close_pending = False
         oplock.release_all()
 
 
-def request(oplock: Oplock, who: Open, level: S, **circumstances: bool) -> str:
+def request(oplock: Oplock, who: Open, level: int, **circumstances: bool) -> str:
     """2.1.5.18, and the end of the reservation of the one that asks."""
     if oplock.reserved is not None and oplock.reserved is not who:
         directory = circumstances.get("directory", False)
@@ -527,7 +526,7 @@ def request(oplock: Oplock, who: Open, level: S, **circumstances: bool) -> str:
 def request_unreserved(
     oplock: Oplock,
     who: Open,
-    level: S,
+    level: int,
     *,
     directory: bool = False,
     synchronous: bool = False,
@@ -537,7 +536,7 @@ def request_unreserved(
     byte_range_locks: bool = False,
 ) -> str:
     """2.1.5.18: PENDED (granted), or the status that it ends with at once."""
-    if directory and level not in (S(0), R, RH):
+    if directory and level not in (0, R, RH):
         return INVALID_PARAMETER
     if level & (S.LEVEL_ONE | S.BATCH | S.FILTER):
         if others_open or synchronous:
@@ -557,19 +556,19 @@ def request_unreserved(
 
 
 def request_exclusive(
-    oplock: Oplock, who: Open, level: S, deleted: bool, others_open: bool, all_keys_match: bool
+    oplock: Oplock, who: Open, level: int, deleted: bool, others_open: bool, all_keys_match: bool
 ) -> str:
     """2.1.5.18.1."""
-    if others_open and not all_keys_match:  # A9.7: in every state
+    if others_open and not all_keys_match:  # A9.18: in every state
         return NOT_GRANTED
-    if oplock.state in (NO_OPLOCK, S.LEVEL_TWO):  # A9.9: not (LEVEL_TWO|READ)
+    if oplock.state in (NO_OPLOCK, S.LEVEL_TWO):  # A9.20: not (LEVEL_TWO|READ)
         if oplock.state & S.LEVEL_TWO and level & CACHING:
             return NOT_GRANTED
         if deleted and level & S.HANDLE:
             return NOT_GRANTED
-        if oplock.state == S.LEVEL_TWO:  # A9.9: all of them are the one open's
+        if oplock.state == S.LEVEL_TWO:  # A9.20: all of them are the one open's
             for each in oplock.level_two:
-                oplock.indicate_break(each, S(0), False)
+                oplock.indicate_break(each, 0, False)
             oplock.level_two.clear()
     elif oplock.state & CACHING and not oplock.state & BREAKING and not oplock.break_queue:
         if not level & CACHING:
@@ -607,7 +606,7 @@ def request_exclusive(
     return PENDED
 
 
-def request_shared(oplock: Oplock, who: Open, level: S, deleted: bool, granting_in_ack: bool) -> str:
+def request_shared(oplock: Oplock, who: Open, level: int, deleted: bool, granting_in_ack: bool) -> str:
     """2.1.5.18.2."""
     # The breaking states of RH are shared, and are listed below; the others hold an exclusive oplock.
     if not granting_in_ack and oplock.state & S.EXCLUSIVE:
@@ -647,7 +646,7 @@ def request_shared(oplock: Oplock, who: Open, level: S, deleted: bool, granting_
     return PENDED
 
 
-def acknowledge(oplock: Oplock, who: Open, kind: str, level: S = NO_OPLOCK, *, deleted: bool = False) -> str:
+def acknowledge(oplock: Oplock, who: Open, kind: str, level: int = NO_OPLOCK, *, deleted: bool = False) -> str:
     """2.1.5.19. kind: "two" (FSCTL_OPLOCK_BREAK_ACKNOWLEDGE), "none" (..._ACK_NO_2), "close pending", "granular", and
     "granular close pending" (COMPLETE_ACK_ON_CLOSE): PENDED, or the status that it ends with."""
     if kind in ("two", "none", "close pending"):
@@ -657,7 +656,7 @@ def acknowledge(oplock: Oplock, who: Open, kind: str, level: S = NO_OPLOCK, *, d
         granted = to_none = False
         if not state & (S.TO_TWO | S.TO_NONE | S.TO_TWO_TO_NONE):
             return INVALID_PROTOCOL
-        if kind == "close pending":  # A9.13
+        if kind == "close pending":  # A9.24
             if state & (S.BATCH | S.FILTER):
                 oplock.close_pending = True
                 return SUCCESS
@@ -676,11 +675,11 @@ def acknowledge(oplock: Oplock, who: Open, kind: str, level: S = NO_OPLOCK, *, d
         if granted:
             return PENDED
         if to_none:
-            oplock.indicate_break(who, S(0), False)
+            oplock.indicate_break(who, 0, False)
         return SUCCESS
 
     later = kind == "granular close pending"
-    if level not in (S(0), R, RH, RW, RWH):
+    if level not in (0, R, RH, RW, RWH):
         return INVALID_PARAMETER
     if not oplock.state & BREAK_LEVEL_MASK and (
         oplock.state not in (RH | S.MIXED, RH) or not oplock.break_queue
@@ -695,7 +694,7 @@ def acknowledge(oplock: Oplock, who: Open, kind: str, level: S = NO_OPLOCK, *, d
         if later:
             oplock.closing.add(context)
             return SUCCESS
-        broken = R if context.breaking_to_read else S(0)
+        broken = R if context.breaking_to_read else 0
         if not context.breaking_to_read:
             if level and oplock.somebody_waits():
                 oplock.indicate_break(who, broken, True, CANNOT_GRANT)
@@ -703,7 +702,7 @@ def acknowledge(oplock: Oplock, who: Open, kind: str, level: S = NO_OPLOCK, *, d
         elif oplock.somebody_waits() and level & S.WRITE:
             oplock.indicate_break(who, broken, True, CANNOT_GRANT)
             return CANNOT_GRANT
-        if level & S.WRITE:  # A9.8
+        if level & S.WRITE:  # A9.19
             alone = not oplock.read and not oplock.read_handle and oplock.break_queue == [context]
             if not alone or (deleted and level & S.HANDLE):
                 oplock.indicate_break(who, broken, True, CANNOT_GRANT)
@@ -724,11 +723,11 @@ def acknowledge(oplock: Oplock, who: Open, kind: str, level: S = NO_OPLOCK, *, d
     if later:
         oplock.close_pending = True
         return SUCCESS
-    broken = S(0)
+    broken = 0
     for flag, cached in ((S.TO_READ, S.READ), (S.TO_HANDLE, S.HANDLE), (S.TO_WRITE, S.WRITE)):
         if oplock.state & flag:
             broken |= cached
-    if oplock.somebody_waits() and level & ~broken:  # A9.8
+    if oplock.somebody_waits() and level & ~broken:  # A9.19
         oplock.indicate_break(who, broken, True, CANNOT_GRANT)
         return CANNOT_GRANT
     if deleted and level & S.HANDLE:

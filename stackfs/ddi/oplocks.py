@@ -45,7 +45,7 @@ OPLOCK = Oplock
 REQUEST_OPLOCK_INPUT_BUFFER: Final = struct.Struct("<HHII")
 """StructureVersion (1), StructureLength (12), RequestedOplockLevel, Flags."""
 REQUEST_OPLOCK_OUTPUT_BUFFER: Final = struct.Struct("<HHIIIIHxx")
-"""StructureVersion, StructureLength (24), OriginalOplockLevel, NewOplockLevel, Flags, AccessMode, ShareMode (both 0)."""
+"""StructureVersion, StructureLength (24), OriginalOplockLevel, NewOplockLevel, Flags, AccessMode and ShareMode (0)."""
 
 _Routine = Callable[[CallbackData, Any], object]
 _Open = CallbackData | _FileObject | OplockOpen
