@@ -475,27 +475,28 @@ cdef int shared_give_way(oplock_t *oplock, oplock_list_t *records, const oplock_
         following = each.next
         cell = SHARED[0 if records is &oplock.read else 1 if records is &oplock.handle else 2 if each.to_read else 3][column(lost)]
         if cell and not spares_record(what, each):
-            result |= cell & WAITS
             if cell & (LOSES_H | LOSES_ALL):
                 result |= BREAKS
-            if apply:
-                shared_loses(oplock, each, cell, due)
+            if not apply or shared_loses(oplock, each, cell, due):
+                result |= cell & WAITS
         each = following
     return result
 
 
-cdef void shared_loses(oplock_t *oplock, oplock_record_t *each, int cell, due_t *due) noexcept nogil:
+cdef bint shared_loses(oplock_t *oplock, oplock_record_t *each, int cell, due_t *due) noexcept nogil:
+    """False: nothing of it is left that could be waited for."""
     if each.list is &oplock.breaking:
         if cell & LOSES_ALL:
             each.to_read = 0
-        return
+        return True
     if not tell(each, STATUS_SUCCESS, R if cell & LOSES_H else OPLOCK_LEVEL_NONE, cell & OWED != 0, due) or not cell & OWED:
         take_out(each)
-        return
+        return False
     unlink(each)
     each.to_read = cell & LOSES_H != 0
     each.broken = monotonic_time()
     link(&oplock.breaking, each)
+    return True
 
 
 # ==== waiting (2.1.4.12.1) ============================================================================================

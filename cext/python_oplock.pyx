@@ -401,7 +401,12 @@ cdef class Oplock:
 
     def reserve(self, opener):
         """For the open that will ask for an oplock next (A9.25). False: it is reserved already."""
-        return oplock_reserve(self.live(), open_of(opener))
+        cdef oplock_t *oplock = self.live()
+        cdef const oplock_open_t *open = open_of(opener)
+        cdef bint reserved
+        with nogil:
+            reserved = oplock_reserve(oplock, open)
+        return reserved
 
     def unreserve(self, opener):
         """It will not ask."""

@@ -416,7 +416,7 @@ def test_a_callback_that_fails_after_it_has_asked(core: Volume, place: Path) -> 
     locking.instead((api.IRP_MJ_FILE_SYSTEM_CONTROL, control, None), (api.IRP_MJ_FLUSH_BUFFERS, locking.pre, None))
     for level in (RW, RH, R):
         assert locking.request(own, level).ended() == errno.EIO
-        locking.oplock.operate(api.OplockOpen(), api.OPLOCK_BREAK_ALL)
+        assert locking.oplock.operate(api.OplockOpen(), api.OPLOCK_BREAK_ALL)[0] == api.STATUS_SUCCESS
         assert locking.ask(FSYNC, other).ended() == 0
         assert locking.oplock.held() == []
     assert [each[0] for each in locking.host.told] == ["raised"] * 3
