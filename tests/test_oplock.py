@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -441,7 +442,16 @@ class Client(threading.Thread):
             self.keep(self.oplock.acknowledge(self.open, how, level, self.done))
 
 
-def test_many_threads() -> None:
+@pytest.fixture
+def often_switched() -> Iterator[None]:
+    """Python's threads take turns every few microseconds."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(5e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_many_threads(often_switched: None) -> None:
     """Each that held or waited is told once; when all have closed nothing is left."""
     for seed in range(4):
         oplock = Oplock()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -134,6 +136,15 @@ class Locking:
 
     def open(self, flags: int = os.O_RDWR, tid: int = 0) -> int:
         return self.core.request(OPEN, self.nodeid, flags=flags, tid=tid).do().fh
+
+    def open_somehow(self, tid: int) -> int:
+        """However long others would not let it: it is cancelled, and tried again."""
+        while True:
+            opening = Asked(self.core.request(OPEN, self.nodeid, flags=os.O_RDWR, tid=tid))
+            if opening.waits and not opening.woken.wait(0.01):
+                self.core.interrupt(opening.request.number)
+            if opening.ended() == 0:
+                return opening.request.fh
 
     def ask(self, opcode: int, fh: int = 0, **arguments: Any) -> Asked:
         buffer = bytearray(arguments.get("size", 0)) or None
@@ -497,6 +508,60 @@ def test_breaks_that_a_filter_makes(core: Volume, place: Path) -> None:
         waits = locking.ask(FSYNC, other)
         assert waits.waits and held.broken() == (RWH, to, True)
         assert locking.acknowledge(own, 0).ended() == 0 and waits.ended() == 0
+
+
+@pytest.fixture
+def often_switched() -> Iterator[None]:
+    """Python's threads take turns every few microseconds."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(5e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_requests_of_many_threads(core: Volume, place: Path, often_switched: None) -> None:
+    """Grants, breaks, late and wrong acknowledgements, cancels and closes at random: each request ends, once."""
+    locking = Locking(core)
+    locking.keys = {7: KEY}
+    failed: list[BaseException] = []
+
+    def client(seed: int) -> None:
+        dice = random.Random(seed)
+        asked: list[Asked] = []
+        try:
+            fh = locking.open_somehow(dice.choice([7, 8]))
+            for _ in range(250):
+                what = dice.randrange(8)
+                if what == 0:
+                    core.request(RELEASE, fh=fh).do()
+                    fh = locking.open_somehow(dice.choice([7, 8]))
+                elif what < 4:
+                    level = dice.choice([R, RH, RW, RWH])
+                    asked.append(dice.choice([locking.request, locking.acknowledge])(fh, level))
+                elif what == 4:
+                    asked.append(locking.acknowledge(fh, 0))
+                else:
+                    asked.append(locking.ask(dice.choice([READ, WRITE, FSYNC]), fh, size=1))
+                if dice.random() < 0.5:
+                    core.interrupt(dice.choice(asked).request.number if asked else 0)
+            for each in asked:
+                core.interrupt(each.request.number)
+            assert all(each.ended() in (0, *REFUSALS) for each in asked)
+            core.request(RELEASE, fh=fh).do()
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=client, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failed == [] and not any(thread.is_alive() for thread in threads)
+    assert locking.oplock.state == 0 and locking.oplock.held() == [] and locking.oplock.waiting() == []
+    assert locking.host.told == [] and core.held() == 0
+
+
+REFUSALS = (errno.EINTR, errno.ETXTBSY, errno.EPROTO, errno.EBUSY)
 
 
 # ---- native ---------------------------------------------------------------------------------------------------------
