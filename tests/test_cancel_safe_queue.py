@@ -182,6 +182,7 @@ def test_only_irps_and_only_removed_ones_are_completed(core: Volume, place: Path
     assert outcome(asked) == 0
 
 
+@pytest.mark.verifier_errors("let go of its data")
 def test_a_completion_of_the_cancelled_that_raises_fails_the_operation(core: Volume, place: Path) -> None:
     class Raising(CancelSafeQueue):
         def complete_canceled_io(self, data: Data) -> None:
@@ -226,10 +227,12 @@ def test_under_the_names_of_the_ddi(core: Volume, place: Path) -> None:
     contexts = [FLT_CALLBACK_DATA_QUEUE_IO_CONTEXT() for _ in range(4)]
     names = iter(zip(contexts, "abab", strict=True))
 
+    statuses: list[int] = []
+
     def pre(data: Data, objects: object) -> int:
-        context, name = next(names)
-        assert FltCbdqInsertIo(cbdq, data, context, name) == STATUS_SUCCESS
-        return FLT_PREOP_PENDING
+        context, name = next(names, (FLT_CALLBACK_DATA_QUEUE_IO_CONTEXT(), "b"))
+        statuses.append(FltCbdqInsertIo(cbdq, data, context, name))
+        return FLT_PREOP_PENDING if statuses[-1] == STATUS_SUCCESS else int(data.complete(statuses[-1]))
 
     core.stack.insert(entry_of((IRP_MJ_FLUSH_BUFFERS, pre, None)))
     requests = [core.request(FSYNC, fh=fh) for _ in range(4)]
@@ -237,7 +240,14 @@ def test_under_the_names_of_the_ddi(core: Volume, place: Path) -> None:
     events = [threading.Event() for _ in requests]
     assert all(request.park(event.set) for request, event in zip(requests, events, strict=True))
     FltCbdqDisable(cbdq)
+    refused = core.request(FSYNC, fh=fh)
+    assert refused.run() and refused.error == errno.EIO
+    assert statuses == [STATUS_SUCCESS] * 4 + [STATUS_FLT_CBDQ_DISABLED]
     FltCbdqEnable(cbdq)
+    last = core.request(FSYNC, fh=fh)
+    assert not last.run() and statuses[-1] == STATUS_SUCCESS
+    core.interrupt(last.number)
+    assert last.run() and last.error == errno.EINTR
     second = FltCbdqRemoveNextIo(cbdq, "b")
     assert second is not None and second.request_number == requests[1].number
     FltCompletePendedPreOperation(second, FLT_PREOP_SUCCESS_NO_CALLBACK, None)
@@ -352,6 +362,7 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return build("native_queue", tmp_path_factory.mktemp("native"))
 
 
+@pytest.mark.verifier_errors("no status of a pre callback")
 @pytest.mark.parametrize("how", ["completed", "failed", "cancelled", "cancelled before"])
 def test_a_native_filter_holds_with_a_cancel_completion(core: Volume, place: Path, native: Any, how: str) -> None:
     host = Host()

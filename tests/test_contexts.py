@@ -33,6 +33,7 @@ from context_driver import (
 from context_driver import none_gone as none_gone  # a fixture of every test
 from stack_driver import (
     CREATE,
+    FSYNC,
     GETATTR,
     GETXATTR,
     LOOKUP,
@@ -50,7 +51,7 @@ from stackfs import api, fltkernel
 from stackfs.api import (
     FLT_FILE_CONTEXT,
     FLT_INSTANCE_CONTEXT,
-    FLT_PREOP_SUCCESS_WITH_CALLBACK,
+    FLT_PREOP_SUCCESS_NO_CALLBACK,
     FLT_SET_CONTEXT_KEEP_IF_EXISTS,
     FLT_SET_CONTEXT_REPLACE_IF_EXISTS,
     FLT_STREAM_CONTEXT,
@@ -62,6 +63,7 @@ from stackfs.api import (
     IRP_MJ_CLEANUP,
     IRP_MJ_CLOSE,
     IRP_MJ_CREATE,
+    IRP_MJ_FLUSH_BUFFERS,
     IRP_MJ_NETWORK_QUERY_OPEN,
     IRP_MJ_QUERY_EA,
     IRP_MJ_QUERY_OPEN,
@@ -243,7 +245,7 @@ def test_references(core: Volume, place: Path, kind: type[Context]) -> None:
         number = {OfVolume: 1, OfInstance: 2, OfFile: 4, OfStream: 8, OfHandle: 16}[kind]
         status, context = layer.contexts.allocate(number, 0, NonPagedPool)
         assert status == STATUS_SUCCESS and type(context) is kind and context.references == 1
-        file = data.file_object
+        file = data.file
         if kind is OfVolume:
             setting: Any = lambda *args: layer.core.stack.flt_set_volume_context(*args)  # noqa: E731
             getting: Any = lambda: layer.core.stack.flt_get_volume_context(layer.contexts)  # noqa: E731
@@ -309,7 +311,7 @@ def test_what_is_not_the_instance_s_cannot_be_set(core: Volume, place: Path) -> 
         stranger = other.allocate(FLT_STREAM_CONTEXT, 0, 0)[1]
         mine = layer.contexts.allocate(FLT_STREAM_CONTEXT, 0, 0)[1]
         assert stranger is not None and mine is not None
-        file = data.file_object
+        file = data.file
         assert layer.entry.flt_set_context(FLT_STREAM_CONTEXT, file, 0, stranger, False)[0] == STATUS_INVALID_PARAMETER
         assert layer.entry.flt_set_context(FLT_FILE_CONTEXT, file, 0, mine, False)[0] == STATUS_INVALID_PARAMETER
         assert layer.entry.flt_set_context(12, file, 0, mine, False)[0] == STATUS_INVALID_PARAMETER
@@ -435,6 +437,38 @@ def test_the_opens_that_requests_by_path_imply_have_contexts(
         assert len(mine) == 2 and mine[0] is mine[1]
         assert [type(each) for each in gone] == [OfHandle]
     layer.detach()
+
+
+@pytest.mark.verifier_errors("^[gs]etting a context was called at level 2, and may be at 1 at most")
+def test_at_dispatch_level_a_context_may_be_released_and_nothing_else(core: Volume, place: Path) -> None:
+    """A6.12, A11.5"""
+    held: list[Context] = []
+
+    def see(when: str, data: Any) -> None:
+        if when == "pre":
+            held.append(data.ensure_context(OfStream))
+            held[0].reference()
+            return
+        assert data.irql == 2
+        for routine in (data.get_context, data.ensure_context):
+            with pytest.raises(RuntimeError, match="at level 2"):
+                routine(OfStream)
+        with pytest.raises(RuntimeError, match="at level 2"):
+            data.set_context(held[0])
+        assert held[0].references == 2
+        held[0].release()
+
+    class NotSynchronised(Layer):
+        def pre(self, data: Any, objects: Any) -> int:
+            super().pre(data, objects)
+            return int(api.FLT_PREOP_SUCCESS_WITH_CALLBACK)
+
+    layer = NotSynchronised(core, see, IRP_MJ_FLUSH_BUFFERS)
+    core.request(FSYNC, fh=opened(core, lookup(core, b"file"))).do()
+    layer.fine()
+    assert held[0].references == 1
+    layer.detach()
+    assert gone == held
 
 
 # ---- how long they live (B2.6) --------------------------------------------------------------------------------------
@@ -637,7 +671,7 @@ def test_a_filter_without_contexts_has_none(core: Volume, place: Path) -> None:
         told.append(data.get_context(OfStream))
         with pytest.raises(TypeError, match="registered no contexts"):
             data.ensure_context(OfStream)
-        return FLT_PREOP_SUCCESS_WITH_CALLBACK
+        return FLT_PREOP_SUCCESS_NO_CALLBACK
 
     host = Host()
     entry = InstanceEntry(host, "n", "1", "n", [(IRP_MJ_READ, 0, pre, None)])

@@ -34,6 +34,7 @@ INSTANCES = [
     {"filter": "audit", "volume": "/mnt/a", "altitude": "385200", "name": "audit", "features": 8},
     {"filter": "audit", "volume": "/mnt/a", "altitude": "385100.5", "name": "low"},
 ]
+DETACHED = {"filter": "audit", "volume": "bare", "altitude": "385200", "name": "audit", "status": "Detached"}
 VOLUMES = [
     {"dos_name": "/mnt/a", "volume_name": "a", "filesystem": "stackfs", "status": "Attached"},
     {"dos_name": "", "volume_name": "bare", "filesystem": "stackfs", "status": "Detached"},
@@ -167,15 +168,15 @@ def test_enumerations(daemon: Callable[..., Daemon]) -> None:
         (FILTER_AGGREGATE_BASIC_INFORMATION(FLTFL_AGGREGATE_INFO_IS_MINIFILTER, 0, 2, "audit", "385200"), 24 + 22),
     ]
     assert [each for each, _ in all_of(*filters, FILTER_INFORMATION_CLASS.FilterAggregateStandardInformation)] == [
-        FILTER_AGGREGATE_STANDARD_INFORMATION(FLTFL_ASI_IS_LEGACYFILTER, 0, 0, "old", "389998.99"),
-        FILTER_AGGREGATE_STANDARD_INFORMATION(FLTFL_ASI_IS_MINIFILTER, 0, 2, "audit", "385200"),
+        FILTER_AGGREGATE_STANDARD_INFORMATION(FLTFL_ASI_IS_LEGACYFILTER, 0, 0, 0, "old", "389998.99"),
+        FILTER_AGGREGATE_STANDARD_INFORMATION(FLTFL_ASI_IS_MINIFILTER, 0, 0, 2, "audit", "385200"),
     ]
     volumes = FilterVolumeFindFirst, FilterVolumeFindNext, FilterVolumeFindClose
     assert [each for each, _ in all_of(*volumes, FILTER_VOLUME_INFORMATION_CLASS.FilterVolumeBasicInformation)] == [
         FILTER_VOLUME_BASIC_INFORMATION("bare"), FILTER_VOLUME_BASIC_INFORMATION("a")]
     assert [each for each, _ in all_of(*volumes, FILTER_VOLUME_INFORMATION_CLASS.FilterVolumeStandardInformation)] == [
-        FILTER_VOLUME_STANDARD_INFORMATION(FLTFL_VSI_DETACHED_VOLUME, 0, FLT_FSTYPE_UNKNOWN, "bare"),
-        FILTER_VOLUME_STANDARD_INFORMATION(0, 0, FLT_FSTYPE_UNKNOWN, "a"),
+        FILTER_VOLUME_STANDARD_INFORMATION(FLTFL_VSI_DETACHED_VOLUME, 0, 0, "bare"),
+        FILTER_VOLUME_STANDARD_INFORMATION(0, 0, 0, "a"),
     ]
     by_filter = FilterInstanceFindFirst, FilterInstanceFindNext, FilterInstanceFindClose
     assert all_of(*by_filter, "audit", INSTANCE_INFORMATION_CLASS.InstanceBasicInformation) == [
@@ -190,9 +191,17 @@ def test_enumerations(daemon: Callable[..., Daemon]) -> None:
     aggregate = INSTANCE_INFORMATION_CLASS.InstanceAggregateStandardInformation
     assert all_of(*on_volume, "/mnt/a", aggregate)[0] == (
         INSTANCE_AGGREGATE_STANDARD_INFORMATION(
-            FLTFL_IAGGREGATE_INFO_IS_MINIFILTER, 0, FLT_FSTYPE_UNKNOWN, "audit", "385200", "/mnt/a", "audit", 8),
+            FLTFL_IAGGREGATE_INFO_IS_MINIFILTER, 0, 0, 0, "audit", "385200", "/mnt/a", "audit", 8),
         40 + 10 + 12 + 12 + 10,
     )
+
+
+def test_instances_of_a_volume_whose_mount_is_gone(daemon: Callable[..., Daemon]) -> None:
+    daemon(instances=[*INSTANCES, DETACHED])
+    aggregate = INSTANCE_INFORMATION_CLASS.InstanceAggregateStandardInformation
+    by_filter = FilterInstanceFindFirst, FilterInstanceFindNext, FilterInstanceFindClose
+    flags = [each.TypeFlags for each, _ in all_of(*by_filter, "audit", aggregate)]
+    assert flags == [0, 0, FLTFL_IASIM_DETACHED_VOLUME]
 
 
 def test_what_cannot_be_enumerated(daemon: Callable[..., Daemon]) -> None:
