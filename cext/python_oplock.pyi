@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from stackfs.cext.callback_data import CallbackData
-from stackfs.cext.file_object import FileObject
+from stackfs.cext.file_object import FileReference
 
 _Routine = Callable[[CallbackData, Any], object]
 
@@ -23,7 +23,7 @@ class OplockOpen:
     def number(self) -> int:
         """What Oplock.held() and waiting() call it."""
 
-_Opener = OplockOpen | CallbackData | FileObject
+_Opener = OplockOpen | CallbackData | FileReference
 
 class OplockRequest:
     """Somebody who holds an oplock, or waits: `done(request)` is called once, in the thread that ends it; `status`,

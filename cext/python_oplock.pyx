@@ -12,7 +12,7 @@ from libc.string cimport memcpy, memset
 from stackfs.cext.callback_data cimport (
     FILE_READ_DATA, FLT_CALLBACK_DATA, FLT_PREOP_COMPLETE, FLT_PREOP_PENDING, FLT_PREOP_SUCCESS_WITH_CALLBACK, CallbackData,
     oplock_open_t)
-from stackfs.cext.file_object cimport FileObject
+from stackfs.cext.file_object cimport FileReference
 from stackfs.cext.holding cimport holding_raised, holding_report
 from stackfs.cext.ntstatus cimport NT_SUCCESS, NTSTATUS, STATUS_PENDING, STATUS_SUCCESS
 from stackfs.cext.oplock cimport (
@@ -105,8 +105,8 @@ cdef const oplock_open_t *open_of(object what) except NULL:
         return &(<OplockOpen>what).open
     if isinstance(what, CallbackData):
         return &(<CallbackData>what).live().Iopb.TargetFileObject.Oplock
-    if isinstance(what, FileObject):
-        return &(<FileObject>what).live().Oplock
+    if isinstance(what, FileReference):
+        return &(<FileReference>what).live().Oplock
     raise TypeError(f"neither an open nor what an operation is about: {type(what).__name__}")
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 from stackfs import api
 from stackfs.cext import python_oplock
 from stackfs.cext.callback_data import CallbackData
-from stackfs.cext.file_object import FileObject as _FileObject
+from stackfs.cext.file_object import FileReference as _FileObject
 from stackfs.cext.python_oplock import Oplock, OplockOpen
 
 __all__ = [
