@@ -23,8 +23,7 @@ from libc.string cimport memcpy
 from stackfs.cext.bypass cimport bypass_veto
 from stackfs.cext.holding cimport (
     holding_cancel, holding_complete, holding_forgotten, holding_has_post, holding_instance, holding_irql,
-    holding_is_cancelled, holding_keep, holding_off_cancel, holding_on_cancel, holding_raised, holding_report,
-    holding_require_apc)
+    holding_is_cancelled, holding_keep, holding_off_cancel, holding_on_cancel, holding_raised, holding_report)
 from stackfs.cext.inode_table cimport operation_path
 from stackfs.cext.ntstatus cimport (
     NTSTATUS, NT_SUCCESS, STATUS_CANCELLED, STATUS_INVALID_HANDLE, STATUS_NOT_SUPPORTED, STATUS_SUCCESS)
@@ -399,9 +398,8 @@ cdef class CallbackData:
 
     @property
     def path(self):
-        """Path from the volume's root ("/a/b"); a deleted file's last name is followed by " (deleted)". At most APC_LEVEL."""
+        """Path from the volume's root ("/a/b"); a deleted file's last name is followed by " (deleted)"."""
         cdef char buffer[4608]
-        holding_require_apc("path")
         cdef int length = operation_path(self.live(), self.objects, buffer, sizeof(buffer))
         if length < 0:
             return ""
