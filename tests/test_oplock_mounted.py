@@ -20,12 +20,15 @@ CHECKED = (IRP_MJ_CREATE, IRP_MJ_READ, IRP_MJ_WRITE, IRP_MJ_FLUSH_BUFFERS, IRP_M
 
 class Locker(Filter):
     oplocks = {}    # by path: a CREATE has no stream context before it has succeeded
-    operations = (*(Operation(major, pre="pre") for major in CHECKED),
+    operations = (*(Operation(major, pre="pre", post="post") for major in CHECKED),
                   Operation(IRP_MJ_FILE_SYSTEM_CONTROL, pre="control"))
 
     def pre(self, data, objects):
         oplock = self.oplocks.get(data.path)
         return FLT_PREOP_SUCCESS_NO_CALLBACK if oplock is None else oplock.check(data, Oplock.go_on)
+
+    def post(self, data, objects, context, flags):
+        """What check() lets go on is owed one."""
 
     def control(self, data, objects):
         with lock:

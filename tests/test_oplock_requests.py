@@ -42,6 +42,10 @@ def outcome(data: Data, objects: object, context: object, flags: int) -> None:
     OUTCOMES[data.request_number] = data.status, data.information
 
 
+def nothing(data: Data, objects: object, context: object, flags: int) -> None:
+    """The post that an operation is owed which FltCheckOplock lets go on."""
+
+
 class Asked:
     """A request under way."""
 
@@ -107,8 +111,8 @@ class Locking:
         self.statuses: list[int] = []
         self.host = Host()
         self.nodeid = lookup(core, b"file")
-        rows: list[tuple[int, Any, Any]] = [(major, self.pre, None) for major in CHECKED]
-        rows += [(api.IRP_MJ_CREATE, self.pre_create, None), (api.IRP_MJ_FILE_SYSTEM_CONTROL, self.control, None)]
+        rows: list[tuple[int, Any, Any]] = [(major, self.pre, nothing) for major in CHECKED]
+        rows += [(api.IRP_MJ_CREATE, self.pre_create, nothing), (api.IRP_MJ_FILE_SYSTEM_CONTROL, self.control, nothing)]
         self.entry: InstanceEntry = entry_of(*rows, host=self.host)
         core.stack.insert(self.entry)
         core.stack.insert(entry_of((api.IRP_MJ_FILE_SYSTEM_CONTROL, go_on, outcome), name="above", at="9"))
@@ -244,7 +248,7 @@ def test_what_was_cancelled_before_does_not_wait(core: Volume, place: Path) -> N
         core.interrupt(data.request_number)
         return locking.oplock.check(data, Oplock.go_on)
 
-    locking.instead((api.IRP_MJ_FLUSH_BUFFERS, pre, None))
+    locking.instead((api.IRP_MJ_FLUSH_BUFFERS, pre, nothing))
     assert locking.ask(FSYNC, other).ended() == errno.EINTR
     assert locking.oplock.waiting() == [] and locking.oplock.state & api.OPLOCK_BREAK_TO_READ
 
@@ -335,7 +339,9 @@ def test_flags(core: Volume, place: Path) -> None:
         seen.append(data.status)
         return status
 
-    locking.instead((api.IRP_MJ_FLUSH_BUFFERS, pre, None), (api.IRP_MJ_FILE_SYSTEM_CONTROL, locking.control, None))
+    locking.instead(
+        (api.IRP_MJ_FLUSH_BUFFERS, pre, nothing), (api.IRP_MJ_FILE_SYSTEM_CONTROL, locking.control, nothing)
+    )
     assert locking.ask(FSYNC, other).ended() == 0 and held.broken() == (RW, R, True)
     assert seen == [api.STATUS_OPLOCK_BREAK_IN_PROGRESS]
     told = locking.fsctl(other, api.FSCTL_OPLOCK_BREAK_NOTIFY)
@@ -369,7 +375,7 @@ def test_reservations(core: Volume, place: Path) -> None:
         return status
 
     original = locking.entry
-    making = locking.instead((api.IRP_MJ_CREATE, requiring, None))
+    making = locking.instead((api.IRP_MJ_CREATE, requiring, nothing))
     mine = core.request(OPEN, locking.nodeid, flags=os.O_RDWR).do().fh
     assert reserved == [api.FLT_PREOP_COMPLETE] and locking.oplock.state == api.OPLOCK_RESERVED
     assert not locking.oplock.is_current and not locking.oplock.fast_io_possible
@@ -424,7 +430,9 @@ def test_a_callback_that_fails_after_it_has_asked(core: Volume, place: Path) -> 
         assert locking.oplock.fsctl(data, 0) == api.FLT_PREOP_PENDING
         raise KeyError("no")
 
-    locking.instead((api.IRP_MJ_FILE_SYSTEM_CONTROL, control, None), (api.IRP_MJ_FLUSH_BUFFERS, locking.pre, None))
+    locking.instead(
+        (api.IRP_MJ_FILE_SYSTEM_CONTROL, control, nothing), (api.IRP_MJ_FLUSH_BUFFERS, locking.pre, nothing)
+    )
     for level in (RW, RH, R):
         assert locking.request(own, level).ended() == errno.EIO
         assert locking.oplock.operate(api.OplockOpen(), api.OPLOCK_BREAK_ALL)[0] == api.STATUS_SUCCESS
@@ -468,7 +476,7 @@ def test_under_the_names_of_the_ddi(core: Volume, place: Path) -> None:
         seen.append((data.status, context))
         Oplock.go_on(data)
 
-    locking.instead((api.IRP_MJ_FILE_SYSTEM_CONTROL, control, None), (api.IRP_MJ_FLUSH_BUFFERS, sync, None))
+    locking.instead((api.IRP_MJ_FILE_SYSTEM_CONTROL, control, nothing), (api.IRP_MJ_FLUSH_BUFFERS, sync, nothing))
     assert not fltkernel.FltCurrentOplock(oplock) and fltkernel.FltOplockIsFastIoPossible(oplock)
     held = locking.request(own, RWH)
     assert fltkernel.FltCurrentOplock(oplock) and fltkernel.FltCurrentOplockH(oplock)
@@ -477,7 +485,7 @@ def test_under_the_names_of_the_ddi(core: Volume, place: Path) -> None:
     assert waits.waits and not fltkernel.FltOplockIsFastIoPossible(oplock) and held.broken() == (RWH, RH, True)
     assert locking.acknowledge(own, 0).ended() == 0 and waits.ended() == 0
     assert seen == [False, True, ("before", "context"), False, (0, "context")]
-    locking.instead((api.IRP_MJ_FILE_SYSTEM_CONTROL, rtl, None))
+    locking.instead((api.IRP_MJ_FILE_SYSTEM_CONTROL, rtl, nothing))
     batch = locking.fsctl(own, api.FSCTL_REQUEST_BATCH_OPLOCK)
     assert batch.waits and fltkernel.FltCurrentBatchOplock(oplock) and seen[-1] == api.STATUS_PENDING
     assert locking.fsctl(other, api.FSCTL_REQUEST_OPLOCK_LEVEL_2).ended() == errno.ETXTBSY
@@ -501,7 +509,9 @@ def test_breaks_that_a_filter_makes(core: Volume, place: Path) -> None:
     def sync(data: Data, objects: object) -> Any:
         return chosen[-1](locking.oplock, data, 0, None, Oplock.go_on)
 
-    locking.instead((api.IRP_MJ_FLUSH_BUFFERS, sync, None), (api.IRP_MJ_FILE_SYSTEM_CONTROL, locking.control, None))
+    locking.instead(
+        (api.IRP_MJ_FLUSH_BUFFERS, sync, nothing), (api.IRP_MJ_FILE_SYSTEM_CONTROL, locking.control, nothing)
+    )
     for kind, to in zip(kinds, (RW, 0, 0), strict=True):
         chosen.append(kind)
         held = locking.request(own, RWH)
