@@ -460,10 +460,18 @@ cdef class CallbackData:
 
     @property
     def create_options(self):
-        """CREATE: FILE_DIRECTORY_FILE, ... bits."""
+        """CREATE: FILE_DIRECTORY_FILE, ... bits. Those for oplocks may be changed: FILE_COMPLETE_IF_OPLOCKED, FILE_OPEN_REQUIRING_OPLOCK
+        and FILE_RESERVE_OPFILTER."""
         if not is_create(self.live().Iopb.MajorFunction):
             self.refuse("create_options")
         return self.data.Iopb.Parameters.Create.Options & 0xFFFFFF
+
+    @create_options.setter
+    def create_options(self, uint32_t value):
+        cdef uint32_t had = self.create_options
+        if (had ^ value) & ~<uint32_t>(FILE_COMPLETE_IF_OPLOCKED | FILE_OPEN_REQUIRING_OPLOCK | FILE_RESERVE_OPFILTER):
+            raise ValueError("only the options for oplocks may be changed")
+        self.data.Iopb.Parameters.Create.Options ^= had ^ value
 
     @property
     def create_disposition(self):
