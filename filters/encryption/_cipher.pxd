@@ -17,7 +17,7 @@ cdef enum:
     LONG_NAME = 272                      # the most that a .name file has
     TARGET_LONGEST = 3039                # plain target of a symbolic link
     TARGET_ROOM = 4096
-    VALUE_OVERHEAD = 32                  # what a stored attribute value is longer
+    VALUE_OVERHEAD = 33                  # what a stored attribute value is longer
 
 # In secret memory (_secrets.pxd)
 ctypedef struct volume_keys_t:
@@ -31,8 +31,10 @@ ctypedef struct volume_keys_t:
 ctypedef struct file_keys_t:
     uint8_t block[64]
     uint8_t map[32]
-    uint64_t serial                      # which keys these are: never the same twice in a process
     uint8_t suite
+    int busy                             # atomic: a spin lock over the two pools
+    int idle[2]                          # how many contexts each pool has
+    void *pools[2][4]                    # for decrypting, for encrypting: OpenSSL's contexts, already keyed
 
 ctypedef struct bytes_t:
     const void *data
@@ -51,8 +53,9 @@ cdef enum:
 
 cdef int random_bytes(void *where, size_t length) noexcept nogil
 cdef int derive_volume_keys(volume_keys_t *keys) noexcept nogil              # from .master and .id
-# `fixed`: the 64 bytes of a header before its seals; -ENOTSUP: a suite that is none
+# `fixed`: the 64 bytes of a header before its seals; -EOPNOTSUPP: a suite that is none
 cdef int derive_file_keys(const volume_keys_t *volume, const uint8_t *fixed, file_keys_t *keys) noexcept nogil
+cdef void forget_file_keys(file_keys_t *keys) noexcept nogil     # frees and wipes; nobody may be using them
 
 cdef int hmac_of(const uint8_t *key, size_t key_length, const bytes_t *parts, int count, uint8_t *mac) noexcept nogil
 cdef int siv_encrypt(const uint8_t *key, const bytes_t *associated, int count,
@@ -105,3 +108,7 @@ cdef int value_decrypt(const volume_keys_t *keys, const uint8_t *owner, const ch
 cdef class VolumeKeys:
     """The keys of an unlocked volume (see _cipher.pyi)."""
     cdef volume_keys_t *keys
+
+cdef class Blocks:
+    """The blocks of one file (see _cipher.pyi)."""
+    cdef file_keys_t *keys

@@ -4,7 +4,7 @@
 # not across the sync of a seal. Who calls these may therefore wait for the disk.
 #
 # What is below is reached through file_io_t. Functions answer 0 or a number of bytes, or a negative errno: -EBADMSG what is
-# stored is damaged or was changed (callers say EIO), -ENOTSUP a version, suite or feature that this release does not know,
+# stored is damaged or was changed (callers say EIO), -EOPNOTSUPP a version, suite or feature that this release does not know,
 # or what file_io_t answered.
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
