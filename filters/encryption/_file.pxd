@@ -49,3 +49,12 @@ cdef int64_t file_seek(encrypted_file_t *file, uint64_t offset, bint hole) noexc
 
 # fsync: everything written before is on the disk, and sealed. `clean`: nobody has it open for writing any more.
 cdef int file_seal(encrypted_file_t *file, bint clean) noexcept nogil
+
+# How to reach a stored file by its descriptor, which stays the caller's.
+cdef void descriptor_io(int fd, file_io_t *io) noexcept nogil
+
+cdef class EncryptedFile:
+    """One file, for Python (see _file.pyi)."""
+    cdef encrypted_file_t *file
+    cdef object volume
+    cdef object below
