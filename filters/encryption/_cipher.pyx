@@ -19,7 +19,7 @@ from stackfs.cext.includes.pthread cimport (
     pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, pthread_setname_np, pthread_sigmask, pthread_t, sigfillset)
 from stackfs.filters.encryption._layout cimport BLOCK, BLOCK_HEAD, FIXED, OVERHEAD, SLOT, TAG, blocks_of
 from stackfs.filters.encryption._openssl cimport (
-    CRYPTO_memcmp, ERR_clear_error, EVP_CIPHER, EVP_CIPHER_CTX, EVP_CIPHER_CTX_ctrl, EVP_CIPHER_CTX_free, EVP_CIPHER_CTX_new,
+    CRYPTO_memcmp, ERR_clear_error, EVP_CIPHER, EVP_CIPHER_CTX, EVP_CIPHER_CTX_copy, EVP_CIPHER_CTX_ctrl, EVP_CIPHER_CTX_free, EVP_CIPHER_CTX_new,
     EVP_CIPHER_fetch, EVP_CTRL_AEAD_GET_TAG, EVP_CTRL_AEAD_SET_TAG, EVP_CipherFinal_ex, EVP_CipherInit_ex2, EVP_CipherUpdate,
     EVP_Digest, EVP_KDF, EVP_KDF_CTX, EVP_KDF_CTX_free, EVP_KDF_CTX_new, EVP_KDF_derive, EVP_KDF_fetch, EVP_MAC, EVP_MAC_CTX,
     EVP_MAC_CTX_dup, EVP_MAC_CTX_free, EVP_MAC_CTX_new, EVP_MAC_CTX_set_params, EVP_MAC_fetch, EVP_MAC_final, EVP_MAC_init,
@@ -184,10 +184,23 @@ cdef int siv(const uint8_t *key, const bytes_t *associated, int count, const uin
     return answer
 
 
+cdef int siv_keyed(const EVP_CIPHER_CTX *keyed, const bytes_t *associated, int count, const uint8_t *data, size_t length,
+                   uint8_t *tag, uint8_t *out, bint encrypt) noexcept nogil:
+    """The same with a copy of a context that has the key, which costs less than the key does."""
+    cdef EVP_CIPHER_CTX *ctx = EVP_CIPHER_CTX_new()
+    cdef int answer
+    if ctx == NULL:
+        return -ENOMEM
+    answer = siv_in(ctx, NULL, associated, count, data, length, tag, out, encrypt) if EVP_CIPHER_CTX_copy(ctx, keyed) == 1 else failed()
+    EVP_CIPHER_CTX_free(ctx)
+    return answer
+
+
 cdef int siv_in(EVP_CIPHER_CTX *ctx, const uint8_t *key, const bytes_t *associated, int count, const uint8_t *data, size_t length,
                 uint8_t *tag, uint8_t *out, bint encrypt) noexcept nogil:
+    """... in a new context, which has the key already if `key` is NULL."""
     cdef int i, made
-    cdef bint good = EVP_CipherInit_ex2(ctx, aes_siv, key, NULL, encrypt, NULL) == 1
+    cdef bint good = key == NULL or EVP_CipherInit_ex2(ctx, aes_siv, key, NULL, encrypt, NULL) == 1
     if not encrypt:
         good = good and EVP_CIPHER_CTX_ctrl(ctx, EVP_CTRL_AEAD_SET_TAG, TAG, tag) == 1
     for i in range(count):
@@ -257,6 +270,7 @@ cdef EVP_CIPHER_CTX *context_take(const file_keys_t *const_keys, bint encrypt) n
     """A context that has the file's key, from the pool or a new one; NULL: no memory."""
     cdef file_keys_t *keys = <file_keys_t *>const_keys
     cdef EVP_CIPHER_CTX *ctx = NULL
+    cdef EVP_CIPHER *cipher = aes_gcm if keys.suite == SUITE_AES_GCM else chacha if keys.suite == SUITE_CHACHA20_POLY1305 else aes_siv
     spin_lock(&keys.busy)
     if keys.idle[encrypt]:
         keys.idle[encrypt] -= 1
@@ -265,8 +279,7 @@ cdef EVP_CIPHER_CTX *context_take(const file_keys_t *const_keys, bint encrypt) n
     if ctx != NULL:
         return ctx
     ctx = EVP_CIPHER_CTX_new()
-    if ctx != NULL and keys.suite != SUITE_AES_SIV and \
-            EVP_CipherInit_ex2(ctx, aes_gcm if keys.suite == SUITE_AES_GCM else chacha, keys.block, NULL, encrypt, NULL) != 1:
+    if ctx != NULL and EVP_CipherInit_ex2(ctx, cipher, keys.block, NULL, encrypt, NULL) != 1:
         EVP_CIPHER_CTX_free(ctx)
         ERR_clear_error()
         return NULL
@@ -316,7 +329,7 @@ cdef int encrypt_one(EVP_CIPHER_CTX *ctx, const file_keys_t *keys, uint64_t bloc
     if keys.suite == SUITE_AES_SIV:
         associated[0].data, associated[0].length = bound, 16
         associated[1].data, associated[1].length = slot + 8, 12
-        return siv_in(ctx, keys.block, associated, 2, plain, length, tag, slot + BLOCK_HEAD, True)
+        return siv_keyed(ctx, associated, 2, plain, length, tag, slot + BLOCK_HEAD, True)
     if EVP_CipherInit_ex2(ctx, NULL, NULL, slot + 8, -1, NULL) != 1 or EVP_CipherUpdate(ctx, NULL, &made, bound, 16) != 1 or \
             EVP_CipherUpdate(ctx, slot + BLOCK_HEAD, &made, plain, length) != 1 or \
             EVP_CipherFinal_ex(ctx, slot + BLOCK_HEAD + length, &made) != 1 or \
@@ -336,7 +349,7 @@ cdef int decrypt_one(EVP_CIPHER_CTX *ctx, const file_keys_t *keys, uint64_t bloc
     if keys.suite == SUITE_AES_SIV:
         associated[0].data, associated[0].length = bound, 16
         associated[1].data, associated[1].length = slot + 8, 12
-        return siv_in(ctx, keys.block, associated, 2, slot + BLOCK_HEAD, length, tag, plain, False)
+        return siv_keyed(ctx, associated, 2, slot + BLOCK_HEAD, length, tag, plain, False)
     if EVP_CipherInit_ex2(ctx, NULL, NULL, slot + 8, -1, NULL) != 1 or \
             EVP_CIPHER_CTX_ctrl(ctx, EVP_CTRL_AEAD_SET_TAG, TAG, tag) != 1 or EVP_CipherUpdate(ctx, NULL, &made, bound, 16) != 1 or \
             EVP_CipherUpdate(ctx, plain, &made, slot + BLOCK_HEAD, length) != 1:
