@@ -96,7 +96,8 @@ cdef extern from *:
             && ours.st_ino == theirs.st_ino && ours.st_dev == theirs.st_dev;
     }
 
-    static __thread struct worn {
+    /* Asked at each callback, and so without the call that finds a module's variables of a thread. */
+    static __thread __attribute__((tls_model("initial-exec"))) struct worn {
         void *caller;                   /* caller_t; NULL: the daemon's own rights */
         void *aside;                    /* to step back to */
         int keeps;

@@ -52,6 +52,9 @@ class Volume:
     def cached_descriptors(self) -> int:
         """O_PATH descriptors kept for reuse."""
     @property
+    def awaits(self) -> bool:
+        """Is some callback of an attached instance `async def`?"""
+    @property
     def bypassed_opens(self) -> int:
         """Open files whose reads and writes no filter sees."""
     def allow_bypass(self, allowed: bool, *, unless_bypassed: bool = False) -> int:
@@ -108,6 +111,8 @@ class Request:
         """The name (and the second one: a rename's or link's new name, a symlink's target). Returns self."""
     def sending(self, buffer: Any) -> Request:
         """The data of a write or setxattr. Returns self."""
+    def receiving_as_asked(self) -> Request:
+        """Make room for as much as the request asks for: an attribute's value, or the names of all. Returns self."""
     def receiving(self, size: int) -> Request:
         """Make room for what a read, readlink, getxattr or listxattr gives. Returns self."""
     def for_statistics(self) -> Request:
@@ -143,6 +148,9 @@ class Request:
     @property
     def nodeid(self) -> int:
         """An entry's nodeid; one lookup of it is now the kernel's (or the caller's: Volume.forget)."""
+    @property
+    def unique(self) -> int:
+        """The request's number, as its filters see it."""
     @property
     def fh(self) -> int:
         """An open's handle number."""

@@ -26,7 +26,7 @@ from stackfs.cext.includes.pthread cimport pthread_mutex_lock as mutex_lock, pth
 from stackfs.cext.pending cimport (
     hold_is_completed, holds_cancel, holds_count, holds_end_request, holds_interrupt, holds_leave, holds_settle, holds_t,
     operation_park, operation_wait)
-from stackfs.cext.threads cimport exchange_int, load_bits, set_bits, store_int
+from stackfs.cext.threads cimport exchange_int, load_bits, load_int, set_bits, store_int
 from stackfs.cext.bypass cimport bypass_answer_t, bypass_open, bypass_possible, bypass_release, bypass_t
 from stackfs.cext.callback_data cimport (
     DACL_SECURITY_INFORMATION, DELETE, FILE_APPEND_DATA, FILE_CREATE, FILE_DELETE_ON_CLOSE, FILE_DIRECTORY_FILE,
@@ -921,6 +921,10 @@ cdef void choose_mode(vfs_request_t *request, backing_t *backing) noexcept nogil
         request.out_open_flags |= FOPEN_NOFLUSH                      # nothing of it can be kept back, no lock ends
 
 
+cdef bint is_bypassed(node_t *node) noexcept nogil:
+    return node is not NULL and load_int(<int *>&node.backed_opens) != 0
+
+
 cdef int finish(vfs_request_t *request) noexcept nogil:
     """Answers: error or results; gives back what was held."""
     cdef backing_t *backing = backing_of(request)
@@ -948,6 +952,8 @@ cdef int finish(vfs_request_t *request) noexcept nogil:
     else:
         request.entry_timeout = request.volume.entry_timeout
         request.attr_timeout = request.volume.attr_timeout
+        if is_bypassed(request.found if request.found is not NULL else request.node):
+            request.attr_timeout = 0             # the kernel does not notice what a store through a mapping changes
     if opens and request.handle is not NULL:
         if request.error:
             put_handle(backing, request.handle)
@@ -1231,6 +1237,11 @@ cdef class Volume:
     def cached_descriptors(self):
         """O_PATH descriptors kept for reuse."""
         return self.open_backing().nodes.descriptors
+
+    @property
+    def awaits(self):
+        """Is some callback of an attached instance `async def`?"""
+        return stackfs_flag(&self.stack.volume.awaits) != 0
 
     @property
     def bypassed_opens(self):
@@ -1559,6 +1570,11 @@ cdef class Request:
         self.allocate(size)
         return self
 
+    def receiving_as_asked(self):
+        """Make room for as much as the request asks for: an attribute's value, or the names of all. Returns self."""
+        self.allocate(<Py_ssize_t>self.pointer.arguments.size)
+        return self
+
     # Running
 
     cdef int enter(self) except -1:
@@ -1685,6 +1701,11 @@ cdef class Request:
     def nodeid(self):
         """An entry's nodeid; one lookup of it is now the kernel's (or the caller's: Volume.forget)."""
         return self.pointer.out_nodeid
+
+    @property
+    def unique(self):
+        """The request's number, as its filters see it."""
+        return self.pointer.unique
 
     @property
     def fh(self):

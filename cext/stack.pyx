@@ -20,7 +20,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uintptr_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from stackfs.cext.buffers cimport mdls_free, passed_down_release, system_buffer_swapped, take_back
 from stackfs.cext.callback_data cimport (
@@ -145,15 +145,25 @@ cdef callback_list_t *operation_take_list(operation_t *op) noexcept nogil:
 
 
 cdef void operation_end(operation_t *op) noexcept nogil:
-    if op.passed_down is not NULL:
-        passed_down_release(op)
-    if op.mdls is not NULL:
-        mdls_free(op)
+    if <uintptr_t>op.passed_down | <uintptr_t>op.mdls:
+        end_buffers(op)
     if op.list is not NULL:
         list_release(operation_take_list(op))
     if op.layers is not op.inline_layers:
         free(op.layers)
         op.layers = op.inline_layers
+    if <uintptr_t>op.keep | <uintptr_t>op.held:
+        end_keeping(op)
+
+
+cdef void end_buffers(operation_t *op) noexcept nogil:
+    if op.passed_down is not NULL:
+        passed_down_release(op)
+    if op.mdls is not NULL:
+        mdls_free(op)
+
+
+cdef void end_keeping(operation_t *op) noexcept nogil:
     if op.held:
         hold_forget(op)
     if op.keep is not NULL:
@@ -226,6 +236,12 @@ cdef void refuse_fast_io(operation_t *op) noexcept nogil:
     op.begins_again = 1
     op.data.IoStatus.Status = STATUS_FLT_DISALLOW_FAST_IO
     op.data.IoStatus.Information = 0
+
+
+cdef inline void show(operation_t *op, FLT_INSTANCE *instance) noexcept nogil:
+    """The parameters as they have become, for one callback. Not by assignment: that would copy them twice."""
+    memcpy(&op.shown, &op.current, cython.sizeof(FLT_IO_PARAMETER_BLOCK))
+    op.shown.TargetInstance = instance
 
 
 cdef inline bint may_be_held(const operation_t *op) noexcept nogil:
@@ -392,8 +408,7 @@ cdef bint walk_up(operation_t *op) noexcept nogil:
             continue
         related = callback.instance.Related
         related.FileObject = op.current.TargetFileObject
-        op.shown = op.current
-        op.shown.TargetInstance = callback.instance
+        show(op, callback.instance)
         if not callback.flags & <uint32_t>CALLBACK_AS_ANYBODY:
             revert_to_self()
         op.data.Flags &= ~<uint32_t>FLTFL_CALLBACK_DATA_DIRTY
@@ -491,8 +506,7 @@ cdef int operation_run(operation_t *op) noexcept nogil:
                 continue
             related = instance.Related
             related.FileObject = op.current.TargetFileObject
-            op.shown = op.current
-            op.shown.TargetInstance = instance
+            show(op, instance)
             op.data.Flags &= ~<uint32_t>FLTFL_CALLBACK_DATA_DIRTY
             if not callback.flags & <uint32_t>CALLBACK_AS_ANYBODY:
                 revert_to_self()

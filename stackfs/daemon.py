@@ -302,7 +302,9 @@ class Mounted:
                 stack_locks=self.locks == "stack",
                 writeback=options.writeback,
             )
-            self.operations = irp_lane.start(self.device, self.core, keep_cache=options.exclusive)
+            self.operations = irp_lane.start(
+                self.device, self.core, self.manager.async_callbacks, keep_cache=options.exclusive
+            )
             self.operations.callbacks_wait = lambda: any(each.filter.ports.used for each in self.volume.instances)
             self.lane_started = True
             self.device.start()

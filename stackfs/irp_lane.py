@@ -27,6 +27,7 @@ from stackfs.cext.requests import Done
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from stackfs.async_callbacks import AsyncCallbacks
     from stackfs.cext.device import Device
     from stackfs.cext.requests import Request, Volume
 
@@ -40,8 +41,6 @@ FSYNC, SETXATTR, GETXATTR, LISTXATTR, REMOVEXATTR, FLUSH = 20, 21, 22, 23, 24, 2
 OPENDIR, RELEASEDIR, FSYNCDIR, ACCESS, CREATE, POLL, READDIRPLUS = 27, 29, 30, 34, 35, 40, 44
 
 PATH_MAX = 4096
-XATTR_MAX = 65536
-"""The largest value and list that Linux knows (XATTR_SIZE_MAX, XATTR_LIST_MAX)."""
 
 MAX_TASKS = 10_000
 """Requests that may be under way at once: waiting ones must never keep out the one that would release them."""
@@ -77,9 +76,10 @@ class Operations:
     enable_acl = False  # INIT is answered by the device, which asks for ACLs
     supports_dot_lookup = False
 
-    def __init__(self, device: Device, volume: Volume, keep_cache: bool) -> None:
+    def __init__(self, device: Device, volume: Volume, async_callbacks: AsyncCallbacks, keep_cache: bool) -> None:
         self.device = device
         self.volume = volume
+        self.async_callbacks = async_callbacks
         self.keep_cache = keep_cache
         self.broken: LaneError | None = None
         self.on_broken = trio.Event()
@@ -112,11 +112,21 @@ class Operations:
         """
         if self.callbacks_wait():
             return self._run_in_thread(request, answer)
+        if self.volume.awaits:
+            return self._run_async(request, answer)
         if not request.run():
             return self._wait(request, answer)
         if request.error:
             raise pyfuse3.FUSEError(request.error)
         return Done(answer(request))
+
+    async def _run_async(self, request: Request, answer: Callable[[Request], T]) -> T:
+        """Where some callback is `async def`: it runs in this task, and costs a turn of the loop only when it waits."""
+        while not self.async_callbacks.walk(request.unique, request.run):
+            await self._until_ready(request)
+        if request.error:
+            raise pyfuse3.FUSEError(request.error)
+        return answer(request)
 
     async def _run_in_thread(self, request: Request, answer: Callable[[Request], T]) -> T:
         """All callbacks in worker threads, where they may wait for a program."""
@@ -133,7 +143,7 @@ class Operations:
     async def _wait(self, request: Request, answer: Callable[[Request], T]) -> T:
         while True:
             await self._until_ready(request)
-            if request.run():
+            if self.async_callbacks.walk(request.unique, request.run):
                 break
         if request.error:
             raise pyfuse3.FUSEError(request.error)
@@ -141,13 +151,15 @@ class Operations:
 
     async def _until_ready(self, request: Request) -> None:
         """What run() stopped at. Shielded, where a thread uses the request's memory until it is done."""
-        if request.is_held:
+        if (rest := self.async_callbacks.rest(request.unique)) is not None:
+            await rest
+        elif request.is_held:
             woken = trio.Event()
             if request.park(functools.partial(self._wake, woken)):
                 await woken.wait()
-            return
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(request.wait, limiter=self._workers)
+        else:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(request.wait, limiter=self._workers)
 
     def _wake(self, woken: trio.Event) -> None:
         """By whatever thread has carried the request on."""
@@ -214,10 +226,10 @@ class Operations:
         return self._finish(self._take(SETXATTR, inode).named(name).sending(value), _nothing)
 
     def getxattr(self, inode: int, name: bytes, ctx: Any) -> Awaitable[bytes]:
-        return self._finish(self._take(GETXATTR, inode).named(name).receiving(XATTR_MAX), _result)
+        return self._finish(self._take(GETXATTR, inode).named(name).receiving_as_asked(), _value)
 
     def listxattr(self, inode: int, ctx: Any) -> Awaitable[list[bytes]]:
-        return self._finish(self._take(LISTXATTR, inode).receiving(XATTR_MAX), _names)
+        return self._finish(self._take(LISTXATTR, inode).receiving_as_asked(), _names)
 
     def removexattr(self, inode: int, name: bytes, ctx: Any) -> Awaitable[None]:
         return self._finish(self._take(REMOVEXATTR, inode).named(name), _nothing)
@@ -260,9 +272,12 @@ class Operations:
 
     async def readdir(self, fh: int, start_id: int, token: Any) -> None:
         request = self._take(READDIRPLUS)
-        if not request.list_directory(
-            lambda name, entry, following: pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), entry, following),
-            pyfuse3.EntryAttributes,
+        if not self.async_callbacks.walk(
+            request.unique,
+            lambda: request.list_directory(
+                lambda name, entry, following: pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), entry, following),
+                pyfuse3.EntryAttributes,
+            ),
         ):
             await self._wait(request, _nothing)
         if request.error:
@@ -310,8 +325,15 @@ def _handle(request: Request) -> int:
     return request.fh
 
 
+# pyfuse3 answers with the length alone where no room was given: of something as long, then.
+
+
+def _value(request: Request) -> bytes:
+    return request.result() or bytes(request.length)
+
+
 def _names(request: Request) -> list[bytes]:
-    return request.result().split(b"\0")[:-1]
+    return _value(request).split(b"\0")[:-1]
 
 
 def _statistics(request: Request) -> pyfuse3.StatvfsData:
@@ -321,12 +343,12 @@ def _statistics(request: Request) -> pyfuse3.StatvfsData:
     return data
 
 
-def start(device: Device, volume: Volume, *, keep_cache: bool) -> Operations:
+def start(device: Device, volume: Volume, async_callbacks: AsyncCallbacks, *, keep_cache: bool) -> Operations:
     """Give pyfuse3 its end of the device's socket pair. Before device.start(); run() then serves.
 
     keep_cache: as the volume has it; an open leaves the page cache as it is.
     """
-    operations = Operations(device, volume, keep_cache)
+    operations = Operations(device, volume, async_callbacks, keep_cache)
     handlers: Any = operations
     pyfuse3.init(handlers, f"/dev/fd/{device.detach_lane_fd()}", set())
     return operations

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -178,6 +179,12 @@ def test_size_times_and_mappings_are_right(bypassing: Drive) -> None:
         with mmap.mmap(first, 0) as shared:
             shared[:4] = b"MMAP"
             assert os.pread(second, 4, 0) == b"MMAP" and below.read_bytes()[:4] == b"MMAP"
+            for letter in b"xyz":                                   # each store after a flush is a change of its own
+                time.sleep(0.02)
+                shared[0] = letter
+                seen, real = path.stat(), below.stat()
+                assert seen.st_mtime_ns == real.st_mtime_ns and seen.st_ctime_ns == real.st_ctime_ns
+                shared.flush()
             os.pwrite(second, b"PWRI", 0)
         os.ftruncate(first, 7)
         assert os.fstat(second).st_size == 7 == below.stat().st_size

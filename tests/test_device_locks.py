@@ -28,6 +28,7 @@ from test_device import (
     TMPFILE,
     Wire,
     answer,
+    assert_no_thread_left,
     message,
     pair,
     readable,
@@ -105,7 +106,7 @@ def locking(tmp_path: Path, lanes: str) -> Iterator[Locking]:
     made = Locking(tmp_path, lanes)
     yield made
     made.end()
-    assert thread_count() == before
+    assert_no_thread_left(before)
     for fh in (made.fh, made.other):
         made.core.request(RELEASE, fh=fh).do()
     assert made.core.open_files == 0

@@ -610,3 +610,82 @@ def test_reads_are_held_released_and_interrupted_on_a_mount(
             process.kill()
             process.wait()
             process.stdout.close()  # type: ignore[union-attr]
+
+
+STEPS = '''
+MANIFEST = {"name": "steps", "altitude": "370501", "group": "FSFilter Activity Monitor", "filter": "Steps"}
+
+import trio
+from stackfs.api import *
+
+class Steps(Filter):
+    """Awaits as the name of the file says, and answers READ with the names of the tasks it ran in."""
+
+    operations = (Operation(IRP_MJ_READ, pre="pre"),)
+
+    async def pre(self, data, objects):
+        name = data.path.lstrip("/")
+        task = trio.lowlevel.current_task()
+        try:
+            await self.steps(name)
+        except trio.Cancelled:
+            if name == "cleans up":
+                with trio.CancelScope(shield=True):
+                    await trio.sleep(0.01)
+                open(objects.volume.source + "/cleaned", "w").close()
+            raise
+        return FLT_PREOP_SUCCESS_NO_CALLBACK if task is trio.lowlevel.current_task() else STATUS_UNSUCCESSFUL
+
+    async def steps(self, name):
+        if name == "raises at once":
+            raise ValueError(name)
+        if name == "gives up":
+            with trio.move_on_after(0.02) as scope:
+                await trio.sleep_forever()
+            assert scope.cancelled_caught
+        if name == "raises later":
+            await trio.sleep(0.01)
+            raise ValueError(name)
+        if name == "awaits others":
+            async with trio.open_nursery() as nursery:
+                for number in range(3):
+                    nursery.start_soon(trio.sleep, number / 100)
+        if name == "sleeps":
+            await trio.sleep(0.3)
+        if name == "cleans up":
+            await trio.sleep_forever()
+'''
+READS = "import os, sys; sys.stdout.write(os.read(os.open(sys.argv[1], os.O_RDONLY), 100).decode())"
+
+
+def test_an_async_callback_may_await_whatever_it_likes(
+    drive: Callable[..., Any], lanes: str, tmp_path: Path
+) -> None:
+    filters = tmp_path / "filters"
+    filters.mkdir(mode=0o700)
+    (filters / "steps.py").write_text(STEPS)
+    mounted = drive(f"filterdir={filters},filter=steps,cache=strict", mount=False)
+    good = ("returns", "gives up", "awaits others", "sleeps")
+    for name in (*good, "raises at once", "raises later", "cleans up"):
+        (mounted.src / name).write_text(name)
+    mounted.mount(f"filterdir={filters},filter=steps,cache=strict,lanes={lanes}")
+    mounted.expected_log.append("a callback raised")
+
+    def reader(name: str) -> subprocess.Popen[str]:
+        return subprocess.Popen([sys.executable, "-I", "-c", READS, str(mounted.mnt / name)], stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE, text=True, cwd="/")  # fmt: skip
+
+    for name in good:
+        assert reader(name).communicate(timeout=20)[0] == name
+    for name in ("raises at once", "raises later"):
+        assert "Errno 5" in reader(name).communicate(timeout=20)[1], name
+    begun = time.monotonic()
+    sleepers = [reader("sleeps") for _ in range(12)]
+    assert [each.communicate(timeout=20)[0] for each in sleepers] == ["sleeps"] * 12
+    taken = time.monotonic() - begun
+    waiting = reader("cleans up")
+    time.sleep(0.5)
+    waiting.send_signal(signal.SIGINT)
+    assert "KeyboardInterrupt" in waiting.communicate(timeout=20)[1]
+    assert (mounted.src / "cleaned").exists() and reader("returns").communicate(timeout=20)[0] == "returns"
+    assert taken < 12 * 0.3, "one waited for the other"
