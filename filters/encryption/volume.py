@@ -17,6 +17,7 @@ import stat
 import time
 from typing import Any, Final, Literal, NoReturn
 
+from stackfs import mark
 from stackfs.errors import ExitCode, StackfsError
 from stackfs.filters.encryption._cipher import VolumeKeys, hkdf_sha256, unwrap, wrap
 from stackfs.filters.encryption._secrets import Secret, wipe
@@ -24,7 +25,6 @@ from stackfs.filters.encryption._secrets import Secret, wipe
 VOLUME_FILE: Final = ".stackfs-encryption"
 COPY: Final = ".stackfs-encryption.copy"
 DIRECTORY_FILE: Final = ".stackfs-directory"
-MARK: Final = ".stackfs-filters"
 RESERVED: Final = ".stackfs-"
 
 SUITES: Final = {"aes-256-gcm": 1, "chacha20-poly1305": 2, "aes-256-siv": 3}
@@ -456,6 +456,6 @@ def create(directory: int, path: str, *, suite: str, names: Literal["encrypted",
         if names == "encrypted":
             root = keys.build_directory(os.urandom(16), (file.id, b""))
             write_file(directory, DIRECTORY_FILE, root, 0o644)
-        write_file(directory, MARK, b"stackfs volume 1\nneeds encryption\n", 0o644)
+        write_file(directory, mark.NAME, mark.text(frozenset({"encryption"})), 0o644)
         store(directory, file)
     return file
