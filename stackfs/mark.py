@@ -38,8 +38,10 @@ def read(root: int, path: str) -> frozenset[str]:
     except OSError as error:
         raise StackfsError(f"{where}: {error.strerror}: whether the volume needs filters cannot be told",
                            ExitCode.DAMAGED) from error  # fmt: skip
-    with open(descriptor, "rb") as file:
-        data = file.read(LARGEST + 1) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
+    try:
+        data = os.read(descriptor, LARGEST + 1) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
+    finally:
+        os.close(descriptor)
     return parse(data, where)
 
 

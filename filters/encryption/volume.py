@@ -387,10 +387,14 @@ def lock(directory: int, path: str) -> None:
 def read_file(directory: int, name: str, limit: int = LARGEST) -> bytes:
     """A regular file of the directory. FileNotFoundError, OSError; VolumeError: it is none, or too large."""
     descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
-    with open(descriptor, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise damaged(f"{name} is not a file")
-        data = file.read(limit + 1)
+        data = b""
+        while len(data) <= limit and (more := os.read(descriptor, limit + 1 - len(data))):
+            data += more
+    finally:
+        os.close(descriptor)
     if len(data) > limit:
         raise damaged(f"{name} is larger than it may be")
     return data
