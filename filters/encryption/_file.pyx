@@ -880,6 +880,7 @@ cdef int recover(encrypted_file_t *file) noexcept nogil:
     pthread_mutex_unlock(&file.map)
     file.changed = True
     error = error or seal(file, file.sealed + 3, False, False)
+    error = error or file.io.sync(file.io.who)       # the seal before is too old for what is written from here on
     if error:
         return error
     file.lenient = False
@@ -1114,8 +1115,8 @@ cdef int file_seal(encrypted_file_t *file, bint clean) noexcept nogil:
     cdef int error = 0
     pthread_mutex_lock(&file.sealing)
     pthread_rwlock_wrlock(&file.lock)
-    if file.lenient and clean:
-        error = recover(file)
+    if file.lenient:                                 # nothing of ours to seal: what was left behind is to be on the disk
+        error = recover(file) if clean else file.io.sync(file.io.who)
     if error == 0 and not file.lenient and (file.changed or (clean and not file.clean)):
         error = seal(file, file.sealed + 1, clean, True)
     pthread_rwlock_unlock(&file.lock)
