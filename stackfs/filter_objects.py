@@ -248,8 +248,8 @@ class Instance(FltObject, contexts.InstanceFace, FilterIo):
         return self.entry.failed
 
     def mark_failed(self) -> None:
-        """Its filter can no longer do its work here: the operations it registers answer EIO from now on, or are passed by
-        (on_error). Any thread."""
+        """Its filter can no longer do its work here: the operations it registers answer EIO from now on, or are passed
+        by (on_error). Any thread."""
         self.entry.mark_failed()
         self.volume.settle_needs()
 
@@ -355,7 +355,8 @@ class Volume(FltObject):
         """
         if not self.needs:
             return True
-        at_work = {each.filter.name for each in list(self.instances) if each.state is InstanceState.ATTACHED and not each.failed}
+        attached = [each for each in list(self.instances) if each.state is InstanceState.ATTACHED]
+        at_work = {each.filter.name for each in attached if not each.failed}
         complete = self.needs <= at_work
         self.core.refuse(not complete)
         return complete

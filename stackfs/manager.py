@@ -170,8 +170,8 @@ class FilterManager:
 
     @staticmethod
     def check_needs(volume: Volume, filters: set[str] | None, raw: bool) -> None:
-        """Reads the volume's mark (stackfs/mark.py), before anything is attached. `filters`: those that will be; None: not
-        known yet. StackfsError: one that the volume needs is not among them, or the mark is damaged."""
+        """Reads the volume's mark (stackfs/mark.py), before anything is attached. `filters`: those that will be; None:
+        not known yet. StackfsError: one that the volume needs is not among them, or the mark is damaged."""
         if raw:
             return
         root = os.open(volume.source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -182,9 +182,10 @@ class FilterManager:
         if filters is not None and (missing := sorted(needs - filters)):
             options = ",".join(f"filter={name}" for name in missing)
             raise StackfsError(
-                f"{volume.source} is mounted only with {', '.join(missing)}, which it needs: add -o {options} (or look at what is stored "
-                "with -o filter=raw)", ExitCode.REFUSED
-            )  # fmt: skip
+                f"{volume.source} is mounted only with {', '.join(missing)}, which it needs: add -o {options} (or look "
+                "at what is stored with -o filter=raw)",
+                ExitCode.REFUSED,
+            )
         volume.needed = needs
 
     @staticmethod
@@ -193,10 +194,12 @@ class FilterManager:
         volume.needs = volume.needed
         if not volume.settle_needs():
             missing = volume.needs - {each.filter.name for each in volume.instances}
-            raise StackfsError(f"{volume.source} needs {', '.join(sorted(missing or volume.needs))}, which is not attached to it",
-                               ExitCode.REFUSED)  # fmt: skip
+            names = ", ".join(sorted(missing or volume.needs))
+            raise StackfsError(f"{volume.source} needs {names}, which is not attached to it", ExitCode.REFUSED)
 
-    async def open_volume(self, name: str, source: str, specs: Sequence[Any] | None = None, raw: bool = False) -> Volume:
+    async def open_volume(
+        self, name: str, source: str, specs: Sequence[Any] | None = None, raw: bool = False
+    ) -> Volume:
         """Hold a further volume, without a mount: a stack over a backing directory (A3.15).
 
         Its instances are those of the specs (options.InstanceSpec), or else the automatic ones of every filter that is

@@ -1,9 +1,9 @@
 """The volume's mark: a file in the root of a backing directory that names the filters which the volume needs.
 
-Whoever makes such a volume (a filter's own command) writes it; the core honours it without knowing the filters. A marked
-volume is mounted only with an instance of each filter that the mark names, or with filter=raw. When one of them is gone or
-marked failed, the base answers EIO to everything (docs/semantics.md, D18). The mark itself is never seen through the
-mount: its name does not exist there, and cannot be made (cext/backing.pyx).
+Whoever makes such a volume (a filter's own command) writes it; the core honours it without knowing the filters. A
+marked volume is mounted only with an instance of each filter that the mark names, or with filter=raw. When one of them
+is gone or marked failed, the base answers EIO to everything (docs/semantics.md, D18). The mark itself is never seen
+through the mount: its name does not exist there, and cannot be made (cext/backing.pyx).
 
     stackfs volume 1
     needs NAME              a line for each filter
@@ -36,8 +36,9 @@ def read(root: int, path: str) -> frozenset[str]:
     except FileNotFoundError:
         return frozenset()
     except OSError as error:
-        raise StackfsError(f"{where}: {error.strerror}: whether the volume needs filters cannot be told",
-                           ExitCode.DAMAGED) from error  # fmt: skip
+        raise StackfsError(
+            f"{where}: {error.strerror}: whether the volume needs filters cannot be told", ExitCode.DAMAGED
+        ) from error
     try:
         data = os.read(descriptor, LARGEST + 1) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
     finally:
@@ -52,10 +53,13 @@ def parse(data: bytes, where: str) -> frozenset[str]:
         raise StackfsError(f"{where}: this is no volume's mark: put the file back as it was", ExitCode.DAMAGED)
     words = [line.split() for line in lines[1:] if line.strip() and not line.startswith("#")]
     if lines[0] != HEAD or any(each[0] != "needs" for each in words):
-        raise StackfsError(f"{where}: made by a later release of stackfs, which is needed to mount the volume",
-                           ExitCode.UNSUPPORTED)  # fmt: skip
+        raise StackfsError(
+            f"{where}: made by a later release of stackfs, which is needed to mount the volume", ExitCode.UNSUPPORTED
+        )
     if not words or any(len(each) != 2 or not FILTER_NAME.fullmatch(each[1]) for each in words):
-        raise StackfsError(f"{where}: a line of the mark does not name a filter: put the file back as it was", ExitCode.DAMAGED)
+        raise StackfsError(
+            f"{where}: a line of the mark does not name a filter: put the file back as it was", ExitCode.DAMAGED
+        )
     return frozenset(each[1] for each in words)
 
 

@@ -49,7 +49,7 @@ def unbase64(text: bytes) -> bytes:
     return data
 
 
-# --- the volume --------------------------------------------------------------------------------------------------------
+# --- the volume -----------------------------------------------------------------------------------------------------
 
 
 def canonical(value: dict[str, Any]) -> bytes:
@@ -78,14 +78,16 @@ def unlock(volume_file: bytes, kind: str, secret: bytes) -> tuple[bytes, dict[st
             continue
         salt = bytes.fromhex(slot["salt"])
         if kind == "passphrase":
-            key = Argon2id(salt=salt, length=64, iterations=slot["passes"], lanes=slot["lanes"],
-                           memory_cost=slot["memory"]).derive(secret)  # fmt: skip
+            key = Argon2id(
+                salt=salt, length=64, iterations=slot["passes"], lanes=slot["lanes"], memory_cost=slot["memory"]
+            ).derive(secret)
         else:
             key = hkdf(secret, salt, f"stackfs encryption 1 {kind}".encode(), 64)
         bound = canonical({name: value for name, value in slot.items() if name != "wrapped"})
         try:
-            master = siv_open(key, bytes.fromhex(slot["wrapped"]), b"stackfs encryption 1 slot",
-                              bytes.fromhex(volume["id"]), bound)  # fmt: skip
+            master = siv_open(
+                key, bytes.fromhex(slot["wrapped"]), b"stackfs encryption 1 slot", bytes.fromhex(volume["id"]), bound
+            )
         except Damaged:
             continue
         keys = Keys(master, bytes.fromhex(volume["id"]))
@@ -137,7 +139,7 @@ class Keys:
         return plain[1:]
 
 
-# --- a file ------------------------------------------------------------------------------------------------------------
+# --- a file ---------------------------------------------------------------------------------------------------------
 
 
 def blocks_of(size: int) -> int:
@@ -178,8 +180,10 @@ class File:
         derived = hkdf(keys.master, header[32:64], b"stackfs encryption 1 file" + header[:32], 96)
         self.map_key = derived[64:]
         ciphers: dict[int, Callable[[], Any]] = {
-            1: lambda: AESGCM(derived[:32]), 2: lambda: ChaCha20Poly1305(derived[:32]), 3: lambda: AESSIV(derived[:64])
-        }  # fmt: skip
+            1: lambda: AESGCM(derived[:32]),
+            2: lambda: ChaCha20Poly1305(derived[:32]),
+            3: lambda: AESSIV(derived[:64]),
+        }
         self.suite = header[9]
         self.cipher = ciphers[self.suite]()
         seals = [self.seal(header, place) for place in (0, 1)]
@@ -201,8 +205,9 @@ class File:
         return generation, size, bool(is_open), seal[32:416]
 
     def size_found(self) -> int:
-        last = max((b for b in range(len(self.stored) // SLOT + 1) if slot_offset(b) + 36 < len(self.stored)),
-                   default=-1)  # fmt: skip
+        last = max(
+            (b for b in range(len(self.stored) // SLOT + 1) if slot_offset(b) + 36 < len(self.stored)), default=-1
+        )
         for block in range(last, max(blocks_of(self.sealed_size) - 1, 0) - 1, -1):
             slot = self.slot(block)
             if not any(slot):

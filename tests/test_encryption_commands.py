@@ -1,5 +1,5 @@
-"""`stackfs encryption`: volumes are made, unlocked by each kind of slot, looked at and recovered; what is wrong is one line and a
-named exit code."""
+"""`stackfs encryption`: volumes are made, unlocked by each kind of slot, looked at and recovered; what is wrong is one
+line and a named exit code."""
 
 from __future__ import annotations
 
@@ -79,7 +79,17 @@ def test_what_init_makes(at: Path, made: Path) -> None:
     (at / "full").mkdir()
     (at / "full" / "file").touch()
     assert "not empty" in encryption("init", at / "full", "--passfile", at / "pass", *CHEAP, code=ExitCode.REFUSED)
-    encryption("init", at / "plain", "--passfile", at / "pass", "--plain-names", "--no-recovery-key", "--suite", "aes-256-siv", *CHEAP)
+    encryption(
+        "init",
+        at / "plain",
+        "--passfile",
+        at / "pass",
+        "--plain-names",
+        "--no-recovery-key",
+        "--suite",
+        "aes-256-siv",
+        *CHEAP,
+    )
     assert volumes.DIRECTORY_FILE not in os.listdir(at / "plain")
     shown = json.loads(encryption("info", at / "plain", "--json", "--passfile", at / "pass"))
     assert (shown["names"], shown["suite"], shown["authentic"]) == ("plain", "aes-256-siv", True)
@@ -103,10 +113,16 @@ def test_what_opens_a_volume(at: Path, made: Path) -> None:
     assert good in encryption("info", made, "--passfile", at / "other")
     listed = json.loads(encryption("slots", made, "--json"))
     assert [(each["number"], each["kind"], each["label"]) for each in listed] == [
-        (0, "passphrase", ""), (1, "recovery", ""), (2, "keyfile", "stick"), (3, "passphrase", "")]  # fmt: skip
+        (0, "passphrase", ""),
+        (1, "recovery", ""),
+        (2, "keyfile", "stick"),
+        (3, "passphrase", ""),
+    ]
     encryption("slots", made, "--remove", "0", "--passfile", at / "other")
     encryption("info", made, "--passfile", at / "pass", code=ExitCode.WRONG_KEY)
-    assert "no key slot 0" in encryption("slots", made, "--remove", "0", "--passfile", at / "other", code=ExitCode.NOT_FOUND)
+    assert "no key slot 0" in encryption(
+        "slots", made, "--remove", "0", "--passfile", at / "other", code=ExitCode.NOT_FOUND
+    )
     encryption("slots", made, "--remove", "1", "--passfile", at / "other")
     encryption("slots", made, "--remove", "2", "--passfile", at / "other")
     assert "last" in encryption("slots", made, "--remove", "3", "--passfile", at / "other", code=ExitCode.USAGE)
@@ -138,13 +154,19 @@ def test_a_damaged_volume_file(at: Path, made: Path) -> None:
     copy.unlink()
     assert "damaged" in encryption("info", made, "--passfile", at / "pass", code=ExitCode.DAMAGED)
     changes: list[tuple[dict[str, object], ExitCode]] = [
-        ({"suite": "aes-256-siv"}, ExitCode.DAMAGED), ({"names": "plain"}, ExitCode.DAMAGED), ({"created": 5}, ExitCode.DAMAGED),
-        ({"suite": "rot13"}, ExitCode.DAMAGED), ({"slots": document["slots"][:1]}, ExitCode.DAMAGED),
-        ({"id": "00" * 16}, ExitCode.WRONG_KEY), ({"mac": "00" * 32}, ExitCode.DAMAGED), ({"more": 1}, ExitCode.DAMAGED),
-        ({"version": 2}, ExitCode.UNSUPPORTED), ({"features": ["compression"]}, ExitCode.UNSUPPORTED),
+        ({"suite": "aes-256-siv"}, ExitCode.DAMAGED),
+        ({"names": "plain"}, ExitCode.DAMAGED),
+        ({"created": 5}, ExitCode.DAMAGED),
+        ({"suite": "rot13"}, ExitCode.DAMAGED),
+        ({"slots": document["slots"][:1]}, ExitCode.DAMAGED),
+        ({"id": "00" * 16}, ExitCode.WRONG_KEY),
+        ({"mac": "00" * 32}, ExitCode.DAMAGED),
+        ({"more": 1}, ExitCode.DAMAGED),
+        ({"version": 2}, ExitCode.UNSUPPORTED),
+        ({"features": ["compression"]}, ExitCode.UNSUPPORTED),
         ({"slots": [document["slots"][0] | {"memory": 2048}]}, ExitCode.WRONG_KEY),
         ({"slots": [document["slots"][0] | {"memory": 1 << 40}]}, ExitCode.DAMAGED),
-    ]  # fmt: skip
+    ]
     for change, code in changes:
         file.write_text(json.dumps(document | change))
         encryption("info", made, "--passfile", at / "pass", code=code)
@@ -153,22 +175,36 @@ def test_a_damaged_volume_file(at: Path, made: Path) -> None:
         encryption("info", made, "--passfile", at / "pass", code=ExitCode.DAMAGED)
 
 
-@pytest.mark.parametrize("words", [
-    ("--passfile", "nothing"), ("--passfile", "empty"), ("--passfile", "long"), ("--extpass", "false"), ("--extpass", "no-such-program"),
-    ("--extpass", "'"), ("--passfd", "77"), ("--keyfile", "pass"), ("--passfile", "pass", "--extpass", "true"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--passfile", "nothing"),
+        ("--passfile", "empty"),
+        ("--passfile", "long"),
+        ("--extpass", "false"),
+        ("--extpass", "no-such-program"),
+        ("--extpass", "'"),
+        ("--passfd", "77"),
+        ("--keyfile", "pass"),
+        ("--passfile", "pass", "--extpass", "true"),
+    ],
+)
 def test_passphrases_that_are_none(at: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(at)
     (at / "empty").touch()
     (at / "long").write_text("x" * 600)
-    with pytest.raises(AssertionError, match="stackfs: .*"):
+    with pytest.raises(AssertionError, match="stackfs: "):
         encryption("init", at / "v", *CHEAP, *words)
     assert not (at / "v").exists() or os.listdir(at / "v") == []
 
 
 def test_nobody_to_ask(at: Path) -> None:
     done = run("setsid", "-w", STACKFS, "encryption", "init", at / "v", *CHEAP, check=False)
-    assert done.returncode == ExitCode.USAGE and done.stderr.startswith("stackfs: there is no terminal") and os.listdir(at / "v") == []
+    assert (
+        done.returncode == ExitCode.USAGE
+        and done.stderr.startswith("stackfs: there is no terminal")
+        and os.listdir(at / "v") == []
+    )
 
 
 def test_a_person_is_asked_without_echo(at: Path) -> None:
@@ -198,7 +234,9 @@ def test_a_person_is_asked_without_echo(at: Path) -> None:
 def test_recovery_keys_as_people_type_them() -> None:
     key = Secret.random(32)
     text = volumes.recovery_text(key)
-    assert re.fullmatch(r"([0-9A-HJKMNP-TV-Z]{7}-){7}[0-9A-HJKMNP-TV-Z]{7}", text) and reader.recovery_key(text) == bytes(key)
+    assert re.fullmatch(r"([0-9A-HJKMNP-TV-Z]{7}-){7}[0-9A-HJKMNP-TV-Z]{7}", text) and reader.recovery_key(
+        text
+    ) == bytes(key)
     for typed in (text, text.lower(), text.replace("-", " "), text.replace("1", "l").replace("0", "o"), f"  {text}\t"):
         assert bytes(volumes.recovery_key(bytearray(typed.encode())).secret) == bytes(key)
     for place in range(0, len(text), 3):

@@ -84,12 +84,14 @@ def whole(file: EncryptedFile) -> bytes:
     return file.read(0, file.size)
 
 
-# --- the document ------------------------------------------------------------------------------------------------------
+# --- the document ---------------------------------------------------------------------------------------------------
 
 
 def examples() -> Iterator[tuple[int, bytes]]:
     """Each example's plain size and stored bytes."""
-    for plain, stored, text in re.findall(r", ([\d,]+) bytes, stored in ([\d,]+) bytes:\n\n```text\n(.*?)```", DOCUMENT, re.DOTALL):
+    for plain, stored, text in re.findall(
+        r", ([\d,]+) bytes, stored in ([\d,]+) bytes:\n\n```text\n(.*?)```", DOCUMENT, re.DOTALL
+    ):
         data = bytearray(int(stored.replace(",", "")))
         for line in text.splitlines():
             offset, digits = line.split(": ")
@@ -115,13 +117,17 @@ def test_the_documents_volume_file_decodes(keys: VolumeKeys, reading: reader.Key
     assert reader.unlock(text, "recovery", reader.recovery_key(recovery))[0] == MASTER
     file = volumes.parse(text)
     assert file.text() == text
-    for credential in (volumes.passphrase(bytearray(b"correct horse battery staple")),
-                       volumes.recovery_key(bytearray(recovery.lower().replace("-", " ").encode()))):  # fmt: skip
+    for credential in (
+        volumes.passphrase(bytearray(b"correct horse battery staple")),
+        volumes.recovery_key(bytearray(recovery.lower().replace("-", " ").encode())),
+    ):
         assert bytes(volumes.unlock(file, credential).master) == MASTER
 
 
 def test_the_documents_names_decode(keys: VolumeKeys, reading: reader.Keys) -> None:
-    said = dict(re.findall(r"^(directory|name Grüße.txt|long name|its \.name|target|value): (\S+)$", DOCUMENT, re.MULTILINE))
+    said = dict(
+        re.findall(r"^(directory|name Grüße.txt|long name|its \.name|target|value): (\S+)$", DOCUMENT, re.MULTILINE)
+    )
     directory, value = bytes.fromhex(said["directory"]), bytes.fromhex(said["value"])
     iv = keys.check_directory(directory, (VOLUME_ID, b""))
     assert iv == reading.directory(directory, VOLUME_ID, b"")
@@ -134,14 +140,32 @@ def test_the_documents_names_decode(keys: VolumeKeys, reading: reader.Keys) -> N
     assert keys.decrypt_value(iv, b"user.colour", value) == reading.value(iv, b"user.colour", value) == b"blue"
 
 
-# --- where what lies ---------------------------------------------------------------------------------------------------
+# --- where what lies ------------------------------------------------------------------------------------------------
 
 
 def test_the_layout_is_the_documents() -> None:
-    blocks = [*range(3000), *(24 * 256**k + i for k in range(5) for i in (-2, -1, 0, 1)), *(256**k * j + i for k in (1, 2, 3, 4)
-              for j in (1, 24, 25) for i in (-1, 0, 1)), 2**44]  # fmt: skip
+    blocks = [
+        *range(3000),
+        *(24 * 256**k + i for k in range(5) for i in (-2, -1, 0, 1)),
+        *(256**k * j + i for k in (1, 2, 3, 4) for j in (1, 24, 25) for i in (-1, 0, 1)),
+        2**44,
+    ]
     assert [slot_offset_of(each) for each in blocks] == [reader.slot_offset(each) for each in blocks]
-    nodes = [(1, 0), (1, 1), (1, 24), (1, 255), (1, 256), (2, 0), (2, 1), (2, 24), (2, 256), (3, 0), (3, 1), (1, 6144), (4, 0)]
+    nodes = [
+        (1, 0),
+        (1, 1),
+        (1, 24),
+        (1, 255),
+        (1, 256),
+        (2, 0),
+        (2, 1),
+        (2, 24),
+        (2, 256),
+        (3, 0),
+        (3, 1),
+        (1, 6144),
+        (4, 0),
+    ]
     assert [node_offset_of(*each) for each in nodes] == [reader.node_offset(*each) for each in nodes]
 
 
@@ -155,8 +179,10 @@ def test_nothing_overlaps() -> None:
         end += length
 
 
-@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 24 * 4096, 24 * 4096 + 1, 256 * 4096, 256 * 4096 + 1, 6144 * 4096 + 1,
-                                  2**40 + 17, 2**62])  # fmt: skip
+@pytest.mark.parametrize(
+    "size",
+    [0, 1, 4095, 4096, 4097, 24 * 4096, 24 * 4096 + 1, 256 * 4096, 256 * 4096 + 1, 6144 * 4096 + 1, 2**40 + 17, 2**62],
+)
 def test_the_plain_size_follows_from_the_stored_one(size: int) -> None:
     assert sizes(size) == (reader.stored_size(size), size)
 
@@ -166,11 +192,13 @@ def test_sizes_that_no_file_has() -> None:
     for cut in (1024, 1030, 1060):
         assert plain_size_of(cut) == 0
     assert plain_size_of(1061) == 1
-    for cut in range(slot_offset_of(24) - 12288, slot_offset_of(24) + 36, 97):  # in a node, in what a slot has before its text
+    for cut in range(
+        slot_offset_of(24) - 12288, slot_offset_of(24) + 36, 97
+    ):  # in a node, in what a slot has before its text
         assert plain_size_of(cut) == 24 * 4096
 
 
-# --- files -------------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suite", SUITES)
@@ -234,8 +262,12 @@ class Random:
         assert self.file.read(offset, length) == self.plain[offset : offset + length]
 
 
-@pytest.mark.parametrize(("seed", "suite", "limit"), [(1, 1, 200_000), (2, 2, 200_000), (3, 3, 60_000), (4, 1, 4_000_000)])
-def test_random_operations_with_kills(keys: VolumeKeys, reading: reader.Keys, seed: int, suite: int, limit: int) -> None:
+@pytest.mark.parametrize(
+    ("seed", "suite", "limit"), [(1, 1, 200_000), (2, 2, 200_000), (3, 3, 60_000), (4, 1, 4_000_000)]
+)
+def test_random_operations_with_kills(
+    keys: VolumeKeys, reading: reader.Keys, seed: int, suite: int, limit: int
+) -> None:
     run = Random(keys, seed, suite, limit)
     for step in range(150):
         run.step()
@@ -305,7 +337,7 @@ def test_syncs(keys: VolumeKeys) -> None:
     stored = made(keys, content(50_000))
     before = stored.syncs
     file = opened(keys, stored)
-    file.write(0, b"first")                 # the seal has to be open on the disk
+    file.write(0, b"first")  # the seal has to be open on the disk
     assert stored.syncs == before + 1
     for _ in range(10):
         file.write(30_000, b"more")
@@ -317,7 +349,7 @@ def test_syncs(keys: VolumeKeys) -> None:
     assert stored.syncs == before + 3
 
 
-# --- tampering ---------------------------------------------------------------------------------------------------------
+# --- tampering ------------------------------------------------------------------------------------------------------
 
 
 def damaged(keys: VolumeKeys, data: bytes, plain: bytes) -> bool:
@@ -359,9 +391,15 @@ def test_any_changed_byte_is_noticed(keys: VolumeKeys, victim: tuple[bytes, byte
     sample = random.Random(7)
     places = {*range(1024), *range(slot_offset_of(0), slot_offset_of(0) + 24), *range(len(stored) - 20, len(stored))}
     places |= {sample.randrange(1024, len(stored)) for _ in range(300)}
-    unused = [range(node_offset_of(1, 0) + 4096 * place, node_offset_of(1, 0) + 4096 * (place + 1)) for place in range(3)]
-    valid = next(place for place in unused if any(stored[place.start : place.stop]) and
-                 damaged(keys, stored[: place.start] + bytes(4096) + stored[place.stop :], plain))  # fmt: skip
+    unused = [
+        range(node_offset_of(1, 0) + 4096 * place, node_offset_of(1, 0) + 4096 * (place + 1)) for place in range(3)
+    ]
+    valid = next(
+        place
+        for place in unused
+        if any(stored[place.start : place.stop])
+        and damaged(keys, stored[: place.start] + bytes(4096) + stored[place.stop :], plain)
+    )
     for place in places:
         changed = bytearray(stored)
         changed[place] ^= 1 << sample.randrange(8)
@@ -475,7 +513,7 @@ def test_random_tampering(keys: VolumeKeys, victim: tuple[bytes, bytes], count: 
     assert noticed > count * 0.6
 
 
-# --- crashes -----------------------------------------------------------------------------------------------------------
+# --- crashes --------------------------------------------------------------------------------------------------------
 
 
 class Recorded(Stored):
@@ -517,18 +555,29 @@ class Recorded(Stored):
         return left
 
 
-@pytest.mark.parametrize(("seed", "states"), [(1, 60), (2, 60), (3, 60),
-                         *(pytest.param(seed, 2000, marks=[pytest.mark.long, pytest.mark.timeout(900)]) for seed in (11, 12, 13))])  # fmt: skip
-def test_every_block_is_old_or_new_after_a_power_cut(keys: VolumeKeys, reading: reader.Keys, seed: int, states: int) -> None:
-    """Writes, syncs, seals, truncations, punches, reopenings: after each a state that a power cut may leave. Each block is one
-    of the versions that it had since what was synced last, and writing goes on from there."""
+@pytest.mark.parametrize(
+    ("seed", "states"),
+    [
+        (1, 60),
+        (2, 60),
+        (3, 60),
+        *(pytest.param(seed, 2000, marks=[pytest.mark.long, pytest.mark.timeout(900)]) for seed in (11, 12, 13)),
+    ],
+)
+def test_every_block_is_old_or_new_after_a_power_cut(
+    keys: VolumeKeys, reading: reader.Keys, seed: int, states: int
+) -> None:
+    """Writes, syncs, seals, truncations, punches, reopenings: after each a state that a power cut may leave. Each block
+    is one of the versions that it had since what was synced last, and writing goes on from there."""
     chance = random.Random(seed)
     blocks = 40
     recorded = Recorded()
     file = EncryptedFile(keys, recorded, suite=1)
     file.seal()
     recorded.sync()
-    versions: list[set[bytes]] = [set() for _ in range(blocks)]  # what each may be: zeros are in it where it may be a hole
+    versions: list[set[bytes]] = [
+        set() for _ in range(blocks)
+    ]  # what each may be: zeros are in it where it may be a hole
     lengths = {0}
     plain = bytearray()
 
@@ -576,7 +625,10 @@ def test_every_block_is_old_or_new_after_a_power_cut(keys: VolumeKeys, reading: 
         got = whole(after)
         assert reader.File(reading, bytes(left.data)).read() == got
         for each in range(blocks):
-            assert got[each * 4096 : each * 4096 + 4096].ljust(4096, b"\0") in versions[each] | {bytes(4096)}, (number, each)
+            assert got[each * 4096 : each * 4096 + 4096].ljust(4096, b"\0") in versions[each] | {bytes(4096)}, (
+                number,
+                each,
+            )
         if chance.random() < 0.3:  # goes on, and what was there stays
             after.append(b"x" * 4096)
             after.seal(chance.random() < 0.5)
@@ -615,7 +667,7 @@ def test_failing_writes(keys: VolumeKeys) -> None:
         assert whole(opened(keys, stored)) == whole(file) and whole(file).endswith(b"goes on")
 
 
-# --- keys and names ----------------------------------------------------------------------------------------------------
+# --- keys and names -------------------------------------------------------------------------------------------------
 
 
 def test_an_empty_file_gets_a_new_salt(keys: VolumeKeys) -> None:
@@ -655,7 +707,15 @@ def test_nonces_do_not_repeat(keys: VolumeKeys) -> None:
 
 def test_names_are_bound_to_their_directory(keys: VolumeKeys, reading: reader.Keys) -> None:
     iv, other = os.urandom(16), os.urandom(16)
-    for name in (b"a", b"x" * 16, b"x" * 160, b"y" * 161, b"z" * 255, "ü".encode(), bytes(range(1, 47)) + bytes(range(48, 256))):
+    for name in (
+        b"a",
+        b"x" * 16,
+        b"x" * 160,
+        b"y" * 161,
+        b"z" * 255,
+        "ü".encode(),
+        bytes(range(1, 47)) + bytes(range(48, 256)),
+    ):
         stored, text = keys.encrypt_name(iv, name)
         assert len(stored) <= 255 and (b".stackfs-long-" in stored) == (len(name) > 160) == bool(text)
         assert keys.decrypt_name(iv, stored, text) == reading.name(iv, stored, text) == name

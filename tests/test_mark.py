@@ -50,7 +50,11 @@ def test_a_marked_volume_is_mounted_with_its_filter_or_raw(drive: Callable[..., 
     with open(mnt / "file") as held:
         made.fltmc("detach", "passthrough", str(mnt))
         assert refused(lambda: os.listdir(mnt)) == errno.EIO == refused(lambda: os.stat(mnt / "folder"))
-        assert refused(lambda: (mnt / "new").write_text("x")) == errno.EIO == refused(lambda: os.pread(held.fileno(), 4, 0))
+        assert (
+            refused(lambda: (mnt / "new").write_text("x"))
+            == errno.EIO
+            == refused(lambda: os.pread(held.fileno(), 4, 0))
+        )
     made.fltmc("attach", "passthrough", str(mnt))
     assert (mnt / "file").read_text() == "text" and not (made.src / "new").exists()
     made.umount()
@@ -99,12 +103,19 @@ async def test_a_failed_instance_closes_the_volume(bench: Bench) -> None:
     assert volume.instances[0].failed and api.IRP_MJ_READ not in volume.instances[0].entry.registered
 
 
-@pytest.mark.parametrize(("text", "code"), [
-    ("", ExitCode.DAMAGED), ("hello\n", ExitCode.DAMAGED), ("stackfs volume 1\n", ExitCode.DAMAGED),
-    ("stackfs volume 1\nneeds\n", ExitCode.DAMAGED), ("stackfs volume 1\nneeds a/b\n", ExitCode.DAMAGED),
-    ("stackfs volume 2\nneeds x\n", ExitCode.UNSUPPORTED), ("stackfs volume 1\nwants x\n", ExitCode.UNSUPPORTED),
-    ("stackfs volume 1\nneeds x\n" + "#" * 70000, ExitCode.DAMAGED),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("", ExitCode.DAMAGED),
+        ("hello\n", ExitCode.DAMAGED),
+        ("stackfs volume 1\n", ExitCode.DAMAGED),
+        ("stackfs volume 1\nneeds\n", ExitCode.DAMAGED),
+        ("stackfs volume 1\nneeds a/b\n", ExitCode.DAMAGED),
+        ("stackfs volume 2\nneeds x\n", ExitCode.UNSUPPORTED),
+        ("stackfs volume 1\nwants x\n", ExitCode.UNSUPPORTED),
+        ("stackfs volume 1\nneeds x\n" + "#" * 70000, ExitCode.DAMAGED),
+    ],
+)
 def test_marks_that_say_nothing_sensible(tmp_path: Path, text: str, code: ExitCode) -> None:
     (tmp_path / mark.NAME).write_text(text)
     root = os.open(tmp_path, os.O_RDONLY)

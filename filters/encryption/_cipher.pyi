@@ -24,7 +24,9 @@ class VolumeKeys:
     def decrypt_name(self, iv: Buffer, stored: bytes, text: bytes = b"") -> bytes:
         """The plain name; `text`: what the .name file of a long one has."""
 
-    def build_directory(self, iv: Buffer, first: tuple[bytes, bytes], second: tuple[bytes, bytes] | None = None) -> bytes:
+    def build_directory(
+        self, iv: Buffer, first: tuple[bytes, bytes], second: tuple[bytes, bytes] | None = None
+    ) -> bytes:
         """A directory file, 96 bytes. Places are (parent's IV, stored name)."""
 
     def check_directory(self, file: bytes, place: tuple[bytes, bytes]) -> bytes:
@@ -52,8 +54,8 @@ class Blocks:
         """Blocks from number `first` on, side by side, into `slots`; their tags, 16 bytes each."""
 
     def decrypt(self, first: int, last: int, slots: Buffer, plain: Buffer) -> list[tuple[int, int, int, bytes]]:
-        """Blocks into `plain`, 4,096 bytes each. `last` is the number of the file's last block. For each block: state (0 all
-        zeros or not there, 1 authentic, 2 damaged), generation, length and tag; what is damaged is zeros in `plain`."""
+        """Blocks into `plain`, 4,096 bytes each. `last`: the number of the file's last block. For each block: state (0
+        all zeros or absent, 1 authentic, 2 damaged), generation, length, tag; what is damaged is zeros in `plain`."""
 
 def wrap(key: Secret, associated: list[bytes], secret: Secret) -> bytes:
     """AES-256-SIV of a secret; `key` has 64 bytes, `associated` one to four that are not empty."""

@@ -9,7 +9,7 @@ the first such transfer, have no signals, need no GIL and touch nothing but the 
 """
 
 from libc.errno cimport EBADMSG, EINVAL, EIO, ENAMETOOLONG, ENOMEM, EOPNOTSUPP
-from libc.stdint cimport uint8_t, uint16_t, uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memchr, memcmp, memcpy, memset
 from posix.signal cimport sigset_t
@@ -19,13 +19,14 @@ from stackfs.cext.includes.pthread cimport (
     pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, pthread_setname_np, pthread_sigmask, pthread_t, sigfillset)
 from stackfs.filters.encryption._layout cimport BLOCK, BLOCK_HEAD, FIXED, OVERHEAD, SLOT, TAG, blocks_of
 from stackfs.filters.encryption._openssl cimport (
-    CRYPTO_memcmp, ERR_clear_error, EVP_CIPHER, EVP_CIPHER_CTX, EVP_CIPHER_CTX_copy, EVP_CIPHER_CTX_ctrl, EVP_CIPHER_CTX_free, EVP_CIPHER_CTX_new,
+    CRYPTO_memcmp, ERR_clear_error, EVP_CIPHER, EVP_CIPHER_CTX,
+    EVP_CIPHER_CTX_copy, EVP_CIPHER_CTX_ctrl, EVP_CIPHER_CTX_free, EVP_CIPHER_CTX_new,
     EVP_CIPHER_fetch, EVP_CTRL_AEAD_GET_TAG, EVP_CTRL_AEAD_SET_TAG, EVP_CipherFinal_ex, EVP_CipherInit_ex2, EVP_CipherUpdate,
     EVP_Digest, EVP_KDF, EVP_KDF_CTX, EVP_KDF_CTX_free, EVP_KDF_CTX_new, EVP_KDF_derive, EVP_KDF_fetch, EVP_MAC, EVP_MAC_CTX,
     EVP_MAC_CTX_dup, EVP_MAC_CTX_free, EVP_MAC_CTX_new, EVP_MAC_CTX_set_params, EVP_MAC_fetch, EVP_MAC_final, EVP_MAC_init,
     EVP_MAC_update, EVP_sha256, OPENSSL_cleanse, OSSL_PARAM, OSSL_PARAM_construct_end, OSSL_PARAM_construct_octet_string,
     OSSL_PARAM_construct_utf8_string, RAND_bytes)
-from stackfs.filters.encryption._secrets cimport SECRET_CELL, Secret, secret_free, secret_new
+from stackfs.filters.encryption._secrets cimport Secret, secret_free, secret_new
 
 import os
 

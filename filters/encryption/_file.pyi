@@ -1,7 +1,7 @@
 """One encrypted file (_file.pyx, docs/encryption-format.md). Any thread.
 
-OSError: EBADMSG what is stored is damaged or was changed, EOPNOTSUPP a later release wrote it, EFBIG, ENXIO, or what the
-file below answered.
+OSError: EBADMSG what is stored is damaged or was changed, EOPNOTSUPP a later release wrote it, EFBIG, ENXIO, or what
+the file below answered.
 """
 
 from typing import Protocol
@@ -32,8 +32,8 @@ class EncryptedFile:
     """Of the last seal."""
 
     def __init__(self, volume: VolumeKeys, below: int | _Below, *, suite: int = 0, stored: int | None = None) -> None:
-        """`below`: a descriptor, which stays the caller's, or an object. `suite`: makes the file, which is empty; else it is
-        opened, with `stored` the stored file's size (of a descriptor it is known)."""
+        """`below`: a descriptor, which stays the caller's, or an object. `suite`: makes the file, which is empty; else
+        it is opened, with `stored` the stored file's size (of a descriptor it is known)."""
 
     def read(self, offset: int, length: int) -> bytes:
         """Fewer bytes at the end of the file only."""

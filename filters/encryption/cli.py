@@ -1,4 +1,4 @@
-"""`stackfs encryption`: make, open up and look after encrypted volumes. Works on backing directories; speaks to no daemon."""
+"""`stackfs encryption`: make encrypted volumes and look after them. Works on backing directories alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stackfs.cli.run import print_json
 from stackfs.cli.tables import escape
 from stackfs.errors import ExitCode
 from stackfs.filters.encryption import volume as volumes
-from stackfs.filters.encryption._secrets import no_core_dumps
+from stackfs.filters.encryption._secrets import Secret, no_core_dumps
 from stackfs.filters.encryption.passphrase import Source
 from stackfs.filters.encryption.volume import Argon2, Credential, Unlocked, VolumeError, VolumeFile
 
@@ -24,16 +24,27 @@ app = typer.Typer(help="Make encrypted volumes and look after them.", no_args_is
 
 Directory = Annotated[str, typer.Argument(metavar="DIR", help="The backing directory.", show_default=False)]
 Passfile = Annotated[str | None, typer.Option("--passfile", metavar="FILE", help="Its first line is the passphrase.")]
-Extpass = Annotated[str | None, typer.Option("--extpass", metavar="PROGRAM", help="What it prints first is the passphrase.")]
-Passfd = Annotated[int | None, typer.Option("--passfd", metavar="N", min=0, help="A descriptor that has the passphrase.")]
+Extpass = Annotated[
+    str | None, typer.Option("--extpass", metavar="PROGRAM", help="What it prints first is the passphrase.")
+]
+Passfd = Annotated[
+    int | None, typer.Option("--passfd", metavar="N", min=0, help="A descriptor that has the passphrase.")
+]
 Keyfile = Annotated[str | None, typer.Option("--keyfile", metavar="FILE", help="A key file instead of a passphrase.")]
 NewPassfile = Annotated[
     str | None, typer.Option("--new-passfile", metavar="FILE", help="Its first line is the new passphrase.")
 ]
-NewExtpass = Annotated[str | None, typer.Option("--new-extpass", metavar="PROGRAM", help="What it prints first is the new one.")]
-NewPassfd = Annotated[int | None, typer.Option("--new-passfd", metavar="N", min=0, help="A descriptor that has the new one.")]
+NewExtpass = Annotated[
+    str | None, typer.Option("--new-extpass", metavar="PROGRAM", help="What it prints first is the new one.")
+]
+NewPassfd = Annotated[
+    int | None, typer.Option("--new-passfd", metavar="N", min=0, help="A descriptor that has the new one.")
+]
 Memory = Annotated[
-    int, typer.Option("--argon2-memory", metavar="MIB", min=1, max=4096, help="What a guess at a passphrase costs: MiB of memory,")
+    int,
+    typer.Option(
+        "--argon2-memory", metavar="MIB", min=1, max=4096, help="What a guess at a passphrase costs: MiB of memory,"
+    ),
 ]
 Passes = Annotated[int, typer.Option("--argon2-passes", metavar="N", min=1, max=64, help="and passes over it.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON.")]
@@ -44,7 +55,10 @@ def init(
     directory: Directory,
     suite: Annotated[
         str | None,
-        typer.Option("--suite", help="aes-256-gcm, chacha20-poly1305 or aes-256-siv. Without it: which of the first two is faster here."),
+        typer.Option(
+            "--suite",
+            help="aes-256-gcm, chacha20-poly1305 or aes-256-siv. Without it: which of the first two is faster here.",
+        ),
     ] = None,
     plain_names: Annotated[bool, typer.Option("--plain-names", help="Names of files are not encrypted.")] = False,
     no_recovery_key: Annotated[bool, typer.Option("--no-recovery-key", help="Make none.")] = False,
@@ -69,11 +83,19 @@ def init(
         credentials: list[tuple[Credential, str]] = [(source.credential("New passphrase", twice=True), "")]
         recovery = None
         if not no_recovery_key:
-            recovery = Credential("recovery", volumes.Secret.random(32))
+            recovery = Credential("recovery", Secret.random(32))
             credentials.append((recovery, ""))
-        file = _written(directory, lambda: volumes.create(
-            descriptor, directory, suite=suite or _faster(), names="plain" if plain_names else "encrypted",
-            credentials=credentials, argon2=Argon2(argon2_memory * 1024, argon2_passes)))  # fmt: skip
+        file = _written(
+            directory,
+            lambda: volumes.create(
+                descriptor,
+                directory,
+                suite=suite or _faster(),
+                names="plain" if plain_names else "encrypted",
+                credentials=credentials,
+                argon2=Argon2(argon2_memory * 1024, argon2_passes),
+            ),
+        )
     print(f"{escape(directory)} is an encrypted volume now ({file.suite}, names {file.names}).")
     print(f"Mount it with: stackfs mount {escape(directory)} MOUNTPOINT -o filter=encryption")
     if recovery is not None:
@@ -107,8 +129,10 @@ def passwd(
     file = _without(unlocked.file, unlocked.slot.number)
     file = file.with_slot(unlocked.master, new.credential("New passphrase", twice=True), unlocked.slot.label, argon2)
     _written(directory, lambda: volumes.store(descriptor, file.signed(unlocked.keys)))
-    print(f"The passphrase of key slot {unlocked.slot.number} is changed. Whoever has an old copy of {volumes.VOLUME_FILE} "
-          "can still use the old one with it.")  # fmt: skip
+    print(
+        f"The passphrase of key slot {unlocked.slot.number} is changed. Whoever has an old {volumes.VOLUME_FILE} "
+        "can still use the old one with it."
+    )
 
 
 @app.command("slots")
@@ -124,7 +148,9 @@ def slots(
     new_passfile: NewPassfile = None,
     new_extpass: NewExtpass = None,
     new_passfd: NewPassfd = None,
-    new_keyfile: Annotated[str | None, typer.Option("--new-keyfile", metavar="FILE", help="With --add keyfile.")] = None,
+    new_keyfile: Annotated[
+        str | None, typer.Option("--new-keyfile", metavar="FILE", help="With --add keyfile.")
+    ] = None,
     argon2_memory: Memory = 256,
     argon2_passes: Passes = 3,
     json: Json = False,
@@ -144,8 +170,11 @@ def slots(
     file = unlocked.file if remove is None else unlocked.file.without_slot(remove)
     credential = None
     if add is not None:
-        credential = (Credential("recovery", volumes.Secret.random(32)) if add == "recovery"
-                      else new.credential("New passphrase", twice=True))  # fmt: skip
+        credential = (
+            Credential("recovery", Secret.random(32))
+            if add == "recovery"
+            else new.credential("New passphrase", twice=True)
+        )
         if credential.kind != add:
             raise VolumeError("--new-keyfile goes with --add keyfile", ExitCode.USAGE)
         file = file.with_slot(unlocked.master, credential, label, _argon2(argon2_memory, argon2_passes))
@@ -158,7 +187,9 @@ def slots(
 @app.command("info")
 def info(
     directory: Directory,
-    check: Annotated[bool, typer.Option("--check", help="Unlock it, so that what is shown is known to be authentic.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Unlock it, so that what is shown is known to be authentic.")
+    ] = False,
     passfile: Passfile = None,
     extpass: Extpass = None,
     passfd: Passfd = None,
@@ -172,16 +203,33 @@ def info(
     check = check or not source.asks
     file = _unlock(descriptor, directory, source).file if check else volumes.load(descriptor, directory)
     if json:
-        shown: dict[str, Any] = {"authentic": check, "format": volumes.FORMAT, "version": volumes.VERSION, "features": []}
-        print_json(shown | {"id": file.id.hex(), "suite": file.suite, "names": file.names, "created": file.created,
-                            "slots": [each.bound() for each in file.slots]})  # fmt: skip
+        shown: dict[str, Any] = {
+            "authentic": check,
+            "format": volumes.FORMAT,
+            "version": volumes.VERSION,
+            "features": [],
+        }
+        print_json(
+            shown
+            | {
+                "id": file.id.hex(),
+                "suite": file.suite,
+                "names": file.names,
+                "created": file.created,
+                "slots": [each.bound() for each in file.slots],
+            }
+        )
         return
     print(f"format   {volumes.FORMAT}, version {volumes.VERSION}")
     print(f"id       {file.id.hex()}")
     print(f"suite    {file.suite}")
     print(f"names    {file.names}")
     print(f"created  {_when(file.created)}")
-    print("checked  yes: the volume file is authentic" if check else "checked  no: --check unlocks it and says whether this is authentic")
+    print(
+        "checked  yes: the volume file is authentic"
+        if check
+        else "checked  no: --check unlocks it and says whether this is authentic"
+    )
     print()
     _show_slots(file, False)
 
@@ -190,7 +238,8 @@ def info(
 def recover(
     directory: Directory,
     recovery_file: Annotated[
-        str | None, typer.Option("--recovery-file", metavar="FILE", help="A file with the recovery key; else it is asked for.")
+        str | None,
+        typer.Option("--recovery-file", metavar="FILE", help="A file with the recovery key; else it is asked for."),
     ] = None,
     new_passfile: NewPassfile = None,
     new_extpass: NewExtpass = None,
@@ -239,15 +288,22 @@ def speed(
         chosen = volumes.load(volumes.open_directory(directory), directory).suite
     rows = measure([chosen] if chosen else list(volumes.SUITES), seconds)
     if json:
-        print_json([{"suite": each.suite, "blocks": each.blocks, "encrypt": each.encrypt, "decrypt": each.decrypt} for each in rows])
+        print_json(
+            [
+                {"suite": each.suite, "blocks": each.blocks, "encrypt": each.encrypt, "decrypt": each.decrypt}
+                for each in rows
+            ]
+        )
         return
     print(f"{'Suite':<18} {'Transfer':>9} {'Encrypt':>12} {'Decrypt':>12}")
     print(f"{'-' * 18} {'-' * 9} {'-' * 12} {'-' * 12}")
     for each in rows:
-        print(f"{each.suite:<18} {each.blocks * 4:>5} KiB {each.encrypt / 1e6:>7.0f} MB/s {each.decrypt / 1e6:>7.0f} MB/s")
+        print(
+            f"{each.suite:<18} {each.blocks * 4:>5} KiB {each.encrypt / 1e6:>7.0f} MB/s {each.decrypt / 1e6:>7.0f} MB/s"
+        )
 
 
-# --- parts -------------------------------------------------------------------------------------------------------------
+# --- parts ----------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -298,7 +354,7 @@ def _faster() -> str:
     from stackfs.filters.encryption.speed import measure
 
     rows = measure(["aes-256-gcm", "chacha20-poly1305"], 0.02, transfers=(16,))
-    return max(rows, key=lambda each: (each.encrypt * (1.2 if each.suite == "aes-256-gcm" else 1))).suite
+    return max(rows, key=lambda each: each.encrypt * (1.2 if each.suite == "aes-256-gcm" else 1)).suite
 
 
 def _show_recovery(credential: Credential, directory: str) -> None:
@@ -318,7 +374,9 @@ def _show_slots(file: VolumeFile, json: bool) -> None:
     print(f"{'-' * 4}  {'-' * 10}  {'-' * 19}  {'-' * 22}  {'-' * 20}")
     for each in file.slots:
         cost = f"{each.argon2.memory // 1024} MiB, {each.argon2.passes} passes" if each.argon2 else ""
-        print(f"{each.number:>4}  {each.kind:<10}  {_when(each.created):<19}  {cost:<22}  {escape(each.label)}".rstrip())
+        print(
+            f"{each.number:>4}  {each.kind:<10}  {_when(each.created):<19}  {cost:<22}  {escape(each.label)}".rstrip()
+        )
 
 
 def _when(moment: int) -> str:

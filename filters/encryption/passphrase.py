@@ -1,4 +1,4 @@
-"""Where a passphrase comes from: the terminal, a file, a program, a descriptor. It is bytes, in a bytearray that whoever
+"""Where a passphrase comes from: the terminal, a file, a program, a descriptor. It is bytes, in a bytearray which who
 takes it wipes; it never is an argument, part of the environment, or a str.
 
 Of a file, a program's output and a descriptor the first line counts, without its line end.
@@ -128,7 +128,9 @@ def _asked(prompt: str, twice: bool) -> bytearray:
     try:
         terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
-        raise VolumeError("there is no terminal to ask for the passphrase: give passfile, extpass or passfd", ExitCode.USAGE) from None
+        raise VolumeError(
+            "there is no terminal to ask for the passphrase: give passfile, extpass or passfd", ExitCode.USAGE
+        ) from None
     try:
         with _without_echo(terminal):
             line = _typed(terminal, f"{prompt}: ")

@@ -1,4 +1,4 @@
-"""How fast this machine encrypts: the core alone, from memory to memory, with the keys of a file that is thrown away."""
+"""How fast this machine encrypts: the core alone, from memory to memory, with keys that are thrown away."""
 
 from __future__ import annotations
 

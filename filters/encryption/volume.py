@@ -95,14 +95,17 @@ def keyfile(path: str) -> Credential:
         if not KEYFILE_LEAST <= length <= KEYFILE_MOST:
             raise VolumeError(
                 f"key file {path} has {length} bytes; one has 32 bytes to 1 MiB (make one with "
-                f"head -c 64 /dev/urandom)", ExitCode.USAGE
-            )  # fmt: skip
-        return Credential("keyfile", hkdf_sha256(memoryview(data)[:length], b"\0", b"stackfs encryption 1 keyfile bytes", 64))
+                f"head -c 64 /dev/urandom)",
+                ExitCode.USAGE,
+            )
+        return Credential(
+            "keyfile", hkdf_sha256(memoryview(data)[:length], b"\0", b"stackfs encryption 1 keyfile bytes", 64)
+        )
     finally:
         wipe(data)
 
 
-# Recovery keys ---------------------------------------------------------------------------------------------------------
+# Recovery keys ------------------------------------------------------------------------------------------------------
 
 
 def recovery_text(key: Secret) -> str:
@@ -129,11 +132,12 @@ def recovery_key(data: bytearray) -> Credential:
             return Credential("recovery", secret)
     raise VolumeError(
         "this is no recovery key: it has 8 groups of 7 characters, and its last ones prove the others; look for a "
-        "character that was mistyped or left out", ExitCode.USAGE
-    )  # fmt: skip
+        "character that was mistyped or left out",
+        ExitCode.USAGE,
+    )
 
 
-# The volume file -------------------------------------------------------------------------------------------------------
+# The volume file ----------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -150,8 +154,13 @@ class Slot:
 
     def bound(self) -> dict[str, Any]:
         """What is authenticated with the master key: all but `wrapped`."""
-        fields: dict[str, Any] = {"number": self.number, "kind": self.kind, "label": self.label,
-                                  "created": self.created, "salt": self.salt.hex()}  # fmt: skip
+        fields: dict[str, Any] = {
+            "number": self.number,
+            "kind": self.kind,
+            "label": self.label,
+            "created": self.created,
+            "salt": self.salt.hex(),
+        }
         if self.argon2 is not None:
             fields |= dataclasses.asdict(self.argon2)
         return fields
@@ -170,10 +179,15 @@ class VolumeFile:
 
     def document(self) -> dict[str, Any]:
         return {
-            "format": FORMAT, "version": VERSION, "features": [], "id": self.id.hex(), "suite": self.suite,
-            "names": self.names, "created": self.created,
+            "format": FORMAT,
+            "version": VERSION,
+            "features": [],
+            "id": self.id.hex(),
+            "suite": self.suite,
+            "names": self.names,
+            "created": self.created,
             "slots": [each.bound() | {"wrapped": each.wrapped.hex()} for each in self.slots],
-        }  # fmt: skip
+        }
 
     def signed(self, keys: VolumeKeys) -> VolumeFile:
         return dataclasses.replace(self, mac=keys.authenticate(canonical(self.document())))
@@ -186,8 +200,15 @@ class VolumeFile:
         if len(self.slots) >= SLOTS_MOST:
             raise VolumeError(f"all {SLOTS_MOST} key slots are taken: remove one", ExitCode.USAGE)
         number = next(each for each in range(SLOTS_MOST) if each not in {slot.number for slot in self.slots})
-        slot = Slot(number, credential.kind, label, int(time.time()), os.urandom(32), b"",
-                    argon2 if credential.kind == "passphrase" else None)  # fmt: skip
+        slot = Slot(
+            number,
+            credential.kind,
+            label,
+            int(time.time()),
+            os.urandom(32),
+            b"",
+            argon2 if credential.kind == "passphrase" else None,
+        )
         with wrapping_key(slot, credential) as key:
             wrapped = wrap(key, self.associated(slot), master)
         slots = sorted((*self.slots, dataclasses.replace(slot, wrapped=wrapped)), key=lambda each: each.number)
@@ -228,11 +249,17 @@ def wrapping_key(slot: Slot, credential: Credential) -> Secret:
     key = Secret(64)
     settings = slot.argon2
     try:
-        Argon2id(salt=slot.salt, length=64, iterations=settings.passes, lanes=settings.lanes,
-                 memory_cost=settings.memory).derive_into(credential.secret, key)  # fmt: skip
+        argon2id = Argon2id(
+            salt=slot.salt,
+            length=64,
+            iterations=settings.passes,
+            lanes=settings.lanes,
+            memory_cost=settings.memory,
+        )
+        argon2id.derive_into(credential.secret, memoryview(key))  # type: ignore[arg-type]  # any buffer will do
     except MemoryError:
         raise VolumeError(
-            f"key slot {slot.number} takes {settings.memory // 1024} MiB of memory to unlock, which is not to be had here"
+            f"key slot {slot.number} takes {settings.memory // 1024} MiB of memory to unlock, which are not here"
         ) from None
     return key
 
@@ -256,7 +283,7 @@ def unlock(file: VolumeFile, credential: Credential) -> Unlocked:
         keys = VolumeKeys(master, file.id)
         if keys.authenticate(canonical(file.document())) != file.mac:
             raise damaged(
-                f"the volume file {VOLUME_FILE} was changed since stackfs wrote it: nothing it says can be relied on; put an "
+                f"the volume file {VOLUME_FILE} was changed since stackfs wrote it, and cannot be relied on: put an "
                 "earlier copy of it back"
             )
         return Unlocked(file, slot, master, keys)
@@ -266,7 +293,7 @@ def unlock(file: VolumeFile, credential: Credential) -> Unlocked:
     raise VolumeError(f"the {names[credential.kind]} is wrong, or its key slot was changed", ExitCode.WRONG_KEY)
 
 
-# Reading it ------------------------------------------------------------------------------------------------------------
+# Reading it ---------------------------------------------------------------------------------------------------------
 
 
 class _NotOne(Exception):
@@ -293,17 +320,25 @@ def _parse(data: bytes) -> VolumeFile:
     try:
         document = json.loads(data.decode("ascii"), object_pairs_hook=unique, parse_float=refuse, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
-        raise _NotOne(f"not the JSON it should be ({str(error).splitlines()[0] if str(error) else 'too deep'})") from None
+        raise _NotOne(
+            f"not the JSON it should be ({str(error).splitlines()[0] if str(error) else 'too deep'})"
+        ) from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise _NotOne(f"it does not say that its format is {FORMAT!r}")
     version = _member(document, "version", int)
     if version != VERSION:
-        raise VolumeError(f"the volume has version {version} of the format, and this release knows version {VERSION}: it needs a "
-                          "later one", ExitCode.UNSUPPORTED)  # fmt: skip
+        raise VolumeError(
+            f"the volume has version {version} of the format, and this release knows version {VERSION}: it needs a "
+            "later one",
+            ExitCode.UNSUPPORTED,
+        )
     features = _member(document, "features", list)
     if features:
-        raise VolumeError(f"the volume uses {', '.join(map(repr, features[:10]))}, which this release does not know: it needs a "
-                          "later one", ExitCode.UNSUPPORTED)  # fmt: skip
+        raise VolumeError(
+            f"the volume uses {', '.join(map(repr, features[:10]))}, which this release does not know: it needs a "
+            "later one",
+            ExitCode.UNSUPPORTED,
+        )
     suite = _member(document, "suite", str)
     names = _member(document, "names", str)
     if suite not in SUITES or names not in ("encrypted", "plain"):
@@ -313,9 +348,13 @@ def _parse(data: bytes) -> VolumeFile:
         raise _NotOne(f"it has {len(slots)} key slots")
     _only(document, {"format", "version", "features", "id", "suite", "names", "created", "slots", "mac"})
     found = VolumeFile(
-        id=_bytes(document, "id", 16), suite=suite, names="plain" if names == "plain" else "encrypted",
-        created=_member(document, "created", int), slots=tuple(_slot(each) for each in slots), mac=_bytes(document, "mac", 32),
-    )  # fmt: skip
+        id=_bytes(document, "id", 16),
+        suite=suite,
+        names="plain" if names == "plain" else "encrypted",
+        created=_member(document, "created", int),
+        slots=tuple(_slot(each) for each in slots),
+        mac=_bytes(document, "mac", 32),
+    )
     if len({each.number for each in found.slots}) < len(found.slots):
         raise _NotOne("two key slots have one number")
     return found
@@ -340,8 +379,15 @@ def _slot(value: object) -> Slot:
     number = _member(value, "number", int)
     if not 0 <= number < SLOTS_MOST:
         raise _NotOne(f"a key slot has number {number}")
-    return Slot(number, kind, _member(value, "label", str), _member(value, "created", int),  # type: ignore[arg-type]
-                _bytes(value, "salt", 32), _bytes(value, "wrapped", 48), argon2)  # fmt: skip
+    return Slot(
+        number,
+        kind,
+        _member(value, "label", str),
+        _member(value, "created", int),
+        _bytes(value, "salt", 32),
+        _bytes(value, "wrapped", 48),
+        argon2,
+    )
 
 
 def _member(document: dict[str, Any], name: str, kind: type) -> Any:
@@ -365,7 +411,7 @@ def _only(document: dict[str, Any], members: set[str]) -> None:
         raise _NotOne(f"it has a member {more[0]!r}, which it should not have")
 
 
-# In a directory --------------------------------------------------------------------------------------------------------
+# In a directory -----------------------------------------------------------------------------------------------------
 
 
 def open_directory(path: str) -> int:
@@ -381,7 +427,9 @@ def lock(directory: int, path: str) -> None:
     try:
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise VolumeError(f"{path} is in use: it is mounted, or another command works on it", ExitCode.REFUSED) from None
+        raise VolumeError(
+            f"{path} is in use: it is mounted, or another command works on it", ExitCode.REFUSED
+        ) from None
 
 
 def read_file(directory: int, name: str, limit: int = LARGEST) -> bytes:
@@ -416,8 +464,10 @@ def load(directory: int, path: str) -> VolumeFile:
             problem = problem or VolumeError(f"{path}: {error.message}", error.exit_code)
     if problem is not None:
         raise problem
-    raise VolumeError(f"{path} is not an encrypted volume: stackfs encryption init {path} makes one of an empty directory",
-                      ExitCode.NOT_FOUND)  # fmt: skip
+    raise VolumeError(
+        f"{path} is not an encrypted volume: stackfs encryption init {path} makes one of an empty directory",
+        ExitCode.NOT_FOUND,
+    )
 
 
 def write_file(directory: int, name: str, data: bytes, mode: int = 0o600) -> None:
@@ -425,7 +475,9 @@ def write_file(directory: int, name: str, data: bytes, mode: int = 0o600) -> Non
     new = name + ".new"
     with contextlib.suppress(FileNotFoundError):
         os.unlink(new, dir_fd=directory)
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=directory)
+    descriptor = os.open(
+        new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=directory
+    )
     with open(descriptor, "wb") as file:
         file.write(data)
         file.flush()
@@ -441,16 +493,25 @@ def store(directory: int, file: VolumeFile) -> None:
     write_file(directory, COPY, text)
 
 
-def create(directory: int, path: str, *, suite: str, names: Literal["encrypted", "plain"], credentials: list[tuple[Credential, str]],
-           argon2: Argon2) -> VolumeFile:  # fmt: skip
+def create(
+    directory: int,
+    path: str,
+    *,
+    suite: str,
+    names: Literal["encrypted", "plain"],
+    credentials: list[tuple[Credential, str]],
+    argon2: Argon2,
+) -> VolumeFile:
     """Makes an encrypted volume of an empty directory. REFUSED: it is one, or not empty. OSError."""
     argon2.check()
     present = os.listdir(directory)
-    if VOLUME_FILE in present or COPY in present and any(not name.startswith(RESERVED) for name in present):
+    if VOLUME_FILE in present or (COPY in present and any(not name.startswith(RESERVED) for name in present)):
         raise VolumeError(f"{path} is an encrypted volume already", ExitCode.REFUSED)
     if others := sorted(name for name in present if not name.startswith(RESERVED) and name != "lost+found"):
-        raise VolumeError(f"{path} is not empty ({others[0]}): make the volume in a new directory, mount it, and copy your files in",
-                          ExitCode.REFUSED)  # fmt: skip
+        raise VolumeError(
+            f"{path} is not empty ({others[0]}): make the volume in a new directory, mount it, and copy your files in",
+            ExitCode.REFUSED,
+        )
     with Secret.random(32) as master:
         file = VolumeFile(os.urandom(16), suite, names, int(time.time()), ())
         for credential, label in credentials:
