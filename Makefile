@@ -24,6 +24,9 @@ SETUP := PYTHON='$(PYTHON)' PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' ./setup.sh
 
 on = $(filter-out 0,$(1))
 
+# Tests beside each other: each process has its own mounts and sockets (tests/conftest.py).
+BESIDE := --numprocesses auto --maxprocesses 4 --dist worksteal
+
 CORE := $(shell find cext filters benchmarks -name __pycache__ -prune -o \( -name '*.pyx' -o -name '*.pxd' -o -name '*.h' \) -print)
 
 .PHONY: always build run test test-long sanitize lint bench docs install uninstall clean
@@ -50,11 +53,12 @@ run: build
 
 test: build
 	@echo "stackfs: tests (make test-long adds the long ones)"
-	@$(VENV)/bin/python -m pytest -q -m "not long"
+	@$(VENV)/bin/python -m pytest -q -m "not long" $(BESIDE)
 
 test-long: build
 	@echo "stackfs: all tests"
-	@$(VENV)/bin/python -m pytest -q
+	@$(VENV)/bin/python -m pytest -q -m "not long" $(BESIDE)
+	@$(VENV)/bin/python -m pytest -q -m long
 
 sanitize: build
 	@$(SETUP) sanitize

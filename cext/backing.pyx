@@ -24,18 +24,21 @@ from stackfs.cext.callback_data cimport (
     CONTROL_PARAMETERS, DACL_SECURITY_INFORMATION, DIRECTORY_PARAMETERS, EA_PARAMETERS, FILE_DELETE_ON_CLOSE,
     FILE_DIRECTORY_FILE, FILE_NAME, FILE_OBJECT, FILE_OPEN, FILE_OPEN_REPARSE_POINT, FLTFL_CALLBACK_DATA_GENERATED_IO,
     FLT_IO_PARAMETER_BLOCK,
-    FO_CLOSED, FO_CREATED, FO_DIRECTORY, FO_SYNTHESISED, FO_UNREADABLE, FSCTL_DUPLICATE_EXTENTS_TO_FILE, FSCTL_GET_REPARSE_POINT,
-    FSCTL_MANAGE_BYPASS_IO, FSCTL_SET_REPARSE_POINT, FSCTL_SET_ZERO_DATA, GROUP_SECURITY_INFORMATION, IRP_MJ_CLEANUP,
-    IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_DEVICE_CONTROL, IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL,
-    IRP_MJ_FLUSH_BUFFERS, IRP_MJ_LOCK_CONTROL, IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_QUERY_EA, IRP_MJ_QUERY_INFORMATION,
-    IRP_MJ_QUERY_OPEN, IRP_MJ_QUERY_SECURITY, IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_READ, IRP_MJ_SET_EA,
-    IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY, IRP_MJ_WRITE, IRP_MN_LOCK, IRP_MN_QUERY_LOCK, IRP_MN_UNLOCK_ALL,
-    IRP_MN_UNLOCK_ALL_BY_KEY, LABEL_SECURITY_INFORMATION, LOCK_PARAMETERS, OWNER_SECURITY_INFORMATION,
+    FO_CLOSED, FO_CREATED, FO_DIRECTORY, FO_SYNTHESISED, FO_UNREADABLE, FO_VOLUME_OPEN, FSCTL_DELETE_REPARSE_POINT,
+    FSCTL_DISMOUNT_VOLUME, FSCTL_DUPLICATE_EXTENTS_TO_FILE, FSCTL_GET_REPARSE_POINT, FSCTL_LOCK_VOLUME,
+    FSCTL_MANAGE_BYPASS_IO, FSCTL_SET_REPARSE_POINT, FSCTL_SET_ZERO_DATA, FSCTL_UNLOCK_VOLUME,
+    GROUP_SECURITY_INFORMATION, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_DEVICE_CONTROL,
+    IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_FLUSH_BUFFERS, IRP_MJ_LOCK_CONTROL,
+    IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_PNP, IRP_MJ_QUERY_EA, IRP_MJ_QUERY_INFORMATION, IRP_MJ_QUERY_OPEN,
+    IRP_MJ_QUERY_SECURITY, IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_READ, IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION,
+    IRP_MJ_SET_SECURITY, IRP_MJ_SHUTDOWN, IRP_MJ_VOLUME_DISMOUNT, IRP_MJ_VOLUME_MOUNT, IRP_MJ_WRITE, IRP_MN_LOCK,
+    IRP_MN_NOTIFY_CHANGE_DIRECTORY, IRP_MN_QUERY_LOCK, IRP_MN_UNLOCK_ALL, IRP_MN_UNLOCK_ALL_BY_KEY,
+    LABEL_SECURITY_INFORMATION, LOCK_PARAMETERS, OWNER_SECURITY_INFORMATION,
     READ_WRITE_PARAMETERS, REQUESTOR, SECURITY_PARAMETERS, SET_FILE_PARAMETERS, FileAllocationInformation,
     FileBasicInformation, FileDispositionInformation, FileEndOfFileInformation, FileLinkInformation,
     FilePositionInformation, lock_range_t, node_t, statx_t)
 from stackfs.cext.credentials cimport add_group, assume, credentials_t, drop_fsetid, restore
-from stackfs.cext.extents cimport extent_allocate, extent_copy, extent_seek
+from stackfs.cext.extents cimport extent_allocate, extent_copy, extent_mode_zeroes, extent_seek
 from stackfs.cext.file_flags cimport file_flags, is_file_flags
 from stackfs.cext.handles cimport handle_t, handles_free, handles_new
 from stackfs.cext.impersonation cimport (
@@ -47,10 +50,11 @@ from stackfs.cext.inode_table cimport (
 from stackfs.cext.locks cimport (
     lock_file, lock_owner_get, lock_owner_opened, lock_owner_put, lock_owner_t, lock_query, lock_range_of, lock_set, lock_wait_t,
     locks_drop, locks_free, locks_generation, locks_new)
-from stackfs.cext.ntstatus cimport STATUS_INVALID_DEVICE_REQUEST, STATUS_SUCCESS, errno_to_nt
+from stackfs.cext.reparse_point cimport reparse_point_control
+from stackfs.cext.ntstatus cimport NT_SUCCESS, STATUS_INVALID_DEVICE_REQUEST, STATUS_SUCCESS, errno_to_nt
 from stackfs.cext.process cimport requestor_in_group
 from stackfs.cext.requests cimport vfs_request_t
-from stackfs.cext.stack cimport about_to_wait, operation_hidden_from, operation_t
+from stackfs.cext.stack cimport about_to_wait, is_notice, operation_hidden_from, operation_t
 from stackfs.cext.threads cimport exchange_int, load_int, set_bits, store_int
 
 
@@ -160,6 +164,7 @@ cdef enum:
     MAY_READ = 4
     PROC_PATH = 32                       # "/proc/self/fd/2147483647"
     NO_SUCH_CONTROL = -100000            # no errno: a control code that the base does not know
+    STATUS_IS_SET = -100001              # nor this: IoStatus says what came of it
     LOOKUP_TRIES = 8
 
 
@@ -488,6 +493,12 @@ cdef int create_unnamed(backing_t *backing, vfs_request_t *request, operation_t 
     return 0
 
 
+cdef inline void tell_sections(operation_t *op) noexcept nogil:
+    """Bytes of the file are about to go: filters that have a section of it hear of that first (B2.8)."""
+    if load_int(&op.volume.sections):
+        op.volume.section_conflict(op)
+
+
 cdef int perform_create(backing_t *backing, vfs_request_t *request, operation_t *op, FLT_IO_PARAMETER_BLOCK *p,
                         FILE_OBJECT *file) noexcept nogil:
     cdef uint32_t options = p.Parameters.Create.Options
@@ -514,6 +525,8 @@ cdef int perform_create(backing_t *backing, vfs_request_t *request, operation_t 
     flags = <int>p.Parameters.Create.OpenFlags
     if file.Flags & FO_DIRECTORY:
         flags = O_RDONLY | O_DIRECTORY
+    if flags & O_TRUNC:
+        tell_sections(op)
     if backing.checks and flags & FMODE_EXEC and flags & O_ACCMODE == O_RDONLY and not file.Flags & FO_DIRECTORY:
         fd = open_to_execute(backing, file.Node, flags)
     elif request.arguments.open_flags & 1 and flags & O_TRUNC:     # FUSE_OPEN_KILL_SUIDGID
@@ -915,6 +928,8 @@ cdef int64_t allocate(operation_t *op, FILE_OBJECT *file, uint32_t mode, int64_t
         op.would_block = 2
         return 0
     about_to_wait(op)
+    if extent_mode_zeroes(mode):
+        tell_sections(op)
     kill = op.data.Thread.uid != 0 and kills_set_id(op.data.Thread, file.fd, &credentials)
     result = extent_allocate(file.fd, mode, offset, length)
     if kill:
@@ -936,6 +951,7 @@ cdef int64_t duplicate(backing_t *backing, operation_t *op, const CONTROL_PARAME
         op.would_block = 2
         return 0
     about_to_wait(op)
+    tell_sections(op)
     kill = op.data.Thread.uid != 0 and kills_set_id(op.data.Thread, file.fd, &credentials)
     result = extent_copy(p.SourceFile.fd, p.SourceFileOffset, file.fd, p.FileOffset, <uint64_t>p.ByteCount, &backing.reflink)
     if kill:
@@ -1027,6 +1043,14 @@ cdef int query_lock(backing_t *backing, const LOCK_PARAMETERS *lock, const FILE_
     return result
 
 
+cdef bint is_reparse_point_control(const FLT_IO_PARAMETER_BLOCK *p, const FILE_OBJECT *file) noexcept nogil:
+    """Of a file or directory that is there. The others make, and read, symbolic links."""
+    cdef uint32_t code = p.Parameters.Control.ControlCode
+    return (code == <uint32_t>FSCTL_SET_REPARSE_POINT or code == <uint32_t>FSCTL_GET_REPARSE_POINT
+            or code == <uint32_t>FSCTL_DELETE_REPARSE_POINT) and \
+        file.Node is not NULL and node_type(file.Node) != S_IFLNK
+
+
 cdef int64_t perform_control(backing_t *backing, vfs_request_t *request, operation_t *op, FLT_IO_PARAMETER_BLOCK *p,
                              FILE_OBJECT *file) noexcept nogil:
     cdef char name[256]
@@ -1034,6 +1058,11 @@ cdef int64_t perform_control(backing_t *backing, vfs_request_t *request, operati
     cdef credentials_t credentials
     cdef int fd
     cdef int64_t result
+    if is_reparse_point_control(p, file):
+        if file.fd < 0:
+            return -EBADF
+        op.data.IoStatus.Status = reparse_point_control(file.fd, &p.Parameters.Control, <size_t *>&op.data.IoStatus.Information)
+        return STATUS_IS_SET
     if p.Parameters.Control.ControlCode == FSCTL_GET_REPARSE_POINT:
         fd = node_open(backing.nodes, file.Node)
         if fd < 0:
@@ -1049,6 +1078,8 @@ cdef int64_t perform_control(backing_t *backing, vfs_request_t *request, operati
         request.info_known = 0
         return -EBADF if file.fd < 0 else allocate(
             op, file, p.Parameters.Control.Flags, p.Parameters.Control.FileOffset, p.Parameters.Control.ByteCount)
+    if file.Flags & FO_VOLUME_OPEN:
+        return control_volume(backing, p.Parameters.Control.ControlCode)
     if is_file_flags(p.Parameters.Control.ControlCode):
         return -EBADF if file.fd < 0 else file_flags(file.fd, op.data.Thread, &p.Parameters.Control)
     if p.Parameters.Control.ControlCode == FSCTL_MANAGE_BYPASS_IO:
@@ -1076,6 +1107,21 @@ cdef int64_t perform_control(backing_t *backing, vfs_request_t *request, operati
     return result
 
 
+cdef int64_t control_volume(backing_t *backing, uint32_t code) noexcept nogil:
+    """What is injected for filters to see (D20); nothing is kept locked, and the volume goes on."""
+    if code == FSCTL_LOCK_VOLUME:
+        return -EACCES if backing.handles.open_count else 0
+    return 0 if code == FSCTL_UNLOCK_VOLUME or code == FSCTL_DISMOUNT_VOLUME else NO_SUCH_CONTROL
+
+
+cdef int64_t perform_notice(uint8_t major) noexcept nogil:
+    """What filters are told, and nothing is to be done for (D19, D20); NO_SUCH_CONTROL: what there is nothing for here."""
+    if is_notice(major) or major == IRP_MJ_VOLUME_MOUNT or major == IRP_MJ_VOLUME_DISMOUNT or major == IRP_MJ_SHUTDOWN or \
+            major == IRP_MJ_PNP:
+        return 0
+    return NO_SUCH_CONTROL
+
+
 cdef int64_t query(backing_t *backing, vfs_request_t *request, FLT_IO_PARAMETER_BLOCK *p, FILE_OBJECT *file) noexcept nogil:
     """Attributes: of a name (LOOKUP: the inode becomes the request's entry), of a node, of an open file."""
     cdef statx_t *info = p.Parameters.QueryFile.Info
@@ -1100,6 +1146,8 @@ cdef int take_rights(vfs_request_t *request, const operation_t *op) noexcept nog
     if major == IRP_MJ_READ or major == IRP_MJ_FLUSH_BUFFERS or major == IRP_MJ_CLEANUP or major == IRP_MJ_CLOSE or \
             major == IRP_MJ_DIRECTORY_CONTROL or major == IRP_MJ_QUERY_VOLUME_INFORMATION:
         return 0                         # nothing is asked of whoever has the file open
+    if is_notice(major):
+        return 0                         # nothing is done
     if major == IRP_MJ_FILE_SYSTEM_CONTROL and p.Parameters.Control.ControlCode != FSCTL_SET_REPARSE_POINT:
         return 0                         # nor of whoever has reached a symbolic link, or has opened a file
     if (major == IRP_MJ_NETWORK_QUERY_OPEN or major == IRP_MJ_QUERY_INFORMATION) and request.opcode != FUSE_ACCESS:
@@ -1163,12 +1211,15 @@ cdef void perform(operation_t *op) noexcept nogil:
         result = 0
     elif major == IRP_MJ_CLOSE:
         result = 0                       # the descriptor is closed by the handle's last user (requests.put_handle)
+    elif major == IRP_MJ_DIRECTORY_CONTROL and p.MinorFunction == IRP_MN_NOTIFY_CHANGE_DIRECTORY:
+        result = NO_SUCH_CONTROL         # who watches the backing directory itself has inotify(7)
     elif major == IRP_MJ_DIRECTORY_CONTROL:
         result = -EBADF if file.fd < 0 else read_directory(request, &p.Parameters.Directory, <handle_t *>file)
     elif major == IRP_MJ_SET_INFORMATION:
         request.info_known = 0
         if p.Parameters.SetFile.FileInformationClass == FileEndOfFileInformation:
             about_to_wait(op)
+            tell_sections(op)
             result = truncate_file(backing, op.data.Thread, file, p.Parameters.SetFile.EndOfFile,
                                    p.Parameters.SetFile.Flags & FATTR_KILL_SUIDGID)
         elif p.Parameters.SetFile.FileInformationClass == FileAllocationInformation:
@@ -1205,9 +1256,13 @@ cdef void perform(operation_t *op) noexcept nogil:
         result = NO_SUCH_CONTROL
     elif major == IRP_MJ_LOCK_CONTROL:
         result = perform_lock(backing, request, op, p, file)
+    else:
+        result = perform_notice(major)
     if op.would_block == 2:
         return
-    if result == NO_SUCH_CONTROL:
+    if result == STATUS_IS_SET:
+        op.base_done = NT_SUCCESS(op.data.IoStatus.Status)
+    elif result == NO_SUCH_CONTROL:
         op.data.IoStatus.Status = STATUS_INVALID_DEVICE_REQUEST
         op.data.IoStatus.Information = 0
     elif result < 0:

@@ -15,6 +15,7 @@ from stackfs.cext.callback_data cimport (
     IRP_MJ_QUERY_EA, IRP_MJ_QUERY_SECURITY, IRP_MJ_READ, IRP_MJ_SET_EA, IRP_MJ_SET_SECURITY, IRP_MJ_WRITE,
     LABEL_SECURITY_INFORMATION, FltSetCallbackDataDirty)
 from stackfs.cext.ntstatus cimport STATUS_INSUFFICIENT_RESOURCES, STATUS_INVALID_PARAMETER, STATUS_SUCCESS
+from stackfs.cext.verifier cimport verifier_complains, verifier_on
 
 
 cdef MDL *IoAllocateMdl(void *VirtualAddress, uint32_t Length) noexcept nogil:
@@ -326,6 +327,9 @@ def lock_user_buffer(CallbackData data not None) -> int:
 
 def swapped_mdl_of(CallbackData data not None, bint retain=False):
     """FltGetSwappedBufferMdlAddress, FltRetainSwappedBufferMdlAddress: in the swapper's own post callback, else None."""
+    if verifier_on and not data.live().Flags & FLTFL_CALLBACK_DATA_POST_OPERATION:
+        verifier_complains(data.data, data.objects.Instance, b"pre",
+                           b"the swapped buffer's MDL is there in the swapper's own post callback alone")
     if retain:
         return face_of(data, FltRetainSwappedBufferMdlAddress(data.live()), True)
     return face_of(data, FltGetSwappedBufferMdlAddress(data.live()), False)

@@ -53,6 +53,10 @@ cpdef enum MajorFunction:
     IRP_MJ_RELEASE_FOR_SECTION_SYNCHRONIZATION = 0xfe
     IRP_MJ_ACQUIRE_FOR_SECTION_SYNCHRONIZATION = 0xff
 
+# Version of the interface for native filters, which compile it in (NativeOperations.set); stackfs.api has the same number.
+cdef enum:
+    FILTER_ABI = 1
+
 # FLT_CALLBACK_DATA.Flags
 cpdef enum DataFlags:
     FLTFL_CALLBACK_DATA_IRP_OPERATION = 0x00000001
@@ -145,9 +149,18 @@ cpdef enum FileInformationClass:
 cpdef enum FsControlCode:
     FSCTL_SET_REPARSE_POINT = 0x900A4   # symlink
     FSCTL_GET_REPARSE_POINT = 0x900A8   # readlink
+    FSCTL_DELETE_REPARSE_POINT = 0x900AC
     FSCTL_SET_ZERO_DATA = 0x980C8       # fallocate: punch a hole, zero a range
     FSCTL_DUPLICATE_EXTENTS_TO_FILE = 0x98344   # copy_file_range; sent to the target
     FSCTL_MANAGE_BYPASS_IO = 0x90448    # may this open be bypassed? Completing it with an error vetoes that
+    FSCTL_LOCK_VOLUME = 0x90018         # these three of the volume, injected (D20)
+    FSCTL_UNLOCK_VOLUME = 0x9001C
+    FSCTL_DISMOUNT_VOLUME = 0x90020
+
+# MinorFunction of DIRECTORY_CONTROL
+cpdef enum DirectoryMinorFunction:
+    IRP_MN_QUERY_DIRECTORY = 1
+    IRP_MN_NOTIFY_CHANGE_DIRECTORY = 2
 
 # MinorFunction of LOCK_CONTROL
 cpdef enum LockMinorFunction:
@@ -156,6 +169,23 @@ cpdef enum LockMinorFunction:
     IRP_MN_UNLOCK_ALL = 3               # the file object's: at RELEASE
     IRP_MN_UNLOCK_ALL_BY_KEY = 4        # one owner's: at close(2)
     IRP_MN_QUERY_LOCK = 0x80            # F_GETLK; Windows has none
+
+# MinorFunction of PNP
+cpdef enum PnpMinorFunction:
+    IRP_MN_QUERY_REMOVE_DEVICE = 1
+    IRP_MN_REMOVE_DEVICE = 2
+    IRP_MN_CANCEL_REMOVE_DEVICE = 3
+    IRP_MN_SURPRISE_REMOVAL = 0x17
+
+# AcquireForSectionSynchronization
+cpdef enum SectionSyncType:
+    SyncTypeOther = 0
+    SyncTypeCreateSection = 1
+
+cpdef enum PageProtection:
+    PAGE_READONLY = 2
+    PAGE_READWRITE = 4
+    PAGE_EXECUTE = 0x10
 
 # QuerySecurity/SetSecurity.SecurityInformation
 cpdef enum SecurityInformation:
@@ -204,6 +234,7 @@ cdef enum:
     FO_CREATED = 512                     # its CREATE has succeeded: there is a stream, which can have contexts,
     FO_CLOSED = 1024                     # until its CLOSE
     FO_FILE_OPEN_CANCELLED = 2048        # FltCancelFileOpen has closed it below
+    FO_SECTION = 4096                    # the kernel has read pages of it, or of a mapping: filters have been told (D19)
 
 ctypedef struct FILE_OBJECT:
     node_t *Node                         # what is open; NULL before a create by name has succeeded
@@ -273,14 +304,14 @@ ctypedef struct SECURITY_PARAMETERS:     # SET_SECURITY of mode and owner
     # Clear set-user-ID, and set-group-ID unless a member of the group asks and the group may not execute (no Mode then).
     uint32_t KillSetId
 
-ctypedef struct DIRECTORY_PARAMETERS:    # QUERY_DIRECTORY
+ctypedef struct DIRECTORY_PARAMETERS:    # QUERY_DIRECTORY; NOTIFY_CHANGE_DIRECTORY, which only filters send
     uint32_t Length                      # of Buffer
-    uint32_t Reserved
+    uint32_t CompletionFilter            # NOTIFY_CHANGE_DIRECTORY: FILE_NOTIFY_CHANGE_* bits; OperationFlags: SL_WATCH_TREE
     int64_t Offset                       # d_off to go on from; 0: from the beginning
     void *Buffer                         # linux_dirent64 records; IoStatus.Information: bytes
     void *MdlAddress
 
-ctypedef struct CONTROL_PARAMETERS:      # FILE_SYSTEM_CONTROL, DEVICE_CONTROL
+ctypedef struct CONTROL_PARAMETERS:      # FILE_SYSTEM_CONTROL, DEVICE_CONTROL; what is injected (D20)
     uint32_t ControlCode
     uint32_t InputBufferLength
     uint32_t OutputBufferLength
@@ -309,12 +340,30 @@ ctypedef struct LOCK_PARAMETERS:         # LOCK_CONTROL
     uint8_t Flock                        # of the open file, not of bytes (flock(2)); the two kinds do not see each other
     lock_range_t *Found                  # QUERY_LOCK: filled below; a post may change it
 
-ctypedef struct VOLUME_PARAMETERS:       # QUERY_VOLUME_INFORMATION
-    void *Buffer                         # struct statvfs
+ctypedef struct VOLUME_PARAMETERS:       # QUERY_VOLUME_INFORMATION; SET_VOLUME_INFORMATION, which only filters send
+    void *Buffer                         # query: struct statvfs; set: what FsInformationClass names
     uint32_t Length
+    uint32_t FsInformationClass
 
 ctypedef struct FLUSH_PARAMETERS:        # FLUSH_BUFFERS
     uint32_t DataOnly
+
+ctypedef struct SECTION_PARAMETERS:      # ACQUIRE_FOR_SECTION_SYNCHRONIZATION
+    uint32_t SyncType
+    uint32_t PageProtection              # what whoever has the file open may do with a mapping of it
+
+ctypedef struct MODIFIED_PAGE_PARAMETERS:    # ACQUIRE_FOR_MOD_WRITE, RELEASE_FOR_MOD_WRITE
+    int64_t EndingOffset                 # of the pages that are written back
+
+ctypedef struct FAST_IO_CHECK_PARAMETERS:    # FAST_IO_CHECK_IF_POSSIBLE
+    int64_t FileOffset
+    uint64_t Length
+    uint64_t LockOwner
+    uint8_t CheckForReadOperation
+    uint8_t Wait
+
+ctypedef struct MOUNT_PARAMETERS:        # VOLUME_MOUNT
+    uint32_t DeviceType
 
 ctypedef union FLT_PARAMETERS:
     CREATE_PARAMETERS Create
@@ -329,6 +378,10 @@ ctypedef union FLT_PARAMETERS:
     VOLUME_PARAMETERS Volume
     FLUSH_PARAMETERS Flush
     LOCK_PARAMETERS Lock
+    SECTION_PARAMETERS AcquireForSectionSynchronization
+    MODIFIED_PAGE_PARAMETERS AcquireForModifiedPageWriter
+    FAST_IO_CHECK_PARAMETERS FastIoCheckIfPossible
+    MOUNT_PARAMETERS MountVolume
 
 ctypedef struct FLT_IO_PARAMETER_BLOCK:
     uint32_t IrpFlags
@@ -382,14 +435,13 @@ cdef class CallbackData:
     """The Python face of one operation, alive while the callback it was given to runs, or until its filter completes it."""
     cdef FLT_CALLBACK_DATA *data         # NULL once the callback has returned, or the operation has been completed
     cdef const FLT_RELATED_OBJECTS *objects
-    cdef object owner                    # the Python object whose memory the request's buffer is, or None
+    cdef object owner                    # whose memory the request's buffer is (Python), or None; once dead: whose data it was (verifier)
     cdef list carried                    # what callbacks above have put into the parameters, or None
     cdef bint writable                   # may `buffer` be written in place
     cdef list views                      # memoryviews given out
     cdef list copies                     # stand-ins for memory that belongs to no Python object
     cdef list kept                       # what the callback put into the parameters (new names and buffers)
     cdef bytes new_entries               # a listing that counts when the callback returns
-    cdef object opened                   # the FileObject given out, or None
     cdef list borrowed                   # contexts, each with a reference until the callback returns
     cdef bint size_changed
     cdef uint64_t old_size
@@ -400,6 +452,7 @@ cdef class CallbackData:
     cdef void hold(self, FLT_RELATED_OBJECTS *lasting)
     cdef FLT_CALLBACK_DATA *finish(self, bint post) except NULL
     cdef FLT_CALLBACK_DATA *live(self) except NULL
+    cdef int dead(self, bint completing) except -1
     cdef void commit(self)               # the callback has returned what is legal: what it made counts
     cdef void undo(self)                 # it has not
     cdef void end(self)
@@ -408,6 +461,7 @@ cdef class CallbackData:
     cdef object keep(self, object thing)
     cdef object borrow(self, object context)
     cdef int refuse(self, str what) except -1
+    cdef lock_range_t *lock_query(self) except NULL
 
 cdef list unpack_entries(const char *buffer, uint64_t length)            # linux_dirent64 records as DirectoryEntry
 

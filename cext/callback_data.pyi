@@ -4,8 +4,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, NamedTuple, TypeVar
 
-from stackfs.cext import file_object as _file_object
-from stackfs.cext.filter_file import FileObject, FilterFile
+from stackfs.cext.filter_file import FileObject, FilterFile, ReparsePoint
 from stackfs.cext.python_contexts import Context
 from stackfs.cext.python_names import FileNameInformation
 
@@ -144,9 +143,17 @@ class FileInformationClass(IntEnum):
 class FsControlCode(IntEnum):
     FSCTL_SET_REPARSE_POINT = 0x900A4
     FSCTL_GET_REPARSE_POINT = 0x900A8
+    FSCTL_DELETE_REPARSE_POINT = 0x900AC
     FSCTL_SET_ZERO_DATA = 0x980C8
     FSCTL_DUPLICATE_EXTENTS_TO_FILE = 0x98344
     FSCTL_MANAGE_BYPASS_IO = 0x90448
+    FSCTL_LOCK_VOLUME = 0x90018
+    FSCTL_UNLOCK_VOLUME = 0x9001C
+    FSCTL_DISMOUNT_VOLUME = 0x90020
+
+class DirectoryMinorFunction(IntEnum):
+    IRP_MN_QUERY_DIRECTORY = 1
+    IRP_MN_NOTIFY_CHANGE_DIRECTORY = 2
 
 class LockMinorFunction(IntEnum):
     IRP_MN_LOCK = 1
@@ -154,6 +161,21 @@ class LockMinorFunction(IntEnum):
     IRP_MN_UNLOCK_ALL = 3
     IRP_MN_UNLOCK_ALL_BY_KEY = 4
     IRP_MN_QUERY_LOCK = 0x80
+
+class PnpMinorFunction(IntEnum):
+    IRP_MN_QUERY_REMOVE_DEVICE = 1
+    IRP_MN_REMOVE_DEVICE = 2
+    IRP_MN_CANCEL_REMOVE_DEVICE = 3
+    IRP_MN_SURPRISE_REMOVAL = 0x17
+
+class SectionSyncType(IntEnum):
+    SyncTypeOther = 0
+    SyncTypeCreateSection = 1
+
+class PageProtection(IntEnum):
+    PAGE_READONLY = 2
+    PAGE_READWRITE = 4
+    PAGE_EXECUTE = 0x10
 
 class SecurityInformation(IntEnum):
     OWNER_SECURITY_INFORMATION = 1
@@ -233,7 +255,8 @@ class CallbackData:
         """Path from the volume's root ("/a/b"); a deleted file's last name is followed by " (deleted)"."""
     @property
     def file(self) -> FileObject | None:
-        """The file that the operation is about, for I/O below this instance (B4), alive as long as this is."""
+        """The file that the operation is about, for I/O below this instance (B4), and for routines that take a file
+        object; alive as long as this is. None: there is none."""
     @property
     def directory(self) -> FileObject | None:
         """The directory that the operation's name lies in (of an open file: the one it was opened in); it stays good
@@ -310,15 +333,19 @@ class CallbackData:
     def ea_name(self) -> bytes | None:
         """QUERY_EA, SET_EA and the security operations of an xattr: its full name (bytes), None for a list."""
     @property
+    def data_only(self) -> bool:
+        """FLUSH_BUFFERS: fdatasync(2), not fsync(2)."""
+    @property
     def control_code(self) -> int:
-        """FILE_SYSTEM_CONTROL, DEVICE_CONTROL: the FSCTL_* or IOCTL number."""
+        """FILE_SYSTEM_CONTROL, DEVICE_CONTROL, and what is injected with buffers (D20): its number."""
     @property
     def input(self) -> bytes:
         """FILE_SYSTEM_CONTROL, DEVICE_CONTROL: what the caller passed in, copied."""
     @property
     def range(self) -> tuple[int, int]:
         """(offset, length) of what is locked (LOCK_CONTROL), reserved (FileAllocationInformation), zeroed
-        (FSCTL_SET_ZERO_DATA) or copied to (FSCTL_DUPLICATE_EXTENTS_TO_FILE). A pre callback may set another."""
+        (FSCTL_SET_ZERO_DATA), copied to (FSCTL_DUPLICATE_EXTENTS_TO_FILE) or asked about
+        (FAST_IO_CHECK_IF_POSSIBLE). A pre callback may set another."""
     @range.setter
     def range(self, value: tuple[int, int]) -> None: ...
     @property
@@ -332,7 +359,16 @@ class CallbackData:
         """LOCK_CONTROL: the caller does not want to wait."""
     @property
     def lock_owner(self) -> int:
-        """LOCK_CONTROL, READ, WRITE: the owner of locks that the caller is, as a number; 0: none was named."""
+        """LOCK_CONTROL, READ, WRITE, FAST_IO_CHECK_IF_POSSIBLE: whose locks they are, as a number; 0: none named."""
+    @property
+    def check_for_read(self) -> bool:
+        """FAST_IO_CHECK_IF_POSSIBLE: for a read, or a shared lock; `range` says of which bytes."""
+    @property
+    def page_protection(self) -> int:
+        """ACQUIRE_FOR_SECTION_SYNCHRONIZATION: what a mapping may be used for (PAGE_READONLY, ...)."""
+    @property
+    def ending_offset(self) -> int:
+        """ACQUIRE_FOR_MOD_WRITE, RELEASE_FOR_MOD_WRITE: where the pages end that are written back, in bytes."""
     @property
     def status(self) -> int:
         """IoStatus.Status as an unsigned NTSTATUS. A post callback may set it; so may a pre callback that completes."""
@@ -392,9 +428,6 @@ class CallbackData:
         """
     def destination_name_information(self, options: int = 0x101) -> FileNameInformation:
         """FltGetDestinationFileNameInformation: what a rename or link is about to call the file (B1.7)."""
-    @property
-    def file_object(self) -> _file_object.FileObject | None:
-        """The file object that the operation is about, for routines that take one (semantics A4.3)."""
     def get_context(self, kind: type[_Kind]) -> _Kind | None:
         """The instance's context of this class: of the open file, the stream, the file, the instance or the volume, as
         the class says (B2). It has a reference until the callback returns; `context.reference()` to keep it longer.
@@ -410,6 +443,46 @@ class CallbackData:
         STATUS_FLT_CONTEXT_ALREADY_LINKED."""
     def delete_context(self, kind: type[Context]) -> bool:
         """Take the instance's context of this class off; it goes when nobody has a reference. False: there was none."""
+    @property
+    def session_id(self) -> int | None:
+        """The requestor's session (FltGetRequestorSessionId), as getsid(2) numbers it; None: the kernel itself, or
+        gone."""
+    @property
+    def is_synchronous(self) -> bool:
+        """FltIsOperationSynchronous: does whoever asked wait for the outcome? (semantics A6.23)"""
+    @property
+    def key(self) -> int:
+        """READ, WRITE: the key of byte-range locks that a filter gave with its own transfer (FltReadFileEx); else
+        0."""
+    @property
+    def fs_information_class(self) -> int:
+        """QUERY_VOLUME_INFORMATION, SET_VOLUME_INFORMATION: which, as FS_INFORMATION_CLASS numbers it."""
+    @property
+    def completion_filter(self) -> int:
+        """DIRECTORY_CONTROL, IRP_MN_NOTIFY_CHANGE_DIRECTORY: the changes wanted, FILE_NOTIFY_CHANGE_* bits."""
+    @property
+    def reparse_point(self) -> ReparsePoint | None:
+        """TagData (semantics B5.3), of a file that is open or, in the post of a CREATE that succeeded, just opened;
+        None: it has none."""
+    @property
+    def is_flock(self) -> bool:
+        """LOCK_CONTROL: of the open file as a whole (flock(2)), not of bytes."""
+    @property
+    def found_lock(self) -> tuple[int, int, bool, int] | None:
+        """LOCK_CONTROL, IRP_MN_QUERY_LOCK: (offset, length, exclusive, process id) of a lock in the way, or None. Who
+        completes the query, or sees it completed, may set it."""
+    @found_lock.setter
+    def found_lock(self, value: tuple[int, int, bool, int] | None) -> None: ...
+    @property
+    def lock_pid(self) -> int:
+        """LOCK_CONTROL: the process id that F_GETLK shall show for it."""
+    def request_operation_status(self, routine: Callable[..., Any], context: Any = None) -> int:
+        """FltRequestOperationStatusCallback, in a pre callback: routine(objects, iopb, status, context) is called once,
+        when the operation has been below: with its status, or STATUS_PENDING where a filter there holds it. iopb:
+        stackfs.cext.operation_status.IoParameterBlock.
+
+        STATUS_SUCCESS; STATUS_INVALID_PARAMETER: no pre callback, no IRP, or a CLOSE; STATUS_FLT_DELETING_OBJECT.
+        """
     def veto_bypass(self, reason: str, status: int = ...) -> int:
         """FltVetoBypassIo: `return data.veto_bypass("why")` in the pre callback of an FSCTL_MANAGE_BYPASS_IO.
         The open stands, its reads and writes come to the stack, `stackfs status` says why. Elsewhere ValueError."""

@@ -21,20 +21,20 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.string cimport memcpy
 
 from stackfs.cext.bypass cimport bypass_veto
-from stackfs.cext.file_object cimport FileObject, file_object_new
 from stackfs.cext.holding cimport (
     holding_cancel, holding_complete, holding_forgotten, holding_has_post, holding_instance, holding_irql,
     holding_is_cancelled, holding_keep, holding_off_cancel, holding_on_cancel, holding_raised, holding_report,
     holding_require_apc)
 from stackfs.cext.inode_table cimport operation_path
 from stackfs.cext.ntstatus cimport (
-    NTSTATUS, NT_SUCCESS, STATUS_CANCELLED, STATUS_NOT_SUPPORTED, STATUS_SUCCESS)
+    NTSTATUS, NT_SUCCESS, STATUS_CANCELLED, STATUS_INVALID_HANDLE, STATUS_NOT_SUPPORTED, STATUS_SUCCESS)
 from stackfs.cext.process cimport COMM_LENGTH, requestor_comm, requestor_pid
 from stackfs.cext.python_contexts cimport Context, context_delete, context_ensure, context_get, context_set
+from stackfs.cext.verifier cimport verifier_dead, verifier_on, verifier_whose
 
 
 from collections import namedtuple
-from os import fsdecode, fsencode
+from os import fsdecode, fsencode, getsid
 
 
 cdef extern from *:
@@ -66,6 +66,9 @@ REQUEST_NAMES = {
     42: "batch_forget", 43: "fallocate", 44: "readdirplus", 45: "rename2", 46: "lseek", 47: "copy_file_range",
     50: "syncfs", 51: "tmpfile", 52: "statx", 53: "copy_file_range_64",
 }
+
+cdef extern from "<fcntl.h>" nogil:
+    int F_RDLCK, F_WRLCK, F_UNLCK
 
 cdef enum:
     WRITE_ACCESS = 0x1 << 1 | 0x4 | 0x10 | 0x40 | 0x100 | 0x10000 | 0x40000 | 0x80000
@@ -169,8 +172,14 @@ cdef class CallbackData:
 
     cdef FLT_CALLBACK_DATA *live(self) except NULL:
         if self.data is NULL:
-            raise ReferenceError("callback data used after its callback has returned, or after it was completed")
+            self.dead(False)
         return self.data
+
+    cdef int dead(self, bint completing) except -1:
+        """completing: whoever comes second to complete an operation finds its data dead, and may (A6.16)."""
+        if verifier_on:
+            verifier_dead(self.owner, completing)
+        raise ReferenceError("callback data used after its callback has returned, or after it was completed")
 
     cdef void commit(self):
         cdef _Copy copy
@@ -193,7 +202,9 @@ cdef class CallbackData:
 
     cdef FLT_CALLBACK_DATA *finish(self, bint post) except NULL:
         """The filter completes the operation: this is dead from here on. The data, for whoever tells the stack."""
-        cdef FLT_CALLBACK_DATA *data = self.live()
+        cdef FLT_CALLBACK_DATA *data = self.data
+        if data is NULL:
+            self.dead(True)
         if (data.Flags & FLTFL_CALLBACK_DATA_POST_OPERATION != 0) != post:
             raise ValueError("the operation is on its way " + ("down" if post else "up"))
         if not data.Flags & FLTFL_CALLBACK_DATA_IRP_OPERATION:
@@ -203,6 +214,7 @@ cdef class CallbackData:
         self.commit()
         if data.Flags & <uint32_t>FLTFL_CALLBACK_DATA_DIRTY and self.kept is not None:
             holding_keep(data, self.kept)
+        self.pended = True               # completed, which may be before its callback has returned
         self.end()
         return data
 
@@ -215,11 +227,14 @@ cdef class CallbackData:
             holding_raised(data)
 
     cdef void end(self):
+        cdef object whose = self.owner if self.data is NULL else None
         if self.cancellable:
             self.cancellable = False
             if holding_off_cancel(self.data):
                 Py_DECREF(self)
             self.on_cancel = self.queue = None
+        if verifier_on and self.data is not NULL:
+            whose = verifier_whose(self.data, self.objects, self.pended)
         self.pended = False
         self.data = NULL
         self.objects = NULL
@@ -229,13 +244,11 @@ cdef class CallbackData:
             self.views = None
         if graveyard:
             sweep()
-        if self.opened is not None:
-            (<FileObject>self.opened).pointer = NULL
-            self.opened = None
         if self.borrowed is not None:
             give_back(self.borrowed)
             self.borrowed = None
-        self.owner = self.carried = self.copies = None
+        self.owner = whose
+        self.carried = self.copies = None
 
     cdef object view(self, void *start, Py_ssize_t length, bint writable):
         cdef _Memory memory = _Memory.__new__(_Memory)
@@ -322,6 +335,16 @@ cdef class CallbackData:
         return (self.live().Flags & FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION) != 0
 
     @property
+    def is_synchronous(self):
+        """FltIsOperationSynchronous: does whoever asked wait for the outcome? (semantics A6.23)"""
+        cdef FLT_CALLBACK_DATA *data = self.live()
+        if not data.Flags & FLTFL_CALLBACK_DATA_IRP_OPERATION:
+            return True
+        if data.Iopb.IrpFlags & IRP_PAGING_IO:
+            return data.Iopb.IrpFlags & IRP_SYNCHRONOUS_PAGING_IO != 0
+        return not data.Flags & FLTFL_CALLBACK_DATA_GENERATED_IO or data.Iopb.IrpFlags & IRP_SYNCHRONOUS_API != 0
+
+    @property
     def request(self):
         """The VFS request this operation belongs to, by name ("unlink")."""
         return REQUEST_NAMES.get(self.live().RequestOpcode, str(self.data.RequestOpcode))
@@ -347,6 +370,15 @@ cdef class CallbackData:
     def pid(self):
         """Process id of the requestor (FltGetRequestorProcessId); 0: the kernel itself, or the process is gone."""
         return requestor_pid(self.live().Thread)
+
+    @property
+    def session_id(self):
+        """The requestor's session (FltGetRequestorSessionId), as getsid(2) numbers it; None: the kernel itself, or gone."""
+        cdef uint32_t pid = requestor_pid(self.live().Thread)
+        try:
+            return getsid(pid) if pid else None
+        except ProcessLookupError:
+            return None
 
     @property
     def uid(self):
@@ -377,7 +409,8 @@ cdef class CallbackData:
 
     @property
     def file(self):
-        """The file that the operation is about, for I/O below this instance (B4): a FileObject, alive as long as this is."""
+        """The file that the operation is about, for I/O below this instance (B4), and for routines that take a file object: a FileObject,
+        alive as long as this is; None: there is none."""
         from stackfs.cext.filter_file import file_of         # built upon this module
         return file_of(self)
 
@@ -423,28 +456,28 @@ cdef class CallbackData:
     @property
     def desired_access(self):
         """CREATE: FILE_READ_DATA, FILE_WRITE_DATA, DELETE, ... bits."""
-        if self.live().Iopb.MajorFunction != IRP_MJ_CREATE:
+        if not is_create(self.live().Iopb.MajorFunction):
             self.refuse("desired_access")
         return self.data.Iopb.Parameters.Create.DesiredAccess
 
     @property
     def create_options(self):
         """CREATE: FILE_DIRECTORY_FILE, ... bits."""
-        if self.live().Iopb.MajorFunction != IRP_MJ_CREATE:
+        if not is_create(self.live().Iopb.MajorFunction):
             self.refuse("create_options")
         return self.data.Iopb.Parameters.Create.Options & 0xFFFFFF
 
     @property
     def create_disposition(self):
         """CREATE: FILE_OPEN, FILE_CREATE, FILE_OPEN_IF, FILE_OVERWRITE or FILE_OVERWRITE_IF."""
-        if self.live().Iopb.MajorFunction != IRP_MJ_CREATE:
+        if not is_create(self.live().Iopb.MajorFunction):
             self.refuse("create_disposition")
         return self.data.Iopb.Parameters.Create.Options >> 24
 
     @property
     def open_flags(self):
         """CREATE: the caller's O_* flags."""
-        if self.live().Iopb.MajorFunction != IRP_MJ_CREATE:
+        if not is_create(self.live().Iopb.MajorFunction):
             self.refuse("open_flags")
         return self.data.Iopb.Parameters.Create.OpenFlags
 
@@ -452,7 +485,7 @@ cdef class CallbackData:
     def wants_write(self):
         """CREATE: would this open change anything: write, append, truncate, create, delete, or change attributes?"""
         cdef FLT_CALLBACK_DATA *data = self.live()
-        if data.Iopb.MajorFunction != IRP_MJ_CREATE:
+        if not is_create(data.Iopb.MajorFunction):
             self.refuse("wants_write")
         return (data.Iopb.Parameters.Create.DesiredAccess & WRITE_ACCESS) != 0 or \
             data.Iopb.Parameters.Create.Options >> 24 != FILE_OPEN
@@ -474,6 +507,13 @@ cdef class CallbackData:
         if self.live().Iopb.MajorFunction != IRP_MJ_READ and self.data.Iopb.MajorFunction != IRP_MJ_WRITE:
             self.refuse("offset")
         self.data.Iopb.Parameters.Read.ByteOffset = value
+
+    @property
+    def key(self):
+        """READ, WRITE: the key of byte-range locks that a filter gave with its own transfer (FltReadFileEx); else 0."""
+        if self.live().Iopb.MajorFunction != IRP_MJ_READ and self.data.Iopb.MajorFunction != IRP_MJ_WRITE:
+            self.refuse("key")
+        return self.data.Iopb.Parameters.Read.Key
 
     @property
     def length(self):
@@ -508,7 +548,7 @@ cdef class CallbackData:
         cdef uint8_t major = data.Iopb.MajorFunction
         cdef Py_buffer *held
         cdef bint attribute = has_attribute(data)
-        if major != IRP_MJ_READ and major != IRP_MJ_WRITE and not attribute:
+        if major != IRP_MJ_READ and major != IRP_MJ_WRITE and not attribute and not is_notify(data):
             self.refuse("buffer")
         if data.Flags & FLTFL_CALLBACK_DATA_POST_OPERATION:
             raise AttributeError("a buffer is swapped in the pre callback")
@@ -518,6 +558,10 @@ cdef class CallbackData:
             data.Iopb.Parameters.Ea.Buffer = held.buf
             data.Iopb.Parameters.Ea.MdlAddress = NULL
             data.Iopb.Parameters.Ea.Length = <uint32_t>held.len
+            return
+        if is_notify(data):
+            data.Iopb.Parameters.Directory.Buffer = held.buf
+            data.Iopb.Parameters.Directory.Length = <uint32_t>held.len
             return
         data.Iopb.Parameters.Read.Buffer = held.buf
         data.Iopb.Parameters.Read.MdlAddress = NULL
@@ -568,7 +612,7 @@ cdef class CallbackData:
     def mode(self):
         """CREATE: st_mode of what is made; after a query: the file's st_mode; SET_SECURITY: the new mode."""
         cdef uint8_t major = self.live().Iopb.MajorFunction
-        if major == IRP_MJ_CREATE:
+        if is_create(major):
             return self.data.Iopb.Parameters.Create.Mode
         if is_query(major) and self.data.Iopb.Parameters.QueryFile.Info is not NULL:
             return self.data.Iopb.Parameters.QueryFile.Info.stx_mode
@@ -622,30 +666,67 @@ cdef class CallbackData:
         return <bytes>self.data.Iopb.Parameters.Ea.EaName
 
     @property
+    def data_only(self):
+        """FLUSH_BUFFERS: fdatasync(2), not fsync(2)."""
+        if self.live().Iopb.MajorFunction != IRP_MJ_FLUSH_BUFFERS:
+            self.refuse("data_only")
+        return self.data.Iopb.Parameters.Flush.DataOnly != 0
+
+    @property
     def control_code(self):
-        """FILE_SYSTEM_CONTROL, DEVICE_CONTROL: the FSCTL_* or IOCTL number."""
-        cdef uint8_t major = self.live().Iopb.MajorFunction
-        if major != IRP_MJ_FILE_SYSTEM_CONTROL and major != IRP_MJ_DEVICE_CONTROL:
+        """FILE_SYSTEM_CONTROL, DEVICE_CONTROL, and what is injected with buffers (D20): its number."""
+        if not is_control(self.live().Iopb.MajorFunction):
             self.refuse("control_code")
         return self.data.Iopb.Parameters.Control.ControlCode
 
     @property
     def input(self):
-        """FILE_SYSTEM_CONTROL, DEVICE_CONTROL: what the caller passed in, copied (bytes)."""
+        """The same operations, and SET_VOLUME_INFORMATION: what the caller passed in, copied (bytes)."""
         cdef FLT_CALLBACK_DATA *data = self.live()
-        if data.Iopb.MajorFunction != IRP_MJ_FILE_SYSTEM_CONTROL and data.Iopb.MajorFunction != IRP_MJ_DEVICE_CONTROL:
+        if data.Iopb.MajorFunction == IRP_MJ_SET_VOLUME_INFORMATION:
+            return PyBytes_FromStringAndSize(<const char *>data.Iopb.Parameters.Volume.Buffer, data.Iopb.Parameters.Volume.Length)
+        if not is_control(data.Iopb.MajorFunction):
             self.refuse("input")
         if data.Iopb.Parameters.Control.InputBuffer is NULL:
             return b""
         return PyBytes_FromStringAndSize(<const char *>data.Iopb.Parameters.Control.InputBuffer,
                                          data.Iopb.Parameters.Control.InputBufferLength)
 
+    @property
+    def fs_information_class(self):
+        """QUERY_VOLUME_INFORMATION, SET_VOLUME_INFORMATION: which information, as FS_INFORMATION_CLASS numbers it."""
+        cdef uint8_t major = self.live().Iopb.MajorFunction
+        if major != IRP_MJ_QUERY_VOLUME_INFORMATION and major != IRP_MJ_SET_VOLUME_INFORMATION:
+            self.refuse("fs_information_class")
+        return self.data.Iopb.Parameters.Volume.FsInformationClass
+
+    @property
+    def completion_filter(self):
+        """DIRECTORY_CONTROL, IRP_MN_NOTIFY_CHANGE_DIRECTORY: the changes wanted, FILE_NOTIFY_CHANGE_* bits."""
+        if not is_notify(self.live()):
+            self.refuse("completion_filter")
+        return self.data.Iopb.Parameters.Directory.CompletionFilter
+
+    @property
+    def reparse_point(self):
+        """TagData (semantics B5.3), of a file that is open or, in the post of a CREATE that succeeded, just opened: its
+        ReparsePoint; None: it has none."""
+        file = self.file
+        try:
+            return None if file is None else file.get_reparse_point()
+        except OSError as error:
+            if error.status != <uint32_t>STATUS_INVALID_HANDLE:
+                raise
+        with file.reopen() as opened:    # it has no descriptor
+            return opened.get_reparse_point()
+
     # --- ranges and locks ---------------------------------------------------------------------------------------
 
     @property
     def range(self):
         """(offset, length) of what is locked (LOCK_CONTROL), reserved (FileAllocationInformation), zeroed
-        (FSCTL_SET_ZERO_DATA) or copied to (FSCTL_DUPLICATE_EXTENTS_TO_FILE). A pre callback may set another."""
+        (FSCTL_SET_ZERO_DATA), copied to (FSCTL_DUPLICATE_EXTENTS_TO_FILE) or asked about (FAST_IO_CHECK_IF_POSSIBLE). A pre
+        callback may set another."""
         cdef int64_t *offset
         cdef uint64_t *length
         if not find_range(self.live(), &offset, &length):
@@ -687,14 +768,85 @@ cdef class CallbackData:
         return self.data.Iopb.Parameters.Lock.FailImmediately != 0
 
     @property
+    def is_flock(self):
+        """LOCK_CONTROL: of the open file as a whole (flock(2)), not of bytes."""
+        if self.live().Iopb.MajorFunction != IRP_MJ_LOCK_CONTROL:
+            self.refuse("is_flock")
+        return self.data.Iopb.Parameters.Lock.Flock != 0
+
+    @property
+    def found_lock(self):
+        """LOCK_CONTROL, IRP_MN_QUERY_LOCK: (offset, length, exclusive, process id) of a lock in the way, or None. Who completes the
+        query, or sees it completed, may set it."""
+        cdef lock_range_t *found = self.lock_query()
+        if found.type == <uint32_t>F_UNLCK:
+            return None
+        return found.start, found.end - found.start + 1, found.type == <uint32_t>F_WRLCK, found.pid
+
+    @found_lock.setter
+    def found_lock(self, value):
+        cdef lock_range_t *found = self.lock_query()
+        cdef uint64_t offset, length
+        if value is None:
+            found.type = <uint32_t>F_UNLCK
+            return
+        offset, length, exclusive, pid = value
+        if length == 0 or length - 1 > <uint64_t>0x7FFFFFFFFFFFFFFF - offset:
+            raise ValueError("not a range of bytes")
+        found.start = offset
+        found.end = offset + (length - 1)
+        found.type = <uint32_t>(F_WRLCK if exclusive else F_RDLCK)
+        found.pid = pid
+
+    cdef lock_range_t *lock_query(self) except NULL:
+        cdef FLT_CALLBACK_DATA *data = self.live()
+        if data.Iopb.MajorFunction != IRP_MJ_LOCK_CONTROL or data.Iopb.MinorFunction != IRP_MN_QUERY_LOCK or \
+                data.Iopb.Parameters.Lock.Found is NULL:
+            self.refuse("found_lock")
+        return data.Iopb.Parameters.Lock.Found
+
+    @property
+    def lock_pid(self):
+        """LOCK_CONTROL: the process id that F_GETLK shall show for it."""
+        if self.live().Iopb.MajorFunction != IRP_MJ_LOCK_CONTROL:
+            self.refuse("lock_pid")
+        return self.data.Iopb.Parameters.Lock.ProcessId
+
+    @property
     def lock_owner(self):
-        """LOCK_CONTROL, READ, WRITE: the owner of locks that the caller is, as a number; 0: none was named."""
+        """LOCK_CONTROL, READ, WRITE, FAST_IO_CHECK_IF_POSSIBLE: the owner of locks that the caller is, as a number; 0: none was named."""
         cdef uint8_t major = self.live().Iopb.MajorFunction
         if major == IRP_MJ_READ or major == IRP_MJ_WRITE:
             return self.data.Iopb.Parameters.Read.LockOwner
+        if major == IRP_MJ_FAST_IO_CHECK_IF_POSSIBLE:
+            return self.data.Iopb.Parameters.FastIoCheckIfPossible.LockOwner
         if major != IRP_MJ_LOCK_CONTROL:
             self.refuse("lock_owner")
         return self.data.Iopb.Parameters.Lock.LockOwner
+
+    # --- what stands beside a request's operations (D19) --------------------------------------------------------
+
+    @property
+    def check_for_read(self) -> bool:
+        """FAST_IO_CHECK_IF_POSSIBLE: for a read, or a shared lock; `range` says of which bytes."""
+        if self.live().Iopb.MajorFunction != IRP_MJ_FAST_IO_CHECK_IF_POSSIBLE:
+            self.refuse("check_for_read")
+        return self.data.Iopb.Parameters.FastIoCheckIfPossible.CheckForReadOperation != 0
+
+    @property
+    def page_protection(self) -> int:
+        """ACQUIRE_FOR_SECTION_SYNCHRONIZATION: what a mapping may be used for (PAGE_READONLY, ...)."""
+        if self.live().Iopb.MajorFunction != IRP_MJ_ACQUIRE_FOR_SECTION_SYNCHRONIZATION:
+            self.refuse("page_protection")
+        return self.data.Iopb.Parameters.AcquireForSectionSynchronization.PageProtection
+
+    @property
+    def ending_offset(self) -> int:
+        """ACQUIRE_FOR_MOD_WRITE, RELEASE_FOR_MOD_WRITE: where the pages end that are written back, in bytes."""
+        cdef uint8_t major = self.live().Iopb.MajorFunction
+        if major != IRP_MJ_ACQUIRE_FOR_MOD_WRITE and major != IRP_MJ_RELEASE_FOR_MOD_WRITE:
+            self.refuse("ending_offset")
+        return self.data.Iopb.Parameters.AcquireForModifiedPageWriter.EndingOffset
 
     # --- names -------------------------------------------------------------------------------------------------
 
@@ -712,14 +864,6 @@ cdef class CallbackData:
         return _of_destination(self, options)
 
     # --- contexts -----------------------------------------------------------------------------------------------
-
-    @property
-    def file_object(self):
-        """The file object that the operation is about, for routines that take one; None: none (semantics A4.3)."""
-        cdef FLT_CALLBACK_DATA *data = self.live()
-        if self.opened is None and data.Iopb.TargetFileObject is not NULL:
-            self.opened = file_object_new(data.Iopb.TargetFileObject)
-        return self.opened
 
     def get_context(self, kind):
         """The instance's context of this class: of the open file, the stream, the file, the instance or the volume, as the class
@@ -778,14 +922,16 @@ cdef class CallbackData:
 
         ReferenceError: somebody has completed it. ValueError: another status, or not the data of a pre callback's IRP.
         """
-        cdef FLT_CALLBACK_DATA *data = self.live()
+        cdef FLT_CALLBACK_DATA *data
         cdef void *given = NULL
+        if self.data is NULL:
+            self.dead(True)
         if status != FLT_PREOP_SUCCESS_WITH_CALLBACK and status != FLT_PREOP_SUCCESS_NO_CALLBACK and status != FLT_PREOP_COMPLETE:
             raise ValueError(f"a pended pre operation cannot be completed with {status}")
         if context is not None and status == FLT_PREOP_SUCCESS_WITH_CALLBACK and \
-                holding_has_post(data, self.objects):
+                holding_has_post(self.data, self.objects):
             given = <void *>context
-        self.finish(False)
+        data = self.finish(False)
         if given is not NULL:
             Py_INCREF(context)
         with nogil:
@@ -800,9 +946,12 @@ cdef class CallbackData:
 
     def end_async(self, answer, error=None):
         """What an `async def` callback returned, or the exception it raised: the operation goes on (see InstanceEntry)."""
-        cdef FLT_CALLBACK_DATA *data = self.live()
-        cdef bint post = data.Flags & FLTFL_CALLBACK_DATA_POST_OPERATION != 0
+        cdef FLT_CALLBACK_DATA *data = self.data
+        cdef bint post
         cdef int status = FLT_POSTOP_FINISHED_PROCESSING
+        if data is NULL:
+            self.dead(True)
+        post = data.Flags & FLTFL_CALLBACK_DATA_POST_OPERATION != 0
         context = None
         try:
             if error is not None:
@@ -874,6 +1023,15 @@ cdef class CallbackData:
         with nogil:
             called = holding_cancel(data)
         return called
+
+    def request_operation_status(self, routine not None, context=None):
+        """FltRequestOperationStatusCallback, in a pre callback: routine(objects, iopb, status, context) is called once, when the
+        operation has been below: with its status, or STATUS_PENDING where a filter there holds it. iopb: IoParameterBlock.
+
+        STATUS_SUCCESS; STATUS_INVALID_PARAMETER: no pre callback, no IRP, or a CLOSE; STATUS_FLT_DELETING_OBJECT.
+        """
+        from stackfs.cext.operation_status import request_status
+        return request_status(self, routine, context)
 
     def veto_bypass(self, str reason not None, uint32_t status=STATUS_NOT_SUPPORTED):
         """FltVetoBypassIo: `return data.veto_bypass("why")` in the pre callback of an FSCTL_MANAGE_BYPASS_IO. The open stands, its
@@ -994,6 +1152,10 @@ cdef void set_name(FILE_NAME *target, bytes name):
     target.Length = <uint16_t>len(name)
 
 
+cdef bint is_notify(const FLT_CALLBACK_DATA *data) noexcept:
+    return data.Iopb.MajorFunction == IRP_MJ_DIRECTORY_CONTROL and data.Iopb.MinorFunction == IRP_MN_NOTIFY_CHANGE_DIRECTORY
+
+
 cdef bint has_target(const FLT_CALLBACK_DATA *data) noexcept:
     cdef uint32_t which = data.Iopb.Parameters.SetFile.FileInformationClass
     return data.Iopb.MajorFunction == IRP_MJ_SET_INFORMATION and (
@@ -1010,12 +1172,27 @@ cdef bint find_range(FLT_CALLBACK_DATA *data, int64_t **offset, uint64_t **lengt
         offset[0] = &p.SetFile.AllocationOffset
         length[0] = <uint64_t *>&p.SetFile.AllocationLength
         return True
+    if data.Iopb.MajorFunction == IRP_MJ_FAST_IO_CHECK_IF_POSSIBLE:
+        offset[0] = &p.FastIoCheckIfPossible.FileOffset
+        length[0] = &p.FastIoCheckIfPossible.Length
+        return True
     if data.Iopb.MajorFunction == IRP_MJ_FILE_SYSTEM_CONTROL and (
             p.Control.ControlCode == <uint32_t>FSCTL_SET_ZERO_DATA or p.Control.ControlCode == <uint32_t>FSCTL_DUPLICATE_EXTENTS_TO_FILE):
         offset[0] = &p.Control.FileOffset
         length[0] = <uint64_t *>&p.Control.ByteCount
         return True
     return False
+
+
+cdef bint is_create(uint8_t major) noexcept:
+    return major == IRP_MJ_CREATE or major == IRP_MJ_CREATE_NAMED_PIPE or major == IRP_MJ_CREATE_MAILSLOT
+
+
+cdef bint is_control(uint8_t major) noexcept:
+    """It has a control's parameters: controls, and what is injected with buffers (D20)."""
+    return major == IRP_MJ_FILE_SYSTEM_CONTROL or major == IRP_MJ_DEVICE_CONTROL or major == IRP_MJ_INTERNAL_DEVICE_CONTROL or \
+        major == IRP_MJ_SET_VOLUME_INFORMATION or major == IRP_MJ_SYSTEM_CONTROL or major == IRP_MJ_QUERY_QUOTA or \
+        major == IRP_MJ_SET_QUOTA or major == IRP_MJ_PNP
 
 
 cdef bint has_attribute(const FLT_CALLBACK_DATA *data) noexcept:
@@ -1033,9 +1210,9 @@ cdef bint is_query(uint8_t major) noexcept:
 cdef bint gives_data(const FLT_CALLBACK_DATA *data) noexcept:
     """The operation fills its buffer. (The directory's is filled through `entries`, which keeps its records whole.)"""
     cdef uint8_t major = data.Iopb.MajorFunction
-    if major == IRP_MJ_FILE_SYSTEM_CONTROL or major == IRP_MJ_DEVICE_CONTROL:
+    if is_control(major):
         return data.Iopb.Parameters.Control.OutputBuffer is not NULL
-    return major == IRP_MJ_READ or major == IRP_MJ_QUERY_EA or major == IRP_MJ_QUERY_SECURITY
+    return major == IRP_MJ_READ or major == IRP_MJ_QUERY_EA or major == IRP_MJ_QUERY_SECURITY or is_notify(data)
 
 
 cdef void *buffer_of(const FLT_CALLBACK_DATA *data, Py_ssize_t *length) noexcept:
@@ -1051,7 +1228,7 @@ cdef void *buffer_of(const FLT_CALLBACK_DATA *data, Py_ssize_t *length) noexcept
     if has_attribute(data):
         length[0] = p.Ea.Length
         return p.Ea.Buffer
-    if major == IRP_MJ_FILE_SYSTEM_CONTROL or major == IRP_MJ_DEVICE_CONTROL:
+    if is_control(major):
         if p.Control.OutputBuffer is not NULL:
             length[0] = p.Control.OutputBufferLength
             return p.Control.OutputBuffer

@@ -84,6 +84,7 @@ cdef struct context_t:                   # stands before the filter's own part: 
     uint16_t type
     uint16_t size                        # bytes of the filter's own part
     uint8_t python                       # the filter's own part is a PyObject *: the Context it belongs to
+    uint8_t sectioned                    # a section has been created with it (sections.pyx)
     void *owner                          # what it is found by: FLT_INSTANCE *, or of a volume context the filter
     context_t **list                     # the object's list it is linked to, or NULL
     context_t *next                      # on that list

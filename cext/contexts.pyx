@@ -27,8 +27,10 @@ from stackfs.cext.ntstatus cimport (
     NTSTATUS, STATUS_FLT_CONTEXT_ALLOCATION_NOT_FOUND, STATUS_FLT_CONTEXT_ALREADY_DEFINED, STATUS_FLT_CONTEXT_ALREADY_LINKED,
     STATUS_FLT_DELETING_OBJECT, STATUS_FLT_MUST_BE_NONPAGED_POOL, STATUS_INSUFFICIENT_RESOURCES, STATUS_INVALID_BUFFER_SIZE,
     STATUS_INVALID_PARAMETER, STATUS_NOT_FOUND, STATUS_NOT_SUPPORTED, STATUS_SUCCESS)
+from stackfs.cext.pending cimport APC_LEVEL
 from stackfs.cext.stack cimport FLT_FILTER, FLT_INSTANCE, FLT_VOLUME  # no-cython-lint: complete the structs
 from stackfs.cext.threads cimport load_bits
+from stackfs.cext.verifier cimport verifier_level, verifier_on
 
 
 cdef extern from *:
@@ -424,6 +426,8 @@ cdef NTSTATUS set_context(FLT_VOLUME *volume, FLT_INSTANCE *instance, FILE_OBJEC
     cdef place_t place
     cdef FLT_FILTER named                # a volume's context says itself which filter's it is
     cdef NTSTATUS status
+    if verifier_on:
+        verifier_level(APC_LEVEL, b"setting a context")
     if old is not NULL:
         old[0] = NULL
     if new is NULL:
@@ -437,6 +441,8 @@ cdef NTSTATUS get_context(FLT_FILTER *filter, FLT_VOLUME *volume, FLT_INSTANCE *
                           PFLT_CONTEXT *found) noexcept nogil:
     cdef place_t place
     cdef NTSTATUS status = find_place(filter, volume, instance, file, type, &place)
+    if verifier_on:
+        verifier_level(APC_LEVEL, b"getting a context")
     found[0] = NULL
     return status if status != STATUS_SUCCESS else get_at(&place, type, found)
 

@@ -29,6 +29,7 @@ cdef extern from *:
         int nobody = 0;
         return __atomic_compare_exchange_n(what, &nobody, value, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
     }
+    static inline void *stackfs_wanted(void **what) { return __atomic_load_n(what, __ATOMIC_ACQUIRE); }
     static int stackfs_drains;
     static inline int stackfs_new_drain(void) { return __atomic_add_fetch(&stackfs_drains, 1, __ATOMIC_RELAXED) | 1 << 30; }
     """
@@ -36,13 +37,14 @@ cdef extern from *:
     void stackfs_all_threads_see() nogil
     bint stackfs_take(int *what, int value) nogil
     int stackfs_new_drain() nogil
+    void *stackfs_wanted(void **what) nogil
 
 cdef bint can_drain = stackfs_membarriers()
 
 ctypedef enum use_t:
     USE_NONE
     USE_OWED                             # its post is owed, and nothing else binds it
-    USE_BOUND                            # its callback runs or has pended it, or what it changed is on its way
+    USE_BOUND                            # its callback runs or has pended it, what it changed is on its way, or its status is wanted
 
 
 cdef void all_threads_see() noexcept nogil:
@@ -73,7 +75,7 @@ cdef use_t use_of(operation_t *op, int layer) noexcept nogil:
     owed = op.layers[layer].post_owed != 0
     if (state == OPERATION_GOING_UP or state == OPERATION_PENDED_POST) and op.bottom <= layer:
         return USE_BOUND if owed and op.bottom == layer else USE_NONE
-    if op.layers[layer].parameters is not NULL:
+    if op.layers[layer].parameters is not NULL or stackfs_wanted(&op.status_wanted) is not NULL:
         return USE_BOUND
     return USE_OWED if owed else USE_NONE
 

@@ -1,12 +1,12 @@
-# The Python face of a FILE_OBJECT: what a routine that takes a file object is given.
+# What Python holds of a FILE_OBJECT: what a routine that takes a file object is given.
 #
 # It owns nothing. Whoever makes one ends it (pointer = NULL) before the file object goes: afterwards it is dead, and using
-# it raises.
+# it raises. FileObject (filter_file.pxd) is one that I/O can be done on.
 
 from stackfs.cext.callback_data cimport FILE_OBJECT
 
-cdef class FileObject:
+cdef class FileReference:
     cdef FILE_OBJECT *pointer            # NULL: gone
     cdef FILE_OBJECT *live(self) except NULL
 
-cdef FileObject file_object_new(FILE_OBJECT *pointer)
+cdef FileReference file_reference_new(FILE_OBJECT *pointer)

@@ -3,17 +3,16 @@
 Used under the GIL, by whoever runs the operation the file object belongs to.
 """
 
-cimport cython
+from libc.stdint cimport uintptr_t
 
 from stackfs.cext.callback_data cimport FILE_OBJECT, FO_DIRECTORY, FO_SYNTHESISED
 
 
-@cython.freelist(16)
-cdef class FileObject:
+cdef class FileReference:
     """A FILE_OBJECT, alive as long as what it was taken from (CallbackData: until the callback returns)."""
 
     def __init__(self):
-        raise TypeError("a FileObject comes from callback data, or from opening a file")
+        raise TypeError("a file object comes from callback data, or from opening a file")
 
     cdef FILE_OBJECT *live(self) except NULL:
         if self.pointer is NULL:
@@ -23,7 +22,16 @@ cdef class FileObject:
     @property
     def alive(self):
         """False: it has gone, and everything else here raises ReferenceError."""
-        return self.pointer is not NULL
+        try:
+            self.live()
+        except ReferenceError:
+            return False
+        return True
+
+    @property
+    def identity(self):
+        """A number for this open file, the same in each of its operations; another open file's once this has gone."""
+        return <uintptr_t>self.live()
 
     @property
     def is_directory(self):
@@ -35,7 +43,7 @@ cdef class FileObject:
         return (self.live().Flags & FO_SYNTHESISED) != 0
 
 
-cdef FileObject file_object_new(FILE_OBJECT *pointer):
-    cdef FileObject face = FileObject.__new__(FileObject)
+cdef FileReference file_reference_new(FILE_OBJECT *pointer):
+    cdef FileReference face = FileReference.__new__(FileReference)
     face.pointer = pointer
     return face

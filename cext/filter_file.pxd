@@ -2,12 +2,12 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from stackfs.cext.callback_data cimport CallbackData, FILE_OBJECT, FLT_INSTANCE, SET_FILE_PARAMETERS
+from stackfs.cext.file_object cimport FileReference
 from stackfs.cext.stack cimport InstanceEntry
 
-cdef class FileObject:
+cdef class FileObject(FileReference):
     cdef FLT_INSTANCE *instance
-    cdef FILE_OBJECT *file
-    cdef FILE_OBJECT own                 # a directory's; file points here
+    cdef FILE_OBJECT own                 # a directory's; pointer points here
     cdef InstanceEntry entry             # keeps the instance
     cdef object stack                    # keeps the volume
     cdef readonly CallbackData data      # the operation whose file it is; None: it does not die with a callback
@@ -17,8 +17,8 @@ cdef class FileObject:
     cdef FILE_OBJECT *enter(self) except NULL                     # it is not closed until leave()
     cdef int leave(self) except -1
     cdef int really_close(self) except -1
-    cdef object move_buffer(self, uint8_t major, object offset, object buffer, uint32_t flags)
-    cdef uint32_t move(self, uint8_t major, object offset, void *buffer, uint32_t length, uint32_t flags) except? 0xFFFFFFFF
+    cdef object move_buffer(self, uint8_t major, object offset, object buffer, uint32_t flags, uint32_t key)
+    cdef uint32_t move(self, uint8_t major, object offset, void *buffer, uint32_t length, uint32_t flags, uint32_t key) except? 0xFFFFFFFF
     cdef object seek(self, int64_t offset, uint32_t whence)
     cdef int set_information(self, const SET_FILE_PARAMETERS *p) except -1
     cdef bytes query_ea(self, const char *name, object what)

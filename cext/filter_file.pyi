@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from stackfs.cext.callback_data import CallbackData, DirectoryEntry
+from stackfs.cext.file_object import FileReference
 from stackfs.cext.stack import InstanceEntry
 
 _Path = str | bytes | os.PathLike[Any]
@@ -27,22 +28,33 @@ class FileInformation(NamedTuple):
     ctime_ns: int
     btime_ns: int
 
+class ReparsePoint(NamedTuple):
+    """What a file is tagged with (semantics B5.3)."""
+
+    tag: int
+    data: bytes = ...
+    guid: bytes | None = ...
+    """Of whose tag it is; None: bit 31 of the tag is set."""
+
+def set_volume_information_below(entry: InstanceEntry, which: int, information: bytes) -> None:
+    """FltSetVolumeInformation: SET_VOLUME_INFORMATION below; the base knows none."""
 def error_of(status: int, what: Any = None) -> OSError:
     """The OSError for a status: errno by the table of A10.4, the status itself in its attribute `status`."""
 
-class FileObject:
+class FileObject(FileReference):
     """A file that I/O below this instance can be done on. Offsets, sizes: bytes. Raises OSError, with `status`."""
 
     data: CallbackData | None
     """The operation whose file it is, and with which it dies; None: it lives by itself."""
-    def read(self, offset: int | None, size: int, *, flags: int = 4) -> bytes:
+    def read(self, offset: int | None, size: int, *, flags: int = 4, key: int = 0) -> bytes:
         """Up to `size` bytes at `offset` (None: the file's own position); fewer at its end.
 
-        flags: FLTFL_IO_OPERATION_* bits; DO_NOT_UPDATE_BYTE_OFFSET, the default, leaves the position where it is.
+        flags: FLTFL_IO_OPERATION_* bits; DO_NOT_UPDATE_BYTE_OFFSET, the default, leaves the position where it is. key:
+        of byte-range locks that a filter below keeps.
         """
-    def read_into(self, offset: int | None, buffer: Any, *, flags: int = 4) -> int:
+    def read_into(self, offset: int | None, buffer: Any, *, flags: int = 4, key: int = 0) -> int:
         """The same, into a writable buffer. How many bytes."""
-    def write(self, offset: int | None, data: Any, *, flags: int = 4) -> int:
+    def write(self, offset: int | None, data: Any, *, flags: int = 4, key: int = 0) -> int:
         """Writes bytes at `offset` (None: the file's own position; -1: at the end). How many were written: fewer only
         where the disk is full, or a limit is met."""
     def flush(self, *, data_only: bool = False) -> None:
@@ -73,6 +85,13 @@ class FileObject:
         """Takes an extended attribute away."""
     def control(self, code: int, input: bytes = b"", output_size: int = 0, *, device: bool = False) -> bytes:
         """FltFsControlFile, with device=True FltDeviceIoControlFile: what came back."""
+    def get_reparse_point(self) -> ReparsePoint | None:
+        """FSCTL_GET_REPARSE_POINT, of an open file or directory, or a symbolic link (whose data is the target): its
+        ReparsePoint; None: it has none."""
+    def set_reparse_point(self, tag: int, data: bytes = b"", *, guid: bytes | None = None) -> None:
+        """FltTagFile: FSCTL_SET_REPARSE_POINT. guid: 16 bytes, of whose tag it is; None for a tag with bit 31 set."""
+    def remove_reparse_point(self, tag: int, *, guid: bytes | None = None) -> None:
+        """FltUntagFile: FSCTL_DELETE_REPARSE_POINT. It must be tagged so."""
     def entries(self) -> list[DirectoryEntry]:
         """A directory's names, as the layer below shows them: a list of DirectoryEntry, without "." and ".."."""
     def reopen(self, flags: int = 0) -> FilterFile:
@@ -84,6 +103,9 @@ class FileObject:
     @property
     def is_directory(self) -> bool:
         """Is it a directory?"""
+    @property
+    def owner(self) -> Any:
+        """The instance below which I/O on it goes: what callbacks know as `objects`."""
     @property
     def nodeid(self) -> int:
         """A number for the inode, the same for every file object of it; 0: it is not open yet."""
@@ -128,7 +150,8 @@ class GeneratedData(CallbackData):
     """An operation that a filter makes by hand (FltAllocateCallbackData): set `major` and its parameters, perform() it.
 
     READ, WRITE (`buffer`, `offset`, `irp_flags`), FLUSH_BUFFERS, QUERY_INFORMATION (then `size`, `mode`),
-    SET_INFORMATION (`information_class`, `end_of_file`, `range`). After perform(): `status` and `information`.
+    SET_INFORMATION (`information_class`, `end_of_file`, `range`), DIRECTORY_CONTROL with IRP_MN_NOTIFY_CHANGE_DIRECTORY
+    (`minor`, `completion_filter`, `buffer`). After perform(): `status` and `information`.
     """
 
     @property
@@ -136,6 +159,21 @@ class GeneratedData(CallbackData):
         """The operation: an IRP_MJ_* number. Set it first: it clears the parameters."""
     @major.setter
     def major(self, value: int) -> None: ...
+    @property
+    def minor(self) -> int:
+        """DIRECTORY_CONTROL: IRP_MN_QUERY_DIRECTORY or IRP_MN_NOTIFY_CHANGE_DIRECTORY."""
+    @minor.setter
+    def minor(self, value: int) -> None: ...
+    @property
+    def key(self) -> int:
+        """READ, WRITE: the key of byte-range locks."""
+    @key.setter
+    def key(self, value: int) -> None: ...
+    @property
+    def completion_filter(self) -> int:
+        """IRP_MN_NOTIFY_CHANGE_DIRECTORY: the changes wanted, FILE_NOTIFY_CHANGE_* bits."""
+    @completion_filter.setter
+    def completion_filter(self, value: int) -> None: ...
     @property
     def irp_flags(self) -> int:
         """IRP_NOCACHE, IRP_PAGING_IO, ... bits."""

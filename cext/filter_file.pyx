@@ -11,30 +11,36 @@ was left open when its instance was torn down is closed by then, and answers STA
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EIO
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memset
 
 from stackfs.cext.callback_data cimport (
     CallbackData, DACL_SECURITY_INFORMATION, FILE_OBJECT, FLT_CALLBACK_DATA, FLT_INSTANCE, FLT_RELATED_OBJECTS,
-    GROUP_SECURITY_INFORMATION, IRP_MJ_QUERY_INFORMATION, IRP_MJ_READ, IRP_MJ_WRITE, OWNER_SECURITY_INFORMATION,
+    GROUP_SECURITY_INFORMATION, IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_QUERY_INFORMATION, IRP_MJ_READ, IRP_MJ_WRITE, OWNER_SECURITY_INFORMATION,
     IO_STATUS_BLOCK, REQUESTOR, SECURITY_PARAMETERS, SET_FILE_PARAMETERS, FileAllInformation, FileAllocationInformation,
     FileBasicInformation, FileDispositionInformation, FileEndOfFileInformation, FileLinkInformation, FileRenameInformation,
     FileRenameInformationEx, statx_t, statx_timestamp, unpack_entries)
 from stackfs.cext.filter_io cimport (
     FILE_ZERO_DATA_INFORMATION, FLTFL_IO_OPERATION_DO_NOT_UPDATE_BYTE_OFFSET, FltDeviceIoControlFile, FltFlushBuffers,
-    FltFsControlFile, FltQueryDirectoryFile, FltQueryEaFile, FltQueryInformationFile, FltQueryVolumeInformation, FltReadFile,
-    FltSetEaFile, FltSetInformationFile, FltSetSecurityObject, FltWriteFile, filter_seek)
+    FltFsControlFile, FltQueryDirectoryFile, FltQueryEaFile, FltQueryInformationFile, FltQueryVolumeInformation, FltReadFile, FltReadFileEx,
+    FltSetEaFile, FltSetInformationFile, FltSetSecurityObject, FltSetVolumeInformation, FltWriteFile, FltWriteFileEx,
+    filter_seek)
 from stackfs.cext.filter_names cimport (
     FltClose, FltCreateFileEx, FltOpenFile, OBJECT_ATTRIBUTES, filter_delete, filter_file_t, filter_io_close_all, filter_link,
     filter_query, filter_read_link, filter_rename, filter_symlink, operation_directory)
 from stackfs.cext.generated_io cimport (
     FltAllocateCallbackData, FltFreeCallbackData, FltPerformAsynchronousIo, FltPerformSynchronousIo, FltReuseCallbackData)
 from stackfs.cext.inode_table cimport inode_table_t, node_id, node_put, node_type
-from stackfs.cext.ntstatus cimport NTSTATUS, NT_SUCCESS, STATUS_FLT_DELETING_OBJECT, STATUS_NO_MORE_FILES, STATUS_PENDING, nt_to_errno
+from stackfs.cext.ntstatus cimport (
+    NTSTATUS, NT_SUCCESS, STATUS_FLT_DELETING_OBJECT, STATUS_IO_REPARSE_TAG_INVALID, STATUS_NO_MORE_FILES,
+    STATUS_NOT_A_REPARSE_POINT, STATUS_PENDING, nt_to_errno)
+from stackfs.cext.pending cimport PASSIVE_LEVEL, irql_require, irql_set
 from stackfs.cext.stack cimport InstanceEntry
 from stackfs.cext.threads cimport load_int, store_int
+from stackfs.cext.verifier cimport verifier_on, verifier_watcher
 
 import os
 from collections import namedtuple
@@ -54,10 +60,15 @@ cdef extern from *:
         unsigned long f_bsize, f_frsize, f_blocks, f_bfree, f_bavail, f_files, f_ffree, f_favail, f_namemax
     uint64_t makedev(unsigned major, unsigned minor)
     int SEEK_DATA, SEEK_HOLE
-    unsigned S_IFDIR
+    unsigned S_IFDIR, S_IFLNK, S_IFREG
 
 cdef enum:
     FSCTL_SET_ZERO_DATA = 0x980C8
+    FSCTL_SET_REPARSE_POINT = 0x900A4
+    FSCTL_GET_REPARSE_POINT = 0x900A8
+    FSCTL_DELETE_REPARSE_POINT = 0x900AC
+    LARGEST_REPARSE_POINT = 16384
+    SYMLINK_TAG = 0xA000000C             # IO_REPARSE_TAG_SYMLINK
     FATTR_ATIME = 16
     FATTR_MTIME = 32
     FALLOC_FL_KEEP_SIZE = 1
@@ -68,6 +79,16 @@ cdef enum:
 FileInformation = namedtuple(
     "FileInformation", "mode inode nlink uid gid rdev size blocks blksize atime_ns mtime_ns ctime_ns btime_ns")
 FileInformation.__doc__ = "What statx gives; size in bytes, blocks of 512 bytes, times in nanoseconds since 1970."
+
+
+ReparsePoint = namedtuple("ReparsePoint", "tag data guid", defaults=(b"", None))
+ReparsePoint.__doc__ = "A file's tag, its data (bytes), and the GUID of whose tag it is (bytes; None: bit 31 of the tag is set)."
+
+
+cdef bytes pack_reparse_point(uint32_t tag, guid, bytes data):
+    if (guid is None) != (tag >> 31 == 1) or (guid is not None and len(guid) != 16) or len(data) > 0xFFFF:
+        raise error_of(<uint32_t>STATUS_IO_REPARSE_TAG_INVALID)
+    return tag.to_bytes(4, "little") + len(data).to_bytes(4, "little") + (guid or b"") + data
 
 
 def error_of(uint32_t status, what=None):
@@ -96,14 +117,14 @@ cdef object nanoseconds(const statx_timestamp *when):
 
 
 @cython.no_gc_clear                       # what keeps the instance is needed to the end
-cdef class FileObject:
+cdef class FileObject(FileReference):
     """A file that I/O below this instance can be done on. Offsets and sizes are bytes. Raises OSError, with `status`."""
 
     def __init__(self):
         raise TypeError("a FileObject comes from data.file, data.directory or an instance's open()")
 
     def __dealloc__(self):
-        if self.file is &self.own and self.own.Node is not NULL and self.instance.Related.Volume.nodes is not NULL:
+        if self.pointer is &self.own and self.own.Node is not NULL and self.instance.Related.Volume.nodes is not NULL:
             node_put(<inode_table_t *>self.instance.Related.Volume.nodes, self.own.Node)
 
     cdef int bind(self, FLT_INSTANCE *instance) except -1:
@@ -113,16 +134,22 @@ cdef class FileObject:
             self.stack = <object>instance.Related.Volume.Object
         return 0
 
-    cdef FILE_OBJECT *enter(self) except NULL:
+    cdef FILE_OBJECT *live(self) except NULL:
         if self.data is not None:
             self.data.live()
-        if self.file is NULL or self.closing:
+        return FileReference.live(self)
+
+    cdef FILE_OBJECT *enter(self) except NULL:
+        irql_require(PASSIVE_LEVEL, "I/O of a filter's own")
+        if self.data is not None:
+            self.data.live()
+        if self.pointer is NULL or self.closing:
             raise ValueError("I/O on a file that is closed")
         if load_int(&self.instance.IoEnded) or self.instance.Related.Volume is NULL or \
                 self.instance.Related.Volume.backing is NULL:
             raise error_of(<uint32_t>STATUS_FLT_DELETING_OBJECT)     # it has been closed behind its owner (B4.8)
         self.users += 1
-        return self.file
+        return self.pointer
 
     cdef int leave(self) except -1:
         self.users -= 1
@@ -135,36 +162,38 @@ cdef class FileObject:
 
     # Data
 
-    def read(self, offset, Py_ssize_t size, *, uint32_t flags=FLTFL_IO_OPERATION_DO_NOT_UPDATE_BYTE_OFFSET) -> bytes:
-        """Up to `size` bytes at `offset` (None: the file's own position); fewer at its end. flags: FLTFL_IO_OPERATION_* bits."""
+    def read(self, offset, Py_ssize_t size, *, uint32_t flags=FLTFL_IO_OPERATION_DO_NOT_UPDATE_BYTE_OFFSET, uint32_t key=0) -> bytes:
+        """Up to `size` bytes at `offset` (None: the file's own position); fewer at its end. flags: FLTFL_IO_OPERATION_* bits. key: of
+        byte-range locks that a filter below keeps."""
         cdef bytes buffer
         cdef uint32_t got
         if not 0 <= size <= LONGEST:
             raise ValueError("not a length of a transfer")
         buffer = PyBytes_FromStringAndSize(NULL, size)
-        got = self.move(IRP_MJ_READ, offset, PyBytes_AS_STRING(buffer), <uint32_t>size, flags)
+        got = self.move(IRP_MJ_READ, offset, PyBytes_AS_STRING(buffer), <uint32_t>size, flags, key)
         return buffer if got == <uint32_t>size else buffer[:got]
 
-    def read_into(self, offset, buffer, *, uint32_t flags=FLTFL_IO_OPERATION_DO_NOT_UPDATE_BYTE_OFFSET) -> int:
+    def read_into(self, offset, buffer, *, uint32_t flags=FLTFL_IO_OPERATION_DO_NOT_UPDATE_BYTE_OFFSET, uint32_t key=0) -> int:
         """The same, into a writable buffer. How many bytes."""
-        return self.move_buffer(IRP_MJ_READ, offset, buffer, flags)
+        return self.move_buffer(IRP_MJ_READ, offset, buffer, flags, key)
 
-    def write(self, offset, data, *, uint32_t flags=FLTFL_IO_OPERATION_DO_NOT_UPDATE_BYTE_OFFSET) -> int:
+    def write(self, offset, data, *, uint32_t flags=FLTFL_IO_OPERATION_DO_NOT_UPDATE_BYTE_OFFSET, uint32_t key=0) -> int:
         """Writes bytes at `offset` (None: the file's own position; -1: at the end). How many were written: fewer only where the
         disk is full, or a limit is met."""
-        return self.move_buffer(IRP_MJ_WRITE, offset, data, flags)
+        return self.move_buffer(IRP_MJ_WRITE, offset, data, flags, key)
 
-    cdef object move_buffer(self, uint8_t major, object offset, object buffer, uint32_t flags):
+    cdef object move_buffer(self, uint8_t major, object offset, object buffer, uint32_t flags, uint32_t key):
         cdef Py_buffer view
         PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE if major == IRP_MJ_READ else PyBUF_SIMPLE)
         try:
             if view.len > LONGEST:
                 raise ValueError("not a length of a transfer")
-            return self.move(major, offset, view.buf, <uint32_t>view.len, flags)
+            return self.move(major, offset, view.buf, <uint32_t>view.len, flags, key)
         finally:
             PyBuffer_Release(&view)
 
-    cdef uint32_t move(self, uint8_t major, object offset, void *buffer, uint32_t length, uint32_t flags) except? 0xFFFFFFFF:
+    cdef uint32_t move(self, uint8_t major, object offset, void *buffer, uint32_t length, uint32_t flags,
+                       uint32_t key) except? 0xFFFFFFFF:
         cdef int64_t at = 0 if offset is None else offset
         cdef int64_t *where = NULL if offset is None else &at
         cdef uint32_t done = 0
@@ -174,9 +203,9 @@ cdef class FileObject:
         self.enter()
         with nogil:
             if major == IRP_MJ_READ:
-                status = FltReadFile(self.instance, self.file, where, length, buffer, flags, &done, NULL, NULL)
+                status = FltReadFileEx(self.instance, self.pointer, where, length, buffer, flags, &done, NULL, NULL, &key, NULL)
             else:
-                status = FltWriteFile(self.instance, self.file, where, length, buffer, flags, &done, NULL, NULL)
+                status = FltWriteFileEx(self.instance, self.pointer, where, length, buffer, flags, &done, NULL, NULL, &key, NULL)
         self.leave()
         check(status, None)
         return done
@@ -186,7 +215,7 @@ cdef class FileObject:
         cdef NTSTATUS status
         self.enter()
         with nogil:
-            status = FltFlushBuffers(self.instance, self.file, data_only)
+            status = FltFlushBuffers(self.instance, self.pointer, data_only)
         self.leave()
         check(status, None)
 
@@ -203,7 +232,7 @@ cdef class FileObject:
         cdef NTSTATUS status
         self.enter()
         with nogil:
-            status = filter_seek(self.instance, self.file, offset, whence, &found)
+            status = filter_seek(self.instance, self.pointer, offset, whence, &found)
         self.leave()
         check(status, None)
         return found
@@ -216,7 +245,7 @@ cdef class FileObject:
         cdef NTSTATUS status
         self.enter()
         with nogil:
-            status = FltQueryInformationFile(self.instance, self.file, &info)
+            status = FltQueryInformationFile(self.instance, self.pointer, &info)
         self.leave()
         check(status, None)
         return information_of(&info)
@@ -225,7 +254,7 @@ cdef class FileObject:
         cdef NTSTATUS status
         self.enter()
         with nogil:
-            status = FltSetInformationFile(self.instance, self.file, p)
+            status = FltSetInformationFile(self.instance, self.pointer, p)
         self.leave()
         return check(status, None)
 
@@ -255,7 +284,7 @@ cdef class FileObject:
         range.BeyondFinalZero = offset + length
         self.enter()
         with nogil:
-            status = FltFsControlFile(self.instance, self.file, FSCTL_SET_ZERO_DATA, &range, sizeof(range), NULL, 0, NULL)
+            status = FltFsControlFile(self.instance, self.pointer, FSCTL_SET_ZERO_DATA, &range, sizeof(range), NULL, 0, NULL)
         self.leave()
         check(status, None)
 
@@ -288,7 +317,7 @@ cdef class FileObject:
             p.Gid = gid
         self.enter()
         with nogil:
-            status = FltSetSecurityObject(self.instance, self.file, &p)
+            status = FltSetSecurityObject(self.instance, self.pointer, &p)
         self.leave()
         check(status, None)
 
@@ -304,13 +333,13 @@ cdef class FileObject:
         while True:
             self.enter()
             with nogil:
-                status = FltQueryEaFile(self.instance, self.file, name, NULL, 0, &got)
+                status = FltQueryEaFile(self.instance, self.pointer, name, NULL, 0, &got)
             room = got
             if NT_SUCCESS(status) and room:
                 buffer = PyBytes_FromStringAndSize(NULL, room)
                 start = PyBytes_AS_STRING(buffer)
                 with nogil:
-                    status = FltQueryEaFile(self.instance, self.file, name, start, room, &got)
+                    status = FltQueryEaFile(self.instance, self.pointer, name, start, room, &got)
             self.leave()
             if nt_to_errno(status) == 34:            # ERANGE
                 continue
@@ -342,7 +371,7 @@ cdef class FileObject:
         cdef NTSTATUS status
         self.enter()
         with nogil:
-            status = FltSetEaFile(self.instance, self.file, start, bytes_of, length, flags, remove)
+            status = FltSetEaFile(self.instance, self.pointer, start, bytes_of, length, flags, remove)
         self.leave()
         return check(status, name)
 
@@ -359,12 +388,39 @@ cdef class FileObject:
         self.enter()
         with nogil:
             if device:
-                status = FltDeviceIoControlFile(self.instance, self.file, code, start, length, room, <uint32_t>output_size, &got)
+                status = FltDeviceIoControlFile(self.instance, self.pointer, code, start, length, room, <uint32_t>output_size, &got)
             else:
-                status = FltFsControlFile(self.instance, self.file, code, start, length, room, <uint32_t>output_size, &got)
+                status = FltFsControlFile(self.instance, self.pointer, code, start, length, room, <uint32_t>output_size, &got)
         self.leave()
         check(status, None)
         return output[:got] if output_size else b""
+
+    def get_reparse_point(self):
+        """FSCTL_GET_REPARSE_POINT, of an open file or directory, or a symbolic link: its ReparsePoint; None: it has none."""
+        cdef unsigned kind
+        self.enter()
+        kind = 0 if self.pointer.Node is NULL else node_type(self.pointer.Node)
+        self.leave()
+        if kind == S_IFLNK:
+            return ReparsePoint(<uint32_t>SYMLINK_TAG, self.control(FSCTL_GET_REPARSE_POINT, output_size=4096))
+        if kind != S_IFREG and kind != S_IFDIR:
+            return None
+        try:
+            found = self.control(FSCTL_GET_REPARSE_POINT, output_size=LARGEST_REPARSE_POINT)
+        except OSError as error:
+            if error.status == <uint32_t>STATUS_NOT_A_REPARSE_POINT:
+                return None
+            raise
+        tag = int.from_bytes(found[:4], "little")
+        return ReparsePoint(tag, found[8:]) if tag >> 31 else ReparsePoint(tag, found[24:], found[8:24])
+
+    def set_reparse_point(self, uint32_t tag, bytes data not None=b"", *, guid=None):
+        """FltTagFile: FSCTL_SET_REPARSE_POINT. guid: 16 bytes, of whose tag it is; None for a tag with bit 31 set."""
+        self.control(FSCTL_SET_REPARSE_POINT, pack_reparse_point(tag, guid, data))
+
+    def remove_reparse_point(self, uint32_t tag, *, guid=None):
+        """FltUntagFile: FSCTL_DELETE_REPARSE_POINT. It must be tagged so."""
+        self.control(FSCTL_DELETE_REPARSE_POINT, pack_reparse_point(tag, guid, b""))
 
     def entries(self):
         """A directory's names, as the layer below shows them: a list of DirectoryEntry, without "." and ".."."""
@@ -388,16 +444,21 @@ cdef class FileObject:
         """Is it a directory?"""
         self.enter()
         try:
-            return self.file.Node is not NULL and node_type(self.file.Node) == S_IFDIR
+            return self.pointer.Node is not NULL and node_type(self.pointer.Node) == S_IFDIR
         finally:
             self.leave()
+
+    @property
+    def owner(self):
+        """The instance below which I/O on it goes: what callbacks know as `objects`."""
+        return <object>self.instance.Object
 
     @property
     def nodeid(self) -> int:
         """A number for the inode, the same for every file object of it; 0: it is not open yet."""
         self.enter()
         try:
-            return 0 if self.file.Node is NULL else node_id(self.file.Node)
+            return 0 if self.pointer.Node is NULL else node_id(self.pointer.Node)
         finally:
             self.leave()
 
@@ -421,8 +482,8 @@ def file_of(CallbackData data not None):
     data.live()
     made = new_object(FileObject, data.objects.Instance)
     made.data = data
-    made.file = data.objects.FileObject
-    if made.file is NULL:
+    made.pointer = data.objects.FileObject
+    if made.pointer is NULL:
         return None
     return made
 
@@ -433,7 +494,7 @@ def directory_of(CallbackData data not None):
     data.live()
     made = new_object(FileObject, data.objects.Instance)
     operation_directory(data.data, data.objects, &made.own)
-    made.file = &made.own
+    made.pointer = &made.own
     return made if made.own.Node is not NULL else None
 
 
@@ -443,16 +504,23 @@ cdef class FilterFile(FileObject):
 
     def __dealloc__(self):
         cdef FLT_INSTANCE *instance = self.instance
-        cdef FILE_OBJECT *file = self.file
+        cdef FILE_OBJECT *file = self.pointer
+        cdef int level
+        if verifier_on:
+            closed(<PyObject *>self)
         if file is not NULL:
-            self.file = NULL
+            self.pointer = NULL
+            level = irql_set(PASSIVE_LEVEL)      # nobody has asked for it here and now
             with nogil:
                 FltClose(instance, file)
+            irql_set(level)
 
     cdef int really_close(self) except -1:
-        cdef FILE_OBJECT *file = self.file
+        cdef FILE_OBJECT *file = self.pointer
+        if verifier_on:
+            closed(<PyObject *>self)
         if file is not NULL:
-            self.file = NULL
+            self.pointer = NULL
             with nogil:
                 FltClose(self.instance, file)
         return 0
@@ -495,7 +563,7 @@ cdef class FilterFile(FileObject):
         cdef list entries
         self.enter()
         with nogil:
-            status = FltQueryDirectoryFile(self.instance, self.file, start, <uint32_t>size, restart, &got)
+            status = FltQueryDirectoryFile(self.instance, self.pointer, start, <uint32_t>size, restart, &got)
         try:
             if status == STATUS_NO_MORE_FILES:
                 return []
@@ -503,7 +571,7 @@ cdef class FilterFile(FileObject):
             entries = unpack_entries(PyBytes_AS_STRING(buffer), got)
             if single and len(entries) > 1:
                 del entries[1:]
-                (<filter_file_t *>self.file.FilterFile).listed_to = entries[0].offset
+                (<filter_file_t *>self.pointer.FilterFile).listed_to = entries[0].offset
             return entries
         finally:
             self.leave()
@@ -572,10 +640,10 @@ cdef class FilterFile(FileObject):
         flags |= FLTFL_IO_OPERATION_DO_NOT_UPDATE_BYTE_OFFSET
         with nogil:
             if major == IRP_MJ_READ:
-                status = FltReadFile(self.instance, self.file, &offset, <uint32_t>started.view.len, started.view.buf, flags, NULL,
+                status = FltReadFile(self.instance, self.pointer, &offset, <uint32_t>started.view.len, started.view.buf, flags, NULL,
                                      completed, context)
             else:
-                status = FltWriteFile(self.instance, self.file, &offset, <uint32_t>started.view.len, started.view.buf, flags, NULL,
+                status = FltWriteFile(self.instance, self.pointer, &offset, <uint32_t>started.view.len, started.view.buf, flags, NULL,
                                       completed, context)
         if status != STATUS_PENDING:
             Py_DECREF(started)
@@ -639,6 +707,22 @@ cdef int same_volume(const FLT_INSTANCE *instance, FileObject directory) except 
     return 0
 
 
+cdef int opened(FilterFile made) except -1:
+    """The verifier looks at the end of the instance whether it has been closed; it does not keep the file open."""
+    if verifier_on:
+        verifier_watcher().acquired(
+            <uintptr_t><PyObject *>made, f"the file {made.path!r}", "FltCreateFile", owner=made.entry.object,
+            filter=made.entry.filter_name.decode("utf-8", "surrogateescape"))
+    return 0
+
+
+cdef void closed(PyObject *file) noexcept:
+    try:
+        verifier_watcher().given_back(<uintptr_t>file)
+    except BaseException:
+        pass
+
+
 @cython.no_gc
 cdef class _Path:
     """OBJECT_ATTRIBUTES, and what they point to, for as long as this is there."""
@@ -648,6 +732,7 @@ cdef class _Path:
     cdef FileObject directory
 
     def __cinit__(self, InstanceEntry entry not None, path, FileObject directory, CallbackData requestor):
+        irql_require(PASSIVE_LEVEL, "I/O of a filter's own")
         self.text = os.fsencode(path)
         self.attributes.ObjectName = self.text
         self.attributes.ObjectNameLength = len(self.text)
@@ -677,9 +762,10 @@ def open_below(InstanceEntry entry not None, path, int flags=0, int mode=0o600, 
     made.path = path
     with nogil:
         status = FltOpenFile(instance, &file, &where.attributes, <uint32_t>flags, <uint32_t>mode, &io)
-    made.file = file
+    made.pointer = file
     made.information = io.Information
     check(status, path)
+    opened(made)
     return made
 
 
@@ -696,9 +782,10 @@ def create_below(InstanceEntry entry not None, path, uint32_t desired_access, ui
     made.path = path
     with nogil:
         status = FltCreateFileEx(instance, &file, desired_access, &where.attributes, &io, <uint32_t>mode, disposition, options)
-    made.file = file
+    made.pointer = file
     made.information = io.Information
     check(status, path)
+    opened(made)
     return made
 
 
@@ -780,6 +867,16 @@ def statvfs_below(InstanceEntry entry not None):
             result.f_files, result.f_ffree, result.f_favail, result.f_namemax)
 
 
+def set_volume_information_below(InstanceEntry entry not None, uint32_t which, bytes information not None):
+    """FltSetVolumeInformation: SET_VOLUME_INFORMATION below; the base knows none."""
+    cdef const char *start = information
+    cdef uint32_t length = <uint32_t>len(information)
+    cdef NTSTATUS status
+    with nogil:
+        status = FltSetVolumeInformation(&entry.instance, start, length, which)
+    check(status, None)
+
+
 # --- callback data made by hand -----------------------------------------------------------------------------------------
 
 @cython.no_gc_clear
@@ -787,7 +884,8 @@ cdef class GeneratedData(CallbackData):
     """An operation that a filter makes by hand (FltAllocateCallbackData): set `major` and its parameters, perform() it.
 
     READ, WRITE (`buffer`, `offset`, `irp_flags`), FLUSH_BUFFERS, QUERY_INFORMATION (then `size`, `mode`), SET_INFORMATION
-    (`information_class`, `end_of_file`, `range`). After perform(): `status` and `information`.
+    (`information_class`, `end_of_file`, `range`), DIRECTORY_CONTROL with IRP_MN_NOTIFY_CHANGE_DIRECTORY (`minor`,
+    `completion_filter`, `buffer`). After perform(): `status` and `information`.
     """
     cdef FLT_INSTANCE *instance
     cdef InstanceEntry entry
@@ -821,6 +919,38 @@ cdef class GeneratedData(CallbackData):
             data.Iopb.Parameters.QueryFile.FileInformationClass = FileAllInformation
             data.Iopb.Parameters.QueryFile.Length = sizeof(statx_t)
             data.Iopb.Parameters.QueryFile.Info = &self.info
+
+    @property
+    def minor(self):
+        """DIRECTORY_CONTROL: IRP_MN_QUERY_DIRECTORY or IRP_MN_NOTIFY_CHANGE_DIRECTORY."""
+        return self.live().Iopb.MinorFunction
+
+    @minor.setter
+    def minor(self, uint8_t value):
+        if self.idle().Iopb.MajorFunction != IRP_MJ_DIRECTORY_CONTROL:
+            self.refuse("minor")
+        self.data.Iopb.MinorFunction = value
+
+    @property
+    def key(self):
+        """READ, WRITE: the key of byte-range locks."""
+        return CallbackData.key.__get__(self)
+
+    @key.setter
+    def key(self, uint32_t value):
+        if self.idle().Iopb.MajorFunction != IRP_MJ_READ and self.data.Iopb.MajorFunction != IRP_MJ_WRITE:
+            self.refuse("key")
+        self.data.Iopb.Parameters.Read.Key = value
+
+    @property
+    def completion_filter(self):
+        """IRP_MN_NOTIFY_CHANGE_DIRECTORY: the changes wanted, FILE_NOTIFY_CHANGE_* bits."""
+        return CallbackData.completion_filter.__get__(self)
+
+    @completion_filter.setter
+    def completion_filter(self, uint32_t value):
+        CallbackData.completion_filter.__get__(self)
+        self.idle().Iopb.Parameters.Directory.CompletionFilter = value
 
     @property
     def irp_flags(self):
@@ -883,6 +1013,8 @@ cdef class GeneratedData(CallbackData):
     def free(self):
         """FltFreeCallbackData. What it holds is let go; using it after that raises ReferenceError."""
         cdef FLT_CALLBACK_DATA *data = self.idle()
+        if verifier_on:
+            verifier_watcher().given_back(self)
         self.end()
         self.kept = None
         FltFreeCallbackData(data)
@@ -895,15 +1027,19 @@ def allocate_below(InstanceEntry entry not None, FileObject file not None):
     same_volume(&entry.instance, file)
     file.enter()
     file.leave()
-    check(FltAllocateCallbackData(&entry.instance, file.file, &data), None)
+    check(FltAllocateCallbackData(&entry.instance, file.pointer, &data), None)
     made.data = data
     made.writable = True
     made.instance = &entry.instance
     made.entry = entry
     made.target = file
     made.related = entry.instance.Related
-    made.related.FileObject = file.file
+    made.related.FileObject = file.pointer
     made.objects = &made.related
+    if verifier_on:
+        verifier_watcher().acquired(
+            made, "callback data", "FltAllocateCallbackData", owner=entry.object,
+            filter=entry.filter_name.decode("utf-8", "surrogateescape"))
     return made
 
 

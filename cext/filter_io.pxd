@@ -9,6 +9,7 @@
 # It has to be a file object of the instance's own volume.
 
 from libc.stdint cimport int64_t, uint32_t
+from stackfs.cext.buffers cimport MDL
 from stackfs.cext.callback_data cimport (
     FILE_OBJECT, FLT_INSTANCE, SECURITY_PARAMETERS, SET_FILE_PARAMETERS, statx_t)
 from stackfs.cext.generated_io cimport PFLT_COMPLETED_ASYNC_IO_CALLBACK
@@ -34,6 +35,14 @@ cdef NTSTATUS FltReadFile(FLT_INSTANCE *Instance, FILE_OBJECT *FileObject, const
 cdef NTSTATUS FltWriteFile(FLT_INSTANCE *Instance, FILE_OBJECT *FileObject, const int64_t *ByteOffset, uint32_t Length,
                            const void *Buffer, uint32_t Flags, uint32_t *BytesWritten,
                            PFLT_COMPLETED_ASYNC_IO_CALLBACK CallbackRoutine, void *CallbackContext) noexcept nogil
+# The same with a key of byte-range locks, for filters below that keep such; Buffer NULL: what the MDL describes.
+cdef NTSTATUS FltReadFileEx(FLT_INSTANCE *Instance, FILE_OBJECT *FileObject, const int64_t *ByteOffset, uint32_t Length, void *Buffer,
+                            uint32_t Flags, uint32_t *BytesRead, PFLT_COMPLETED_ASYNC_IO_CALLBACK CallbackRoutine,
+                            void *CallbackContext, const uint32_t *Key, const MDL *Mdl) noexcept nogil
+cdef NTSTATUS FltWriteFileEx(FLT_INSTANCE *Instance, FILE_OBJECT *FileObject, const int64_t *ByteOffset, uint32_t Length,
+                             const void *Buffer, uint32_t Flags, uint32_t *BytesWritten,
+                             PFLT_COMPLETED_ASYNC_IO_CALLBACK CallbackRoutine, void *CallbackContext, const uint32_t *Key,
+                             const MDL *Mdl) noexcept nogil
 cdef NTSTATUS FltFlushBuffers(FLT_INSTANCE *Instance, FILE_OBJECT *FileObject, bint DataOnly) noexcept nogil
 
 # Attributes. SetInformation: FileInformationClass and what belongs to it; for FileRenameInformation(Ex), FileLinkInformation and
@@ -49,6 +58,9 @@ cdef NTSTATUS FltQuerySecurityObject(FLT_INSTANCE *Instance, FILE_OBJECT *FileOb
 cdef NTSTATUS FltSetSecurityObject(FLT_INSTANCE *Instance, FILE_OBJECT *FileObject,
                                    const SECURITY_PARAMETERS *Security) noexcept nogil
 cdef NTSTATUS FltQueryVolumeInformation(FLT_INSTANCE *Instance, void *Buffer, uint32_t Length) noexcept nogil       # struct statvfs
+
+cdef NTSTATUS FltSetVolumeInformation(FLT_INSTANCE *Instance, const void *FsInformation, uint32_t Length,
+                                      uint32_t FsInformationClass) noexcept nogil
 
 # Where data (Whence SEEK_DATA) or a hole (SEEK_HOLE) begins, from Offset on; STATUS of ENXIO: nowhere.
 cdef NTSTATUS filter_seek(FLT_INSTANCE *Instance, FILE_OBJECT *FileObject, int64_t Offset, uint32_t Whence, int64_t *Found) noexcept nogil

@@ -11,8 +11,9 @@ from stackfs.cext.backing cimport backing_t
 from stackfs.cext.callback_data cimport (
     FLT_IO_PARAMETER_BLOCK, FO_DIRECTORY, FO_SYNTHESISED, FSCTL_SET_ZERO_DATA, IRP_MJ_DEVICE_CONTROL, IRP_MJ_DIRECTORY_CONTROL,
     IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_FLUSH_BUFFERS, IRP_MJ_QUERY_EA, IRP_MJ_QUERY_INFORMATION, IRP_MJ_QUERY_SECURITY,
-    IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_READ, IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY, IRP_MJ_WRITE,
-    IRP_NOCACHE, IRP_PAGING_IO, IRP_SYNCHRONOUS_PAGING_IO, LABEL_SECURITY_INFORMATION, FileAllInformation,
+    IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_READ, IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY, IRP_MJ_SET_VOLUME_INFORMATION,
+    IRP_MJ_WRITE,
+    IRP_MN_QUERY_DIRECTORY, IRP_NOCACHE, IRP_PAGING_IO, IRP_SYNCHRONOUS_PAGING_IO, LABEL_SECURITY_INFORMATION, FileAllInformation,
     FileDispositionInformation, FileLinkInformation, FilePositionInformation, FileRenameInformation, FileRenameInformationEx)
 from stackfs.cext.filter_names cimport change_own_name, filter_file_t
 from stackfs.cext.generated_io cimport begin_io, enter, finish_io, leave, perform, start_io
@@ -24,6 +25,7 @@ from stackfs.cext.requests cimport request_free, vfs_request_t
 cdef enum:
     FALLOC_FL_KEEP_SIZE = 1
     FALLOC_FL_PUNCH_HOLE = 2
+    FS_FULL_SIZE = 7                     # FileFsFullSizeInformation: of what statvfs(3) gives
 
 
 cdef inline backing_t *backing_of(const FLT_INSTANCE *instance) noexcept nogil:
@@ -31,18 +33,19 @@ cdef inline backing_t *backing_of(const FLT_INSTANCE *instance) noexcept nogil:
 
 
 cdef NTSTATUS transfer(FLT_INSTANCE *instance, FILE_OBJECT *file, uint8_t major, const int64_t *offset, uint32_t length, void *buffer,
-                       uint32_t flags, uint32_t *moved, PFLT_COMPLETED_ASYNC_IO_CALLBACK callback, void *context) noexcept nogil:
+                       uint32_t flags, uint32_t key, uint32_t *moved, PFLT_COMPLETED_ASYNC_IO_CALLBACK callback,
+                       void *context) noexcept nogil:
     """Entered before anything of the file is looked at: once the instance has ended it may have been closed behind its owner."""
     cdef NTSTATUS status
     if not enter(instance):
         return STATUS_FLT_DELETING_OBJECT
-    status = transfer_entered(instance, file, major, offset, length, buffer, flags, moved, callback, context)
+    status = transfer_entered(instance, file, major, offset, length, buffer, flags, key, moved, callback, context)
     leave(instance)
     return status
 
 
 cdef NTSTATUS transfer_entered(FLT_INSTANCE *instance, FILE_OBJECT *file, uint8_t major, const int64_t *offset, uint32_t length,
-                               void *buffer, uint32_t flags, uint32_t *moved, PFLT_COMPLETED_ASYNC_IO_CALLBACK callback,
+                               void *buffer, uint32_t flags, uint32_t key, uint32_t *moved, PFLT_COMPLETED_ASYNC_IO_CALLBACK callback,
                                void *context) noexcept nogil:
     cdef vfs_request_t *request = NULL
     cdef filter_file_t *own = <filter_file_t *>file.FilterFile
@@ -64,6 +67,7 @@ cdef NTSTATUS transfer_entered(FLT_INSTANCE *instance, FILE_OBJECT *file, uint8_
     p.Parameters.Read.Buffer = buffer
     p.Parameters.Read.Length = length
     p.Parameters.Read.ByteOffset = at
+    p.Parameters.Read.Key = key
     if flags & FLTFL_IO_OPERATION_NON_CACHED:
         p.IrpFlags |= IRP_NOCACHE
     if flags & FLTFL_IO_OPERATION_PAGING:
@@ -84,14 +88,37 @@ cdef NTSTATUS transfer_entered(FLT_INSTANCE *instance, FILE_OBJECT *file, uint8_
 cdef NTSTATUS FltReadFile(FLT_INSTANCE *Instance, FILE_OBJECT *FileObject, const int64_t *ByteOffset, uint32_t Length, void *Buffer,
                           uint32_t Flags, uint32_t *BytesRead, PFLT_COMPLETED_ASYNC_IO_CALLBACK CallbackRoutine,
                           void *CallbackContext) noexcept nogil:
-    return transfer(Instance, FileObject, IRP_MJ_READ, ByteOffset, Length, Buffer, Flags, BytesRead, CallbackRoutine, CallbackContext)
+    return transfer(Instance, FileObject, IRP_MJ_READ, ByteOffset, Length, Buffer, Flags, 0, BytesRead, CallbackRoutine, CallbackContext)
+
+
+cdef NTSTATUS FltReadFileEx(FLT_INSTANCE *Instance, FILE_OBJECT *FileObject, const int64_t *ByteOffset, uint32_t Length, void *Buffer,
+                            uint32_t Flags, uint32_t *BytesRead, PFLT_COMPLETED_ASYNC_IO_CALLBACK CallbackRoutine,
+                            void *CallbackContext, const uint32_t *Key, const MDL *Mdl) noexcept nogil:
+    if Buffer is NULL and Mdl is not NULL:
+        if Length > Mdl.ByteCount:
+            return STATUS_INVALID_PARAMETER
+        Buffer = Mdl.StartVa
+    return transfer(Instance, FileObject, IRP_MJ_READ, ByteOffset, Length, Buffer, Flags, 0 if Key is NULL else Key[0], BytesRead,
+                    CallbackRoutine, CallbackContext)
 
 
 cdef NTSTATUS FltWriteFile(FLT_INSTANCE *Instance, FILE_OBJECT *FileObject, const int64_t *ByteOffset, uint32_t Length,
                            const void *Buffer, uint32_t Flags, uint32_t *BytesWritten,
                            PFLT_COMPLETED_ASYNC_IO_CALLBACK CallbackRoutine, void *CallbackContext) noexcept nogil:
-    return transfer(Instance, FileObject, IRP_MJ_WRITE, ByteOffset, Length, <void *>Buffer, Flags, BytesWritten, CallbackRoutine,
+    return transfer(Instance, FileObject, IRP_MJ_WRITE, ByteOffset, Length, <void *>Buffer, Flags, 0, BytesWritten, CallbackRoutine,
                     CallbackContext)
+
+
+cdef NTSTATUS FltWriteFileEx(FLT_INSTANCE *Instance, FILE_OBJECT *FileObject, const int64_t *ByteOffset, uint32_t Length,
+                             const void *Buffer, uint32_t Flags, uint32_t *BytesWritten,
+                             PFLT_COMPLETED_ASYNC_IO_CALLBACK CallbackRoutine, void *CallbackContext, const uint32_t *Key,
+                             const MDL *Mdl) noexcept nogil:
+    if Buffer is NULL and Mdl is not NULL:
+        if Length > Mdl.ByteCount:
+            return STATUS_INVALID_PARAMETER
+        Buffer = Mdl.StartVa
+    return transfer(Instance, FileObject, IRP_MJ_WRITE, ByteOffset, Length, <void *>Buffer, Flags, 0 if Key is NULL else Key[0],
+                    BytesWritten, CallbackRoutine, CallbackContext)
 
 
 cdef NTSTATUS FltFlushBuffers(FLT_INSTANCE *Instance, FILE_OBJECT *FileObject, bint DataOnly) noexcept nogil:
@@ -208,8 +235,17 @@ cdef NTSTATUS FltSetSecurityObject(FLT_INSTANCE *Instance, FILE_OBJECT *FileObje
 
 
 cdef NTSTATUS FltQueryVolumeInformation(FLT_INSTANCE *Instance, void *Buffer, uint32_t Length) noexcept nogil:
+    return volume_information(Instance, IRP_MJ_QUERY_VOLUME_INFORMATION, Buffer, Length, FS_FULL_SIZE)
+
+
+cdef NTSTATUS FltSetVolumeInformation(FLT_INSTANCE *Instance, const void *FsInformation, uint32_t Length,
+                                      uint32_t FsInformationClass) noexcept nogil:
+    return volume_information(Instance, IRP_MJ_SET_VOLUME_INFORMATION, <void *>FsInformation, Length, FsInformationClass)
+
+
+cdef NTSTATUS volume_information(FLT_INSTANCE *Instance, uint8_t major, void *Buffer, uint32_t Length, uint32_t which) noexcept nogil:
     cdef vfs_request_t *request = NULL
-    cdef NTSTATUS status = begin_io(Instance, NULL, IRP_MJ_QUERY_VOLUME_INFORMATION, &request)
+    cdef NTSTATUS status = begin_io(Instance, NULL, major, &request)
     if status != STATUS_SUCCESS:
         return status
     request.synthesised.fd = -1
@@ -218,6 +254,7 @@ cdef NTSTATUS FltQueryVolumeInformation(FLT_INSTANCE *Instance, void *Buffer, ui
     request.operation.current.TargetFileObject = &request.synthesised
     request.operation.current.Parameters.Volume.Buffer = Buffer
     request.operation.current.Parameters.Volume.Length = Length
+    request.operation.current.Parameters.Volume.FsInformationClass = which
     return finish_io(request, NULL)
 
 
@@ -237,6 +274,7 @@ cdef NTSTATUS FltQueryDirectoryFile(FLT_INSTANCE *Instance, FILE_OBJECT *FileObj
         status = begin_io(Instance, FileObject, IRP_MJ_DIRECTORY_CONTROL, &request)
         if status != STATUS_SUCCESS:
             return status
+        request.operation.current.MinorFunction = IRP_MN_QUERY_DIRECTORY
         request.operation.current.Parameters.Directory.Buffer = Buffer
         request.operation.current.Parameters.Directory.Length = Length
         request.operation.current.Parameters.Directory.Offset = own.listed_to

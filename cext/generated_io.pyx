@@ -22,7 +22,8 @@ from stackfs.cext.callback_data cimport (
     FLTFL_CALLBACK_DATA_GENERATED_IO, FLTFL_CALLBACK_DATA_IRP_OPERATION, FLT_IO_PARAMETER_BLOCK, FLT_VOLUME, FO_LOCKED,
     FSCTL_SET_REPARSE_POINT, IRP_MJ_DEVICE_CONTROL, IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_FLUSH_BUFFERS,
     IRP_MJ_LOCK_CONTROL, IRP_MJ_QUERY_EA, IRP_MJ_QUERY_INFORMATION, IRP_MJ_QUERY_SECURITY, IRP_MJ_QUERY_VOLUME_INFORMATION,
-    IRP_MJ_READ, IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY, IRP_MJ_WRITE, IRP_MN_LOCK, IRP_SYNCHRONOUS_API,
+    IRP_MJ_READ, IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY, IRP_MJ_SET_VOLUME_INFORMATION,
+    IRP_MJ_WRITE, IRP_MN_LOCK, IRP_SYNCHRONOUS_API,
     LABEL_SECURITY_INFORMATION, REQUEST_FIRST, REQUEST_PRINCIPAL, FileAllocationInformation, FileBasicInformation,
     FileDispositionInformation, FileEndOfFileInformation, FileLinkInformation, FilePositionInformation, FileRenameInformation,
     FileRenameInformationEx)
@@ -30,17 +31,18 @@ from stackfs.cext.impersonation cimport revert_to_self
 from stackfs.cext.includes.pthread cimport (
     pthread_cond_signal, pthread_cond_t, pthread_cond_timedwait, pthread_detach, pthread_mutex_init, pthread_mutex_lock,
     pthread_mutex_t, pthread_mutex_unlock, pthread_t)
-from stackfs.cext.inode_table cimport node_forget, node_id
+from stackfs.cext.inode_table cimport node_forget, node_id, node_type
 from stackfs.cext.locks cimport lock_enter, lock_leave, lock_wait
 from stackfs.cext.ntstatus cimport (
     NT_SUCCESS, STATUS_FLT_DELETING_OBJECT, STATUS_INSUFFICIENT_RESOURCES, STATUS_INVALID_HANDLE, STATUS_INVALID_PARAMETER,
     STATUS_IO_DEVICE_ERROR, STATUS_PENDING, STATUS_SUCCESS, errno_to_nt)
 from stackfs.cext.requests cimport request_free, request_new, request_run, request_wait
-from stackfs.cext.pending cimport operation_wait
+from stackfs.cext.pending cimport PASSIVE_LEVEL, operation_wait
 from stackfs.cext.stack cimport (
-    OPERATION_PENDED_POST, OPERATION_PENDED_PRE, operation_begin, operation_end, operation_only_below, operation_resume,
+    OPERATION_PENDED_POST, OPERATION_PENDED_PRE, about_to_wait, operation_begin, operation_end, operation_only_below, operation_resume,
     operation_run, operation_t, wait_function)
 from stackfs.cext.threads cimport add_int, init_condition, load_int, python_attach, python_detach, set_bits, start_thread
+from stackfs.cext.verifier cimport verifier_level, verifier_on
 
 
 cdef extern from *:
@@ -58,6 +60,9 @@ cdef extern from *:
     served_t served                      # this thread's
     uint64_t stackfs_next(uint64_t *counter) nogil
     int O_APPEND
+
+cdef extern from "<sys/stat.h>" nogil:
+    unsigned S_IFLNK
 
 # What audits show of an operation: the VFS request that it would come with.
 cdef enum:
@@ -83,6 +88,8 @@ cdef enum:
 
 cdef bint enter(FLT_INSTANCE *instance) noexcept nogil:
     """False: the instance starts no more, or was never on a volume."""
+    if verifier_on:
+        verifier_level(PASSIVE_LEVEL, b"I/O of a filter's own")
     add_int(&instance.IoPending, 1)
     if load_int(&instance.IoEnded) or instance.Related.Volume is NULL or instance.Related.Volume.backing is NULL:
         add_int(&instance.IoPending, -1)
@@ -180,11 +187,12 @@ cdef NTSTATUS well_formed(const FLT_IO_PARAMETER_BLOCK *p) noexcept nogil:
         if not p.Parameters.Ea.SecurityInformation & LABEL_SECURITY_INFORMATION:
             return STATUS_INVALID_PARAMETER
     elif major == IRP_MJ_FILE_SYSTEM_CONTROL:
-        if p.Parameters.Control.ControlCode == <uint32_t>FSCTL_SET_REPARSE_POINT:
+        if p.Parameters.Control.ControlCode == <uint32_t>FSCTL_SET_REPARSE_POINT and (
+                file.Node is NULL or node_type(file.Node) == S_IFLNK):
             return STATUS_INVALID_PARAMETER          # a link is made by filter_io.filter_symlink()
     elif major != IRP_MJ_READ and major != IRP_MJ_WRITE and major != IRP_MJ_QUERY_EA and major != IRP_MJ_SET_SECURITY and \
             major != IRP_MJ_FLUSH_BUFFERS and major != IRP_MJ_DIRECTORY_CONTROL and major != IRP_MJ_LOCK_CONTROL and \
-            major != IRP_MJ_QUERY_VOLUME_INFORMATION and major != IRP_MJ_DEVICE_CONTROL:
+            major != IRP_MJ_QUERY_VOLUME_INFORMATION and major != IRP_MJ_SET_VOLUME_INFORMATION and major != IRP_MJ_DEVICE_CONTROL:
         return STATUS_INVALID_PARAMETER
     return STATUS_SUCCESS if file.Node is not NULL else STATUS_INVALID_HANDLE      # not open yet, or not any more
 
@@ -244,14 +252,7 @@ cdef NTSTATUS perform(vfs_request_t *request, bint synchronous) noexcept nogil:
         lock_enter((<backing_t *>volume.backing).locks, &request.waiting, request.unique)
     revert_to_self()
     operation_only_below(op, request.initiator)
-    while operation_run(op) == 0:
-        if op.state == OPERATION_PENDED_PRE or op.state == OPERATION_PENDED_POST:
-            operation_wait(op)               # a filter below holds it
-            operation_resume(op)
-        else:
-            lock_wait((<backing_t *>volume.backing).locks, &request.waiting)
-            request.waiting.wanted = 0
-            op.would_block = 0
+    run_in_place(op)
     operation_end(op)
     revert_to_self()
     lock_leave((<backing_t *>volume.backing).locks, &request.waiting)
@@ -270,9 +271,21 @@ cdef NTSTATUS perform(vfs_request_t *request, bint synchronous) noexcept nogil:
 
 
 cdef void run_in_place(operation_t *op) noexcept nogil:
-    while operation_run(op) == 0 and (op.state == OPERATION_PENDED_PRE or op.state == OPERATION_PENDED_POST):
+    while operation_run(op) == 0:
+        await_operation(op)
+
+
+cdef void await_operation(operation_t *op) noexcept nogil:
+    """It has stopped: because a filter below holds it, or because somebody else has the lock that it wants."""
+    cdef vfs_request_t *request = <vfs_request_t *>op.request
+    if op.state == OPERATION_PENDED_PRE or op.state == OPERATION_PENDED_POST:
         operation_wait(op)
         operation_resume(op)
+    else:
+        about_to_wait(op)
+        lock_wait((<backing_t *>op.volume.backing).locks, &request.waiting)
+        request.waiting.wanted = 0
+        op.would_block = 0
 
 
 cdef void clear_operation(vfs_request_t *request, FILE_OBJECT *file) noexcept nogil:

@@ -24,9 +24,11 @@ from stackfs.cext.ntstatus cimport (
     NTSTATUS, NT_SUCCESS, STATUS_FLT_INVALID_NAME_REQUEST, STATUS_FLT_NAME_CACHE_MISS, STATUS_INSUFFICIENT_RESOURCES,
     STATUS_INVALID_PARAMETER, STATUS_NAME_TOO_LONG, STATUS_NO_SUCH_FILE, STATUS_OBJECT_NAME_INVALID,
     STATUS_OBJECT_NAME_NOT_FOUND, STATUS_REPARSE, STATUS_SUCCESS, STATUS_UNSUCCESSFUL)
+from stackfs.cext.pending cimport APC_LEVEL
 from stackfs.cext.stack cimport (
     FLT_INSTANCE, FLT_VOLUME, NAME_PROVIDERS, callback_list_t, compare_altitudes, list_hold, list_release)
 from stackfs.cext.threads cimport load_bits
+from stackfs.cext.verifier cimport verifier_level, verifier_on
 
 
 cdef enum:
@@ -165,6 +167,8 @@ cdef NTSTATUS answer(question_t *q, FLT_FILE_NAME_INFORMATION **found) noexcept 
     cdef uint32_t format = q.options & FLT_VALID_FILE_NAME_FORMATS
     cdef FLT_FILE_NAME_INFORMATION *whole
     cdef NTSTATUS status
+    if verifier_on:
+        verifier_level(APC_LEVEL, b"getting a file's name")
     found[0] = NULL
     if not known_options(q.options):
         return STATUS_INVALID_PARAMETER

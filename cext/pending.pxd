@@ -22,6 +22,12 @@ cdef enum:
     APC_LEVEL = 1
     DISPATCH_LEVEL = 2
 
+# A Python callback that a thread runs: innermost first, on the thread's stack, from callback_enter() to callback_leave().
+cdef struct callback_frame_t:
+    operation_t *op
+    int irql
+    callback_frame_t *outer
+
 ctypedef int (*interrupted_function)(void *context, uint64_t unique) noexcept nogil
 
 cdef struct holds_t:
@@ -63,8 +69,10 @@ cdef bint operation_off_cancel(operation_t *op) noexcept nogil                 #
 
 cdef bint operation_complete(operation_t *op, int status, void *context) noexcept nogil        # status as its callback would return it
 cdef int operation_irql(const operation_t *op) noexcept nogil                  # the level its callback runs at (A6.12)
-cdef int irql_set(int level) noexcept nogil                                    # of this thread; the level it had
-cdef int irql_get() noexcept nogil
+cdef void callback_enter(callback_frame_t *frame, operation_t *op, int level) noexcept nogil
+cdef void callback_leave(callback_frame_t *frame) noexcept nogil
+cdef int irql_set(int level) noexcept nogil                                    # of the callback that this thread runs; what it was
+cdef int irql_get() noexcept nogil                                             # of this thread
 cdef int irql_require(int level, str routine) except -1                        # RuntimeError, with the verifier: it is higher
 
 # --- for filters (A6, A8): the data of an IRP, from its callback on until the filter has completed it

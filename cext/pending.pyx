@@ -23,20 +23,19 @@ from stackfs.cext.callback_data cimport (
     FLT_PREOP_COMPLETE, FLT_PREOP_SUCCESS_NO_CALLBACK, FLT_PREOP_SUCCESS_WITH_CALLBACK, IRP_MJ_CREATE)
 from stackfs.cext.impersonation cimport revert_to_self
 from stackfs.cext.ntstatus cimport STATUS_CANCELLED, STATUS_NOT_SUPPORTED, STATUS_SUCCESS
+from stackfs.cext.stack cimport POST_SYNCHRONISED
 from stackfs.cext.threads cimport *
 from stackfs.cext.unique_set cimport unique_add, unique_find, unique_remove
+from stackfs.cext.verifier cimport verifier_on, verifier_too_high
 
 
 cdef extern from *:
     """
-    static __thread int pending_irql;
-    static inline int pending_set_irql(int level) { int before = pending_irql; pending_irql = level; return before; }
+    static __thread void *pending_innermost;
+    static inline void *pending_set_innermost(void *frame) { void *was = pending_innermost; pending_innermost = frame; return was; }
     """
-    int pending_irql
-    int pending_set_irql(int level) nogil
-
-# Routines refuse to be called at a level that is too high for them.
-cdef bint verifier = False
+    void *pending_innermost              # callback_frame_t: the Python callback that this thread runs
+    void *pending_set_innermost(void *frame) nogil
 
 
 cdef holds_t *holds_new() noexcept nogil:
@@ -381,34 +380,58 @@ cdef bint FltCancelIo(FLT_CALLBACK_DATA *Data) noexcept nogil:
 cdef int operation_irql(const operation_t *op) noexcept nogil:
     """A post of an IRP may come in any thread, at DISPATCH_LEVEL, but for CREATE and what was synchronised (A6.12)."""
     if not goes_up(op) or not op.data.Flags & FLTFL_CALLBACK_DATA_IRP_OPERATION or \
-            op.current.MajorFunction == IRP_MJ_CREATE or op.layers[op.bottom].post_owed == 2:
+            op.current.MajorFunction == IRP_MJ_CREATE or op.layers[op.bottom].post_owed >= POST_SYNCHRONISED:
         return PASSIVE_LEVEL
     return DISPATCH_LEVEL
 
 
+cdef void callback_enter(callback_frame_t *frame, operation_t *op, int level) noexcept nogil:
+    frame.op = op
+    frame.irql = level
+    frame.outer = <callback_frame_t *>pending_set_innermost(frame)
+
+
+cdef void callback_leave(callback_frame_t *frame) noexcept nogil:
+    pending_set_innermost(frame.outer)
+
+
 cdef int irql_set(int level) noexcept nogil:
-    return pending_set_irql(level)
+    cdef callback_frame_t *frame = <callback_frame_t *>pending_innermost
+    cdef int before
+    if frame is NULL:
+        return PASSIVE_LEVEL
+    before = frame.irql
+    frame.irql = level
+    return before
 
 
 cdef int irql_get() noexcept nogil:
-    return pending_irql
+    return PASSIVE_LEVEL if pending_innermost is NULL else (<callback_frame_t *>pending_innermost).irql
 
 
 cdef int irql_require(int level, str routine) except -1:
-    if verifier and pending_irql > level:
-        raise RuntimeError(f"{routine} was called at level {pending_irql}, and may be at {level} at most (A6.12)")
+    if verifier_on and irql_get() > level:
+        verifier_too_high(irql_get(), level, routine)
     return 0
 
 
 def current_irql() -> int:
     """KeGetCurrentIrql: the level of the calling thread. DISPATCH_LEVEL (2) in posts that may come at it, else 0."""
-    return pending_irql
+    return irql_get()
 
 
-def set_verifier(bint on) -> None:
-    """From now on require_irql() raises (-o verifier)."""
-    global verifier
-    verifier = on
+def interrupted_requestors():
+    """None: this thread runs no callback of the stack. Else the thread ids of the programs whose operations its
+    callbacks are about, the one in hand and those around it, as far as an INTERRUPT, or a cancel, has come for them."""
+    cdef callback_frame_t *frame = <callback_frame_t *>pending_innermost
+    if frame is NULL:
+        return None
+    cdef list found = []
+    while frame is not NULL:
+        if frame.op.data.Thread.tid and FltIsIoCanceled(&frame.op.data):
+            found.append(frame.op.data.Thread.tid)
+        frame = frame.outer
+    return found
 
 
 def require_irql(int level, str routine not None) -> None:

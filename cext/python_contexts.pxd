@@ -40,3 +40,6 @@ cdef Context context_get(FLT_INSTANCE *instance, FILE_OBJECT *file, kind)       
 cdef Context context_ensure(FLT_INSTANCE *instance, FILE_OBJECT *file, kind)                 # +1
 cdef Context context_set(FLT_INSTANCE *instance, FILE_OBJECT *file, Context context, bint replace)  # the one before, +1, or None
 cdef bint context_delete(FLT_INSTANCE *instance, FILE_OBJECT *file, kind) except -1
+# One that has not been allocated yet gets memory, and one reference.
+cdef int context_new(FilterContexts registration, uint16_t type, Context context) except -1
+cdef FilterContexts registration_of(FLT_INSTANCE *instance)

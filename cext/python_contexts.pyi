@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias, TypeVar
 
-from stackfs.cext.file_object import FileObject
+from stackfs.cext.file_object import FileReference
 
 _Kind = TypeVar("_Kind", bound="Context")
 _Row: TypeAlias = tuple[
@@ -34,6 +34,9 @@ class FilterContexts:
     def close(self) -> int:
         """The filter is being unregistered: its volume contexts go, and none is made any more (A2). How many of all
         types are still referenced by somebody."""
+    @property
+    def identity(self) -> int:
+        """A number that no other registration has, as long as one of its contexts is there."""
     @property
     def outstanding(self) -> dict[str, int]:
         """Contexts that have not gone, by kind ("stream"); those with none are left out."""
@@ -97,6 +100,12 @@ class StreamHandleContext(Context):
     @property
     def context_type(self) -> int: ...
 
+class SectionContext(Context):
+    """One for each instance and section for a data scan; set by what creates the section, it goes with that (B2.8)."""
+
+    @property
+    def context_type(self) -> int: ...
+
 class InstanceContexts:
     """The contexts of an instance. get_context() and the three with it are for kinds that hang on the instance itself,
     or on its volume; callback data has the same for all kinds. What they return has no reference of the caller's: it is
@@ -116,13 +125,13 @@ class InstanceContexts:
     def delete_contexts(self, most: int) -> int:
         """The end of the teardown: up to `most` contexts go, in the order of A3. How many it found: call it until 0."""
     def flt_set_context(
-        self, context_type: int, file: FileObject | None, operation: int, context: Context | None, wants_old: bool
+        self, context_type: int, file: FileReference | None, operation: int, context: Context | None, wants_old: bool
     ) -> tuple[int, Context | None]:
         """FltSetInstanceContext, FltSetFileContext, ...: (NTSTATUS, the context that is or was there)."""
-    def flt_get_context(self, context_type: int, file: FileObject | None) -> tuple[int, Context | None]:
+    def flt_get_context(self, context_type: int, file: FileReference | None) -> tuple[int, Context | None]:
         """FltGetInstanceContext, ...: (NTSTATUS, context)."""
     def flt_delete_context(
-        self, context_type: int, file: FileObject | None, wants_old: bool
+        self, context_type: int, file: FileReference | None, wants_old: bool
     ) -> tuple[int, Context | None]:
         """FltDeleteInstanceContext, ...: (NTSTATUS, the context that was there)."""
 
@@ -143,5 +152,5 @@ class VolumeContexts:
     def close_contexts(self) -> None:
         """The volume ends: its contexts go, and none can be set any more."""
 
-def supports_contexts(file: FileObject) -> bool:
+def supports_contexts(file: FileReference) -> bool:
     """FltSupportsStreamContexts and the others: from a CREATE that succeeded to the CLOSE."""

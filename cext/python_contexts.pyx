@@ -8,23 +8,26 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.limits cimport INT_MAX
-from libc.stdint cimport uint16_t, uint32_t
+from libc.stdint cimport uint16_t, uint32_t, uintptr_t
 from libc.stdlib cimport calloc
 from libc.string cimport memcpy, memset
 
 from stackfs.cext.callback_data cimport FILE_OBJECT
 from stackfs.cext.contexts cimport (
     CONTEXT_DEFINITIONS, CONTEXT_TYPES, FLTFL_CONTEXT_REGISTRATION_NO_EXACT_SIZE_MATCH, FLT_CONTEXT_REGISTRATION,
-    FLT_SET_CONTEXT_KEEP_IF_EXISTS, FLT_SET_CONTEXT_REPLACE_IF_EXISTS, FLT_VARIABLE_SIZED_CONTEXTS, FLT_VOLUME_CONTEXT,
+    FLT_SECTION_CONTEXT, FLT_SET_CONTEXT_KEEP_IF_EXISTS, FLT_SET_CONTEXT_REPLACE_IF_EXISTS, FLT_VARIABLE_SIZED_CONTEXTS,
+    FLT_VOLUME_CONTEXT,
     FltDeleteContext, FltReferenceContext, FltReleaseContext, NonPagedPool, PFLT_CONTEXT, context_choose, context_make,
     context_linked, context_of, context_t, delete_context, filter_contexts_close, filter_contexts_put, filter_contexts_t, get_context,
     has_stream, index_of, instance_contexts_close, instance_contexts_delete, load_signed, memory_of, set_context,
     volume_contexts_close)
-from stackfs.cext.file_object cimport FileObject
+from stackfs.cext.file_object cimport FileReference
 from stackfs.cext.ntstatus cimport (
     NTSTATUS, STATUS_FLT_CONTEXT_ALLOCATION_NOT_FOUND, STATUS_FLT_CONTEXT_ALREADY_DEFINED, STATUS_INSUFFICIENT_RESOURCES,
-    STATUS_INVALID_BUFFER_SIZE, STATUS_INVALID_PARAMETER, STATUS_NOT_FOUND, STATUS_SUCCESS)
+    STATUS_INVALID_BUFFER_SIZE, STATUS_INVALID_PARAMETER, STATUS_NOT_FOUND, STATUS_NOT_SUPPORTED, STATUS_SUCCESS)
+from stackfs.cext.pending cimport APC_LEVEL, irql_require
 from stackfs.cext.stack cimport FLT_FILTER, FLT_INSTANCE, FLT_VOLUME  # no-cython-lint: complete the structs
+from stackfs.cext.verifier cimport verifier_on, verifier_watcher
 
 from stackfs.cext.ntstatus import NtStatusError
 
@@ -61,7 +64,17 @@ cdef void end_python(context_t *context) noexcept:
             tell(context.filter, context.type, error)
     face.native = NULL
     face.held = None
+    if verifier_on:
+        forget(face)
     Py_DECREF(face)
+
+
+cdef void forget(Context face) noexcept:
+    """It has gone, and is nobody's any more."""
+    try:
+        verifier_watcher().given_back(face)
+    except BaseException:
+        pass
 
 
 cdef void tell(filter_contexts_t *filter, uint16_t type, error) noexcept:
@@ -236,6 +249,8 @@ cdef class FilterContexts:
         face.native = context
         Py_INCREF(face)
         (<PyObject **>memory_of(context))[0] = <PyObject *>face
+        if verifier_on:
+            verifier_watcher().acquired(face, f"a {type_name(type)} context", "FltAllocateContext", owner=self.identity)
         return <uint32_t>status, face
 
     def close(self) -> int:
@@ -244,6 +259,11 @@ cdef class FilterContexts:
         with nogil:
             filter_contexts_close(self.filter)
         return sum(self.outstanding.values())
+
+    @property
+    def identity(self):
+        """A number that no other registration has, as long as one of its contexts is there."""
+        return <uintptr_t>self.filter
 
     @property
     def outstanding(self):
@@ -340,6 +360,12 @@ class StreamHandleContext(Context):
     context_type = 0x10
 
 
+class SectionContext(Context):
+    """One for each instance and section for a data scan; set by what creates the section, it goes with that (B2.8)."""
+
+    context_type = 0x40
+
+
 cdef raise_status(NTSTATUS status, str what):
     raise NtStatusError(<uint32_t>status, what)
 
@@ -366,10 +392,19 @@ cdef FilterContexts registration_of(FLT_INSTANCE *instance):
     return <FilterContexts>filter.face
 
 
+cdef int assign(FLT_INSTANCE *instance, Context context) except -1:
+    """From now on it is that instance's affair. Of a volume's context it stays the filter's."""
+    if verifier_on and context is not None and context.native is not NULL and context.native.type != FLT_VOLUME_CONTEXT:
+        verifier_watcher().assigned(
+            context, instance.Related.Filter.Name.decode("utf-8", "surrogateescape"), <object>instance.Object)
+    return 0
+
+
 cdef Context context_get(FLT_INSTANCE *instance, FILE_OBJECT *file, kind):
     cdef PFLT_CONTEXT found
-    cdef NTSTATUS status = get_context(
-        instance.Related.Filter, instance.Related.Volume, instance, file, type_of(kind), &found)
+    cdef NTSTATUS status
+    irql_require(APC_LEVEL, "getting a context")
+    status = get_context(instance.Related.Filter, instance.Related.Volume, instance, file, type_of(kind), &found)
     if status == STATUS_SUCCESS:
         return face_of(found)
     if status == STATUS_NOT_FOUND:
@@ -389,6 +424,14 @@ cdef Context context_ensure(FLT_INSTANCE *instance, FILE_OBJECT *file, kind):
     return context
 
 
+cdef int context_new(FilterContexts registration, uint16_t type, Context context) except -1:
+    """Allocates one of a registered class, with one reference."""
+    made, _ = registration.made(registration.index(type_class(context)), type, 0, NonPagedPool, context)
+    if made:
+        raise_status(<NTSTATUS><uint32_t>made, f"a {type_name(type)} context cannot be made")
+    return 0
+
+
 cdef Context set_and_keep(FLT_INSTANCE *instance, FILE_OBJECT *file, Context context, int operation):
     """Allocates the context if it is new, and sets it; the caller then has one reference more. Returns the one that is, or
     was, there, with a reference; None: there is none."""
@@ -396,16 +439,18 @@ cdef Context set_and_keep(FLT_INSTANCE *instance, FILE_OBJECT *file, Context con
     cdef uint16_t type = type_of(type_class(context))
     cdef PFLT_CONTEXT old
     cdef NTSTATUS status
+    if type == FLT_SECTION_CONTEXT:
+        raise_status(STATUS_NOT_SUPPORTED, "a section's context is set by what creates the section")
+    irql_require(APC_LEVEL, "setting a context")
     if context.native is NULL:
-        made, _ = registration.made(registration.index(type_class(context)), type, 0, NonPagedPool, context)
-        if made:
-            raise_status(<NTSTATUS><uint32_t>made, f"a {type_name(type)} context cannot be made")
+        context_new(registration, type, context)
     else:
         FltReferenceContext(memory_of(context.native))
     status = set_context(instance.Related.Volume, instance, file, type, operation, memory_of(context.native), &old)
     if status != STATUS_SUCCESS and status != STATUS_FLT_CONTEXT_ALREADY_DEFINED:
         context.release()
         raise_status(status, f"the {type_name(type)} context cannot be set")
+    assign(instance, context)
     return None if old is NULL else face_of(old)
 
 
@@ -428,7 +473,7 @@ cdef bint context_delete(FLT_INSTANCE *instance, FILE_OBJECT *file, kind) except
 
 # --- the contexts of an instance and of a volume, for Python ------------------------------------------------------------------
 
-cdef FILE_OBJECT *pointer_of(FileObject file) except? NULL:
+cdef FILE_OBJECT *pointer_of(FileReference file) except? NULL:
     return NULL if file is None else file.live()
 
 
@@ -483,24 +528,30 @@ cdef class InstanceContexts:
 
     # As the DDI has them. Each answers an unsigned NTSTATUS, and a context with one reference, the caller's, or None.
 
-    def flt_set_context(self, context_type, FileObject file, operation, Context context, bint wants_old):
+    def flt_set_context(self, context_type, FileReference file, operation, Context context, bint wants_old):
         """FltSetInstanceContext, FltSetFileContext, ...: (NTSTATUS, the context that is or was there)."""
         cdef PFLT_CONTEXT old = NULL
         cdef FLT_INSTANCE *instance = self.owner
-        cdef NTSTATUS status = set_context(
+        cdef NTSTATUS status
+        irql_require(APC_LEVEL, "setting a context")
+        status = set_context(
             instance.Related.Volume, instance, pointer_of(file), context_type, operation, memory_or_null(context),
             &old if wants_old else NULL)
+        if status == STATUS_SUCCESS:
+            assign(instance, context)
         return <uint32_t>status, None if old is NULL else face_of(old)
 
-    def flt_get_context(self, context_type, FileObject file):
+    def flt_get_context(self, context_type, FileReference file):
         """FltGetInstanceContext, ...: (NTSTATUS, context)."""
         cdef PFLT_CONTEXT found = NULL
         cdef FLT_INSTANCE *instance = self.owner
-        cdef NTSTATUS status = get_context(
+        cdef NTSTATUS status
+        irql_require(APC_LEVEL, "getting a context")
+        status = get_context(
             instance.Related.Filter, instance.Related.Volume, instance, pointer_of(file), context_type, &found)
         return <uint32_t>status, None if found is NULL else face_of(found)
 
-    def flt_delete_context(self, context_type, FileObject file, bint wants_old):
+    def flt_delete_context(self, context_type, FileReference file, bint wants_old):
         """FltDeleteInstanceContext, ...: (NTSTATUS, the context that was there)."""
         cdef PFLT_CONTEXT old = NULL
         cdef FLT_INSTANCE *instance = self.owner
@@ -546,6 +597,6 @@ cdef class VolumeContexts:
             volume_contexts_close(owner)
 
 
-def supports_contexts(FileObject file not None):
+def supports_contexts(FileReference file not None):
     """FltSupportsStreamContexts and the others: from a CREATE that succeeded to the CLOSE."""
     return has_stream(file.live())

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from stackfs.cext.file_object import FileObject
+from stackfs.cext.file_object import FileReference
 from stackfs.cext.python_contexts import InstanceContexts
 
 class NameProvider:
@@ -74,13 +74,13 @@ class FileNameInformation:
 class InstanceNames(InstanceContexts):
     """Names asked for by an instance. Each routine answers an unsigned NTSTATUS, and information or None."""
 
-    def flt_get_name(self, file: FileObject, options: int) -> tuple[int, FileNameInformation | None]:
+    def flt_get_name(self, file: FileReference, options: int) -> tuple[int, FileNameInformation | None]:
         """FltGetFileNameInformationUnsafe: (NTSTATUS, FileNameInformation)."""
     def flt_get_destination_name(
-        self, file: FileObject, name: bytes, options: int
+        self, file: FileReference, name: bytes, options: int
     ) -> tuple[int, FileNameInformation | None]:
         """FltGetDestinationFileNameInformation, in the directory that the file is in: (NTSTATUS, information)."""
-    def flt_purge_names(self, file: FileObject | None) -> int:
+    def flt_purge_names(self, file: FileReference | None) -> int:
         """FltPurgeFileNameInformationCache: of the file, or (None) of the whole volume. NTSTATUS."""
 
 def parse_file_name(name: str | bytes | os.PathLike[str]) -> tuple[str, str, str]:

@@ -12,7 +12,7 @@ from libc.string cimport memcpy
 from stackfs.cext.callback_data cimport (
     CallbackData, FILE_NAME, FILE_OBJECT, FLT_CALLBACK_DATA, FLT_INSTANCE, FileLinkInformation, FileRenameInformation,
     FileRenameInformationEx, IRP_MJ_CREATE, IRP_MJ_SET_INFORMATION)
-from stackfs.cext.file_object cimport FileObject, file_object_new
+from stackfs.cext.file_object cimport FileReference, file_reference_new
 from stackfs.cext.names cimport (
     FLT_FILE_NAME_INFORMATION, FLT_NAME_CONTROL, FltCheckAndGrowNameControl, FltGetDestinationFileNameInformation,
     FltGetFileNameInformation, FltGetFileNameInformationUnsafe, FltParseFileName, FltPurgeFileNameInformationCache,
@@ -20,6 +20,7 @@ from stackfs.cext.names cimport (
     name_information_hold, name_information_put, name_provider_t, path_of, set_part)
 from stackfs.cext.ntstatus cimport (
     NTSTATUS, STATUS_INVALID_PARAMETER, STATUS_NAME_TOO_LONG, STATUS_SUCCESS, STATUS_UNSUCCESSFUL)
+from stackfs.cext.pending cimport APC_LEVEL, irql_require
 from stackfs.cext.python_contexts cimport InstanceContexts
 from stackfs.cext.stack cimport FLT_INSTANCE  # no-cython-lint: completes the struct
 
@@ -92,7 +93,7 @@ cdef NTSTATUS python_generate_raw(FLT_INSTANCE *instance, FILE_OBJECT *file, FLT
 cdef NTSTATUS call_generate_raw(FLT_INSTANCE *instance, FILE_OBJECT *file, uint32_t options, bint *cache,
                                 FLT_NAME_CONTROL *control) noexcept:
     cdef NameProvider provider = <NameProvider>(<name_provider_t *>instance.NameProvider).python
-    cdef FileObject face = file_object_new(file)
+    cdef FileReference face = file_reference_new(file)
     try:
         status, name, may_cache = provider.generate(<object>instance.Object, face, options)
         cache[0] = bool(may_cache)
@@ -328,27 +329,30 @@ cdef FileNameInformation destination_name_information(FLT_CALLBACK_DATA *data, u
 
 
 def _of_operation(CallbackData data not None, uint32_t options):
+    irql_require(APC_LEVEL, "getting a file's name")
     return name_information(data.live(), options)
 
 
 def _of_destination(CallbackData data not None, uint32_t options):
+    irql_require(APC_LEVEL, "getting a file's name")
     return destination_name_information(data.live(), options)
 
 
 cdef class InstanceNames(InstanceContexts):
     """Names asked for by an instance. Each routine answers an unsigned NTSTATUS, and information or None."""
 
-    def flt_get_name(self, FileObject file not None, uint32_t options):
+    def flt_get_name(self, FileReference file not None, uint32_t options):
         """FltGetFileNameInformationUnsafe: (NTSTATUS, FileNameInformation)."""
         cdef FLT_FILE_NAME_INFORMATION *found
         cdef FILE_OBJECT *pointer = file.live()
         cdef FLT_INSTANCE *instance = self.owner
         cdef NTSTATUS status
+        irql_require(APC_LEVEL, "getting a file's name")
         with nogil:
             status = FltGetFileNameInformationUnsafe(pointer, instance, options, &found)
         return <uint32_t>status, None if found is NULL else given(found)
 
-    def flt_get_destination_name(self, FileObject file not None, bytes name not None, uint32_t options):
+    def flt_get_destination_name(self, FileReference file not None, bytes name not None, uint32_t options):
         """FltGetDestinationFileNameInformation, in the directory that the file is in: (NTSTATUS, FileNameInformation)."""
         cdef FLT_FILE_NAME_INFORMATION *found
         cdef FILE_OBJECT *pointer = file.live()
@@ -360,7 +364,7 @@ cdef class InstanceNames(InstanceContexts):
             status = FltGetDestinationFileNameInformation(instance, pointer, NULL, bytes_of, length, options, &found)
         return <uint32_t>status, None if found is NULL else given(found)
 
-    def flt_purge_names(self, FileObject file):
+    def flt_purge_names(self, FileReference file):
         """FltPurgeFileNameInformationCache: of the file, or (None) of the whole volume. NTSTATUS."""
         return <uint32_t>FltPurgeFileNameInformationCache(self.owner, NULL if file is None else file.live())
 

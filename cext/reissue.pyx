@@ -13,14 +13,16 @@ from stackfs.cext.backing cimport backing_t
 from stackfs.cext.callback_data cimport (
     CallbackData, FILE_OBJECT, FLTFL_CALLBACK_DATA_DIRTY, FLTFL_CALLBACK_DATA_IRP_OPERATION,
     FLTFL_CALLBACK_DATA_POST_OPERATION, FLTFL_CALLBACK_DATA_REISSUED_IO, FO_FILE_OPEN_CANCELLED, FO_SYNTHESISED,
-    IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_LOCK_CONTROL)
+    IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE)
 from stackfs.cext.generated_io cimport run_in_place
 from stackfs.cext.impersonation cimport revert_to_self
 from stackfs.cext.inode_table cimport node_forget, node_id
-from stackfs.cext.ntstatus cimport STATUS_INSUFFICIENT_RESOURCES, STATUS_INVALID_PARAMETER, STATUS_SUCCESS
+from stackfs.cext.ntstatus cimport NT_SUCCESS, STATUS_INSUFFICIENT_RESOURCES, STATUS_INVALID_PARAMETER, STATUS_REPARSE, STATUS_SUCCESS
+from stackfs.cext.pending cimport FltIsIoCanceled, HOLD_CANCELLED
 from stackfs.cext.requests cimport vfs_request_t
 from stackfs.cext.stack cimport (
-    INLINE_LAYERS, layer_t, operation_begin, operation_end, operation_join_list, operation_only_below, operation_t)
+    INLINE_LAYERS, POST_REISSUED, POST_SYNCHRONISED, layer_t, operation_begin, operation_end, operation_join_list,
+    operation_only_below, operation_t)
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
@@ -37,11 +39,11 @@ cdef NTSTATUS FltReissueSynchronousIo(FLT_INSTANCE *InitiatingInstance, FLT_CALL
     cdef uint8_t major = op.current.MajorFunction
     if not in_post_of(op, InitiatingInstance) or not op.data.Flags & FLTFL_CALLBACK_DATA_IRP_OPERATION:
         return STATUS_INVALID_PARAMETER
-    if major == IRP_MJ_CLEANUP or major == IRP_MJ_CLOSE or major == IRP_MJ_LOCK_CONTROL or (
-            major != IRP_MJ_CREATE and op.layers[op.bottom].post_owed != 2):
+    if major == IRP_MJ_CLEANUP or major == IRP_MJ_CLOSE or (
+            major != IRP_MJ_CREATE and op.layers[op.bottom].post_owed < POST_SYNCHRONISED):
         return STATUS_INVALID_PARAMETER
-    if major == IRP_MJ_CREATE and op.base_done and not op.current.TargetFileObject.Flags & FO_FILE_OPEN_CANCELLED:
-        return STATUS_INVALID_PARAMETER      # it is open: FltCancelFileOpen comes first
+    if major == IRP_MJ_CREATE and (op.base_done or op.data.IoStatus.Status == STATUS_REPARSE):
+        return STATUS_INVALID_PARAMETER      # it is open, so FltCancelFileOpen comes first; or it begins again elsewhere
     again = <operation_t *>calloc(1, cython.sizeof(operation_t))
     if again is NULL:
         return STATUS_INSUFFICIENT_RESOURCES
@@ -67,6 +69,8 @@ cdef NTSTATUS FltReissueSynchronousIo(FLT_INSTANCE *InitiatingInstance, FLT_CALL
     again.buffer_owner = op.buffer_owner
     again.buffer_read_only = op.buffer_read_only
     again.announce_wait = op.announce_wait
+    if FltIsIoCanceled(&op.data):
+        again.held = HOLD_CANCELLED
     again.index = op.bottom + 1
     operation_join_list(again, op.list)
     revert_to_self()
@@ -75,7 +79,11 @@ cdef NTSTATUS FltReissueSynchronousIo(FLT_INSTANCE *InitiatingInstance, FLT_CALL
     op.data.IoStatus = again.data.IoStatus
     op.data.Flags &= ~<uint32_t>FLTFL_CALLBACK_DATA_DIRTY
     op.base_done = again.base_done
+    op.layers[op.bottom].post_owed = POST_REISSUED
     op.failed_by = again.failed_by
+    if again.base_done and NT_SUCCESS(again.data.IoStatus.Status):
+        op.failed_by = InitiatingInstance    # if it fails it after all, and nobody above does
+    op.begins_again = again.begins_again     # a wait for a lock that has to begin anew
     if again.base_done and major == IRP_MJ_CREATE:
         op.current.TargetFileObject.Flags &= ~<uint32_t>FO_FILE_OPEN_CANCELLED
     operation_end(again)
@@ -91,12 +99,13 @@ cdef NTSTATUS FltCancelFileOpen(FLT_INSTANCE *Instance, FLT_CALLBACK_DATA *Data)
     cdef uint8_t major
     cdef int i
     if not in_post_of(op, Instance) or op.current.MajorFunction != IRP_MJ_CREATE or not op.base_done or \
-            file.Flags & FO_FILE_OPEN_CANCELLED:
+            not NT_SUCCESS(op.data.IoStatus.Status):
         return STATUS_INVALID_PARAMETER
     closing = <operation_t *>malloc(cython.sizeof(operation_t))
     if closing is NULL:
         return STATUS_INSUFFICIENT_RESOURCES
     file.Flags |= FO_FILE_OPEN_CANCELLED
+    op.base_done = 0                         # a success would be made up, for the posts above as well (A6.5)
     revert_to_self()
     for i in range(2):
         major = IRP_MJ_CLEANUP if i == 0 else IRP_MJ_CLOSE

@@ -97,6 +97,8 @@ cdef struct vfs_request_t:
     FILE_OBJECT synthesised
     handle_t *handle                     # the handle the request goes by, or the one it opens
     handle_t *source                     # copy_file_range: where from
+    step_t injected[2]                   # opcode 0: the operation that it consists of, and its end (Volume.inject())
+    int acquired                         # an ACQUIRE_FOR_* has succeeded: its RELEASE_FOR_* is owed
     lock_wait_t waiting                  # a SETLKW whose lock somebody else has
     node_t *node                         # the node it goes by, with a reference
     node_t *directory

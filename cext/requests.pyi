@@ -7,6 +7,9 @@ from stackfs.cext.stack import InstanceEntry, Stack
 
 _Entry = TypeVar("_Entry")
 
+INJECTABLE: frozenset[int]
+"""What Volume.inject() makes: what no VFS request brings, or not as something that it asks for."""
+
 class VfsError(OSError):
     """A request that failed: errno is what a program would see."""
 
@@ -46,6 +49,10 @@ class Volume:
     def open_files(self) -> int:
         """Handles the kernel holds."""
     @property
+    def filesystem(self) -> tuple[int, bytes, bool, int]:
+        """The backing filesystem: (type as statfs(2) numbers it, its id, read only?, inode of the backing
+        directory)."""
+    @property
     def known_inodes(self) -> int:
         """Inodes the kernel knows, the root included."""
     @property
@@ -84,6 +91,20 @@ class Volume:
         """How many requests filters hold, or threads that have completed them still carry to their end."""
     def known(self) -> tuple[list[int], list[int], list[tuple[int, bytes]]]:
         """What the kernel may have cached: (nodeids with open files, other nodeids, [(parent nodeid, name), ...])."""
+    def inject(
+        self,
+        major: int,
+        nodeid: int = 1,
+        *,
+        fh: int = 0,
+        minor: int = 0,
+        code: int = 0,
+        input: bytes = b"",
+        output_size: int = 0,
+    ) -> Request:
+        """A Request of one operation that no VFS request brings by itself (D20), about an open file, a node, or, with
+        the root's nodeid, the volume. minor: its minor function. code, input, output_size: for what has buffers.
+        ValueError: another one."""
     def request(
         self,
         opcode: int,
@@ -143,6 +164,9 @@ class Request:
     @property
     def error(self) -> int:
         """A positive errno; 0: it succeeded."""
+    @property
+    def status(self) -> int:
+        """The NTSTATUS (unsigned) of the operation that failed; 0: none has."""
     @property
     def opcode(self) -> int: ...
     @property

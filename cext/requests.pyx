@@ -35,14 +35,22 @@ from stackfs.cext.callback_data cimport (
     FILE_WRITE_DATA, FILE_WRITE_EA, FILE_WRITE_THROUGH, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION,
     FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION, FLTFL_CALLBACK_DATA_GENERATED_IO,
     FLTFL_CALLBACK_DATA_SYSTEM_BUFFER, FLT_IO_PARAMETER_BLOCK, FO_CREATED, FO_DIRECTORY,
-    FO_FILE_OPEN_CANCELLED, FO_LOCKED, FO_OPENED,
-    FO_SYNTHESISED, FO_UNREADABLE, FSCTL_DUPLICATE_EXTENTS_TO_FILE, FSCTL_GET_REPARSE_POINT, FSCTL_MANAGE_BYPASS_IO,
-    FSCTL_SET_REPARSE_POINT, FSCTL_SET_ZERO_DATA, GROUP_SECURITY_INFORMATION, IRP_MJ_CLEANUP, IRP_MJ_CLOSE,
+    FO_FILE_OPEN_CANCELLED, FO_LOCKED, FO_OPENED, FO_SECTION,
+    FO_SYNTHESISED, FO_UNREADABLE, FO_VOLUME_OPEN, FSCTL_DISMOUNT_VOLUME, FSCTL_DUPLICATE_EXTENTS_TO_FILE,
+    FSCTL_GET_REPARSE_POINT, FSCTL_LOCK_VOLUME, FSCTL_MANAGE_BYPASS_IO, FSCTL_UNLOCK_VOLUME,
+    FSCTL_SET_REPARSE_POINT, FSCTL_SET_ZERO_DATA, GROUP_SECURITY_INFORMATION,
+    IRP_MJ_ACQUIRE_FOR_CC_FLUSH, IRP_MJ_ACQUIRE_FOR_MOD_WRITE, IRP_MJ_ACQUIRE_FOR_SECTION_SYNCHRONIZATION, IRP_MJ_CLEANUP,
+    IRP_MJ_CLOSE, IRP_MJ_CREATE_MAILSLOT, IRP_MJ_CREATE_NAMED_PIPE, IRP_MJ_FAST_IO_CHECK_IF_POSSIBLE,
+    IRP_MJ_INTERNAL_DEVICE_CONTROL, IRP_MJ_MDL_READ, IRP_MJ_MDL_READ_COMPLETE, IRP_MJ_MDL_WRITE_COMPLETE, IRP_MJ_PNP,
+    IRP_MJ_PREPARE_MDL_WRITE, IRP_MJ_QUERY_QUOTA, IRP_MJ_RELEASE_FOR_CC_FLUSH, IRP_MJ_RELEASE_FOR_MOD_WRITE,
+    IRP_MJ_RELEASE_FOR_SECTION_SYNCHRONIZATION, IRP_MJ_SET_QUOTA, IRP_MJ_SET_VOLUME_INFORMATION, IRP_MJ_SHUTDOWN,
+    IRP_MJ_SYSTEM_CONTROL, IRP_MJ_VOLUME_DISMOUNT, IRP_MJ_VOLUME_MOUNT,
     IRP_MJ_CREATE, IRP_MJ_DEVICE_CONTROL, IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_FLUSH_BUFFERS,
     IRP_MJ_LOCK_CONTROL, IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_QUERY_EA, IRP_MJ_QUERY_INFORMATION, IRP_MJ_QUERY_OPEN,
     IRP_MJ_QUERY_SECURITY, IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_READ, IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION,
-    IRP_MJ_SET_SECURITY, IRP_MJ_WRITE, IRP_MN_LOCK, IRP_MN_QUERY_LOCK, IRP_MN_UNLOCK_ALL, IRP_MN_UNLOCK_ALL_BY_KEY,
+    IRP_MJ_SET_SECURITY, IRP_MJ_WRITE, IRP_MN_LOCK, IRP_MN_QUERY_DIRECTORY, IRP_MN_QUERY_LOCK, IRP_MN_UNLOCK_ALL, IRP_MN_UNLOCK_ALL_BY_KEY,
     IRP_MN_UNLOCK_SINGLE, IRP_NOCACHE, IRP_PAGING_IO, LABEL_SECURITY_INFORMATION, OWNER_SECURITY_INFORMATION,
+    PAGE_EXECUTE, PAGE_READONLY, PAGE_READWRITE, SyncTypeCreateSection,
     READ_CONTROL, REQUEST_FIRST, REQUEST_PRINCIPAL, WRITE_DAC, WRITE_OWNER, FileAllInformation,
     FileAllocationInformation, FileBasicInformation, FileDispositionInformation, FileEndOfFileInformation,
     FileLinkInformation, FileNetworkOpenInformation, FilePositionInformation, FileRenameInformation,
@@ -53,7 +61,8 @@ from stackfs.cext.file_flags cimport is_file_control
 from stackfs.cext.listing cimport listing_run, listing_t
 from stackfs.cext.handles cimport handle_free, handle_get, handle_new, handle_publish, handle_put, handle_take
 from stackfs.cext.inode_table cimport (
-    ROOT_ID, inode_table_t, name_holder, name_of, name_t, node_forget, node_get, node_hold, node_id, node_put, node_type)
+    ROOT_ID, inode_table_t, name_holder, name_of, name_t, node_close, node_forget, node_get, node_hold, node_id, node_open, node_put,
+    node_type)
 from stackfs.cext.locks cimport (
     lock_enter, lock_interrupt, lock_leave, lock_park, lock_wait, lock_wait_t, locks_cancel, locks_drop, locks_held,
     locks_released, locks_restart, locks_retry)
@@ -64,8 +73,10 @@ from stackfs.cext.reparse cimport reparse_free, request_reparse
 from stackfs.cext.retarget cimport retarget_is_legal, retarget_run
 from stackfs.cext.stack cimport (
     OPERATION_AT_BASE, OPERATION_GOING_DOWN, OPERATION_GOING_UP, OPERATION_PENDED_POST, OPERATION_PENDED_PRE, InstanceEntry,
-    Stack, list_release, operation_base, operation_begin, operation_end, operation_listed, operation_only_below,
+    Stack, is_release, list_release, operation_base, operation_begin, operation_end, operation_listed, operation_only_below,
     operation_resume, operation_run, operation_take_list, resume_function)
+
+from stackfs.cext.callback_data import major_name
 
 
 cdef extern from *:
@@ -76,6 +87,7 @@ cdef extern from *:
     #include <errno.h>
     #include <fcntl.h>
     #include <sys/stat.h>
+    #include <sys/statfs.h>
     #include <sys/statvfs.h>
     #include <sys/sysmacros.h>
     #include <unistd.h>
@@ -86,7 +98,14 @@ cdef extern from *:
     int stackfs_flag(int *what) nogil
     int O_ACCMODE, O_RDONLY, O_WRONLY, O_RDWR, O_APPEND, O_CREAT, O_EXCL, O_TRUNC, O_DIRECT, O_SYNC, O_DSYNC, O_DIRECTORY
     int AT_REMOVEDIR, EOPNOTSUPP, ENOTTY, F_UNLCK, F_WRLCK
-    unsigned S_IFMT, S_IFDIR, S_IFLNK, S_IFREG
+    unsigned S_IFMT, S_IFDIR, S_IFLNK, S_IFREG, S_IFIFO, S_IFSOCK
+    ctypedef struct c_fsid "fsid_t":
+        pass
+    struct c_statfs "statfs":
+        long f_type, f_flags
+        c_fsid f_fsid
+    int fstatfs(int fd, c_statfs *result) nogil
+    int ST_RDONLY
     struct c_statvfs "statvfs":
         unsigned long f_bsize, f_frsize, f_blocks, f_bfree, f_bavail, f_files, f_ffree, f_favail, f_namemax
     uint64_t makedev(unsigned major, unsigned minor) nogil
@@ -106,6 +125,7 @@ cdef extern from "<pthread.h>" nogil:
 
 # Requests as FUSE numbers them.
 cdef enum:
+    INJECTED = 0                         # no VFS request: an operation by hand
     LOOKUP = 1
     FORGET = 2
     GETATTR = 3
@@ -129,6 +149,7 @@ cdef enum:
     LISTXATTR = 23
     REMOVEXATTR = 24
     FLUSH = 25
+    INIT = 26                            # the device answers it itself; here: a volume is mounted
     OPENDIR = 27
     READDIR = 28
     RELEASEDIR = 29
@@ -138,6 +159,7 @@ cdef enum:
     SETLKW = 33
     ACCESS = 34
     CREATE = 35
+    DESTROY = 38                         # a volume is dismounted
     IOCTL = 39
     POLL = 40
     FALLOCATE = 43
@@ -151,6 +173,7 @@ cdef enum:
 
     FUSE_GETATTR_FH = 1
     FUSE_READ_LOCKOWNER = 2
+    FS_FULL_SIZE = 7                     # FileFsFullSizeInformation: of what statvfs(3) gives
     FUSE_WRITE_CACHE = 1
     FUSE_RELEASE_FLOCK_UNLOCK = 2
     FUSE_LK_FLOCK = 1
@@ -165,6 +188,8 @@ cdef enum:
     FATTR_MTIME_NOW = 256
     FATTR_KILL_SUIDGID = 2048
     FATTR_TIMES = 16 | 32 | 128 | 256
+    FMODE_EXEC = 0x20                    # the kernel's mark on the open of an execve(2)
+    FILE_DEVICE_DISK_FILE_SYSTEM = 8
     FOPEN_DIRECT_IO = 1
     FOPEN_KEEP_CACHE = 2
     FOPEN_NOFLUSH = 32
@@ -176,17 +201,25 @@ cdef enum:
 
 cdef enum:
     STEP_END = 0xFFFFFFFF                # detail of the step behind the last one
+    STEP_NOTICE = 0xFFFFFFFE             # of an is_notice() operation that is not what was asked for
 
 cdef step_t PLANS[64][8]
+cdef step_t NOTICED[64][8]               # the same while somebody registers an is_notice() operation (FLT_VOLUME.notices)
 
-cdef void plan(int opcode, list steps):
+cdef void put(step_t *to, list steps):
     cdef int i
     cdef int at = 0
     for major, principal, detail in steps:
-        PLANS[opcode][at] = step_t(major, principal, detail)
+        to[at] = step_t(major, principal, detail)
         at += 1
     for i in range(at, 8):
-        PLANS[opcode][i] = step_t(0, 0, STEP_END)
+        to[i] = step_t(0, 0, STEP_END)
+
+
+cdef void plan(int opcode, list steps, tuple before=(), tuple after=()):
+    notice = <uint32_t>STEP_NOTICE
+    put(&PLANS[opcode][0], steps)
+    put(&NOTICED[opcode][0], [(major, 0, notice) for major in before] + steps + [(major, 0, notice) for major in after])
 
 for _opcode in range(64):
     plan(_opcode, [])
@@ -202,9 +235,9 @@ plan(READLINK, [(IRP_MJ_CREATE, 0, 0), (IRP_MJ_FILE_SYSTEM_CONTROL, 1, FSCTL_GET
                 (IRP_MJ_CLEANUP, 0, 0), (IRP_MJ_CLOSE, 0, 0)])
 plan(SYMLINK, [(IRP_MJ_CREATE, 0, 0), (IRP_MJ_FILE_SYSTEM_CONTROL, 1, FSCTL_SET_REPARSE_POINT),
                (IRP_MJ_QUERY_INFORMATION, 0, FileAllInformation), (IRP_MJ_CLEANUP, 0, 0), (IRP_MJ_CLOSE, 0, 0)])
-for _opcode in (MKNOD, MKDIR):
+for _opcode, _before in ((MKNOD, (IRP_MJ_CREATE_NAMED_PIPE, IRP_MJ_CREATE_MAILSLOT)), (MKDIR, ())):
     plan(_opcode, [(IRP_MJ_CREATE, 1, 0), (IRP_MJ_QUERY_INFORMATION, 0, FileAllInformation),
-                   (IRP_MJ_CLEANUP, 0, 0), (IRP_MJ_CLOSE, 0, 0)])
+                   (IRP_MJ_CLEANUP, 0, 0), (IRP_MJ_CLOSE, 0, 0)], _before)
 for _opcode, _what in ((UNLINK, FileDispositionInformation), (RMDIR, FileDispositionInformation),
                        (RENAME, FileRenameInformation), (RENAME2, FileRenameInformationEx)):
     plan(_opcode, [(IRP_MJ_CREATE, 0, 0), (IRP_MJ_SET_INFORMATION, 1, _what), (IRP_MJ_CLEANUP, 0, 0), (IRP_MJ_CLOSE, 0, 0)])
@@ -216,8 +249,12 @@ plan(CREATE, [(IRP_MJ_CREATE, 1, 0), (IRP_MJ_QUERY_INFORMATION, 0, FileAllInform
               (IRP_MJ_FILE_SYSTEM_CONTROL, 0, FSCTL_MANAGE_BYPASS_IO)])
 plan(TMPFILE, [(IRP_MJ_CREATE, 1, 0), (IRP_MJ_QUERY_INFORMATION, 0, FileAllInformation),
                (IRP_MJ_FILE_SYSTEM_CONTROL, 0, FSCTL_MANAGE_BYPASS_IO)])
-plan(READ, [(IRP_MJ_READ, 1, 0)])
-plan(WRITE, [(IRP_MJ_WRITE, 1, 0)])
+plan(READ, [(IRP_MJ_READ, 1, 0)], (
+    IRP_MJ_FAST_IO_CHECK_IF_POSSIBLE, IRP_MJ_ACQUIRE_FOR_SECTION_SYNCHRONIZATION, IRP_MJ_RELEASE_FOR_SECTION_SYNCHRONIZATION))
+plan(WRITE, [(IRP_MJ_WRITE, 1, 0)], (
+    IRP_MJ_FAST_IO_CHECK_IF_POSSIBLE, IRP_MJ_ACQUIRE_FOR_MOD_WRITE), (IRP_MJ_RELEASE_FOR_MOD_WRITE,))
+plan(INIT, [(IRP_MJ_VOLUME_MOUNT, 1, 0)])
+plan(DESTROY, [(IRP_MJ_VOLUME_DISMOUNT, 1, 0)])
 plan(STATFS, [(IRP_MJ_QUERY_VOLUME_INFORMATION, 1, 0)])
 plan(RELEASE, [(IRP_MJ_LOCK_CONTROL, 0, IRP_MN_UNLOCK_ALL), (IRP_MJ_CLEANUP, 1, 0), (IRP_MJ_CLOSE, 0, 0)])
 plan(FLUSH, [(IRP_MJ_LOCK_CONTROL, 0, IRP_MN_UNLOCK_ALL_BY_KEY)])
@@ -227,11 +264,11 @@ plan(FALLOCATE, [(IRP_MJ_SET_INFORMATION, 1, FileAllocationInformation), (IRP_MJ
 plan(IOCTL, [(IRP_MJ_FILE_SYSTEM_CONTROL, 1, 0), (IRP_MJ_DEVICE_CONTROL, 1, 0)])
 plan(COPY_FILE_RANGE, [(IRP_MJ_FILE_SYSTEM_CONTROL, 1, FSCTL_DUPLICATE_EXTENTS_TO_FILE)])
 plan(COPY_FILE_RANGE_64, [(IRP_MJ_FILE_SYSTEM_CONTROL, 1, FSCTL_DUPLICATE_EXTENTS_TO_FILE)])
-plan(GETLK, [(IRP_MJ_LOCK_CONTROL, 1, IRP_MN_QUERY_LOCK)])
-plan(SETLK, [(IRP_MJ_LOCK_CONTROL, 1, IRP_MN_LOCK)])       # or IRP_MN_UNLOCK_SINGLE
+plan(GETLK, [(IRP_MJ_LOCK_CONTROL, 1, IRP_MN_QUERY_LOCK)], (IRP_MJ_FAST_IO_CHECK_IF_POSSIBLE,))
+plan(SETLK, [(IRP_MJ_LOCK_CONTROL, 1, IRP_MN_LOCK)], (IRP_MJ_FAST_IO_CHECK_IF_POSSIBLE,))       # or IRP_MN_UNLOCK_SINGLE
 plan(SETLKW, [(IRP_MJ_LOCK_CONTROL, 1, IRP_MN_LOCK)])
 plan(RELEASEDIR, [(IRP_MJ_CLEANUP, 1, 0), (IRP_MJ_CLOSE, 0, 0)])
-plan(FSYNC, [(IRP_MJ_FLUSH_BUFFERS, 1, 0)])
+plan(FSYNC, [(IRP_MJ_FLUSH_BUFFERS, 1, 0)], (IRP_MJ_ACQUIRE_FOR_CC_FLUSH,), (IRP_MJ_RELEASE_FOR_CC_FLUSH,))
 plan(FSYNCDIR, [(IRP_MJ_FLUSH_BUFFERS, 1, 0)])
 plan(READDIR, [(IRP_MJ_DIRECTORY_CONTROL, 1, 0)])
 plan(READDIRPLUS, [(IRP_MJ_DIRECTORY_CONTROL, 1, 0)])
@@ -345,6 +382,21 @@ cdef int by_node(vfs_request_t *request) noexcept nogil:
     return 0
 
 
+cdef int by_volume(vfs_request_t *request) noexcept nogil:
+    """What no program asked for: about the volume, or, injected, about a file."""
+    if request.opcode == INJECTED:
+        if request.injected[0].principal == 0:
+            return 0                     # nothing at all
+        request.plan = request.injected
+        if request.arguments.fh:
+            return by_handle(request)
+        if request.nodeid != ROOT_ID:
+            return by_node(request)
+    request.node = request.synthesised.Node = node_get(backing_of(request).nodes, ROOT_ID)
+    request.synthesised.Flags |= FO_VOLUME_OPEN | FO_DIRECTORY
+    return 0 if request.node is not NULL else ENOENT
+
+
 cdef int by_name(vfs_request_t *request) noexcept nogil:
     """The request goes by a name in a directory."""
     request.directory = node_get(backing_of(request).nodes, request.nodeid)
@@ -389,6 +441,10 @@ cdef int prepare(vfs_request_t *request) noexcept nogil:
     request.synthesised.Flags = FO_SYNTHESISED
     request.file = &request.synthesised
     request.plan = &PLANS[opcode if opcode < 64 else 0][0]
+    if load_int(&request.volume.notices):
+        request.plan = &NOTICED[opcode if opcode < 64 else 0][0]
+    if opcode == INJECTED or opcode == INIT or opcode == DESTROY:
+        return by_volume(request)
     if request.initiator is not NULL:
         request.fast_io_refused = 1          # what a filter starts is an IRP (B4.2)
         if opcode == LOOKUP:
@@ -575,7 +631,42 @@ cdef bint applies(vfs_request_t *request, const step_t *which) noexcept nogil:
             return False
     if which.major == IRP_MJ_CLEANUP or which.major == IRP_MJ_CLOSE:
         return request.opened and by_path(request) and operation_listed(request.volume, which.major)
+    if which.detail == STEP_NOTICE:
+        return notice_applies(request, which.major)
     return True
+
+
+cdef bint notice_applies(vfs_request_t *request, uint8_t major) noexcept nogil:
+    """Is this what the operation is there for, and does anybody register it?"""
+    cdef uint32_t flags = request.arguments.open_flags
+    cdef bint wanted = operation_listed(request.volume, major)
+    cdef bint given_back
+    if major == IRP_MJ_FAST_IO_CHECK_IF_POSSIBLE:
+        if not wanted or request.fast_io_refused:
+            return False
+        if request.opcode == READ:
+            return flags & FUSE_READ_LOCKOWNER and not request.file.OpenFlags & <uint32_t>O_DIRECT and \
+                not list_awaits(request.volume, IRP_MJ_READ)
+        if request.opcode == WRITE:
+            return not flags & FUSE_WRITE_CACHE and not request.file.OpenFlags & <uint32_t>O_DIRECT and \
+                not list_awaits(request.volume, IRP_MJ_WRITE)
+        return not list_awaits(request.volume, IRP_MJ_LOCK_CONTROL)
+    if major == IRP_MJ_CREATE_NAMED_PIPE or major == IRP_MJ_CREATE_MAILSLOT:
+        return wanted and request.arguments.mode & S_IFMT == (S_IFIFO if major == IRP_MJ_CREATE_NAMED_PIPE else S_IFSOCK)
+    if is_release(major):
+        given_back = request.acquired
+        request.acquired = 0
+        if given_back and major == IRP_MJ_RELEASE_FOR_SECTION_SYNCHRONIZATION:
+            set_bits(&request.file.Flags, FO_SECTION)
+        return given_back and wanted
+    if major == IRP_MJ_ACQUIRE_FOR_SECTION_SYNCHRONIZATION:
+        if flags & FUSE_READ_LOCKOWNER or load_bits(&request.file.Flags) & FO_SECTION:
+            return False
+    elif major == IRP_MJ_ACQUIRE_FOR_MOD_WRITE:
+        if not flags & FUSE_WRITE_CACHE:
+            return False
+    request.acquired = not wanted        # else once it has succeeded
+    return wanted
 
 
 cdef bint may_be_bypassed(const vfs_request_t *request) noexcept nogil:
@@ -622,7 +713,7 @@ cdef inline bint awaits(const operation_t *op) noexcept nogil:
 
 
 cdef bint volume_awaits(FLT_VOLUME *volume, uint32_t opcode) noexcept nogil:
-    cdef const step_t *which = &PLANS[opcode if opcode < 64 else 0][0]
+    cdef const step_t *which = &NOTICED[opcode if opcode < 64 else 0][0]
     while which.detail != STEP_END:
         if list_awaits(volume, which.major):
             return True
@@ -742,14 +833,18 @@ cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
     elif major == IRP_MJ_FLUSH_BUFFERS:
         p.Parameters.Flush.DataOnly = request.arguments.flags & 1
     elif major == IRP_MJ_DIRECTORY_CONTROL:
+        p.MinorFunction = IRP_MN_QUERY_DIRECTORY
         p.Parameters.Directory.Buffer = request.buffer
         p.Parameters.Directory.Length = request.buffer_length
         p.Parameters.Directory.Offset = <int64_t>request.arguments.offset
     elif major == IRP_MJ_QUERY_VOLUME_INFORMATION:
         p.Parameters.Volume.Buffer = request.buffer
         p.Parameters.Volume.Length = request.buffer_length
+        p.Parameters.Volume.FsInformationClass = FS_FULL_SIZE
     elif major == IRP_MJ_LOCK_CONTROL:
         fill_lock(request, which, p)
+    elif which.detail == STEP_NOTICE or request.opcode == INJECTED or request.opcode == INIT or request.opcode == DESTROY:
+        fill_notice(request, op, p)
     elif request.opcode == IOCTL:
         p.Parameters.Control.ControlCode = request.arguments.command
         p.Parameters.Control.InputBuffer = request.input
@@ -779,6 +874,46 @@ cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
             p.Parameters.Control.OutputBufferLength = request.buffer_length
 
 
+cdef void fill_notice(vfs_request_t *request, operation_t *op, FLT_IO_PARAMETER_BLOCK *p) noexcept nogil:
+    """What stands beside a request's own operations, and what is injected."""
+    cdef uint8_t major = p.MajorFunction
+    if major >= IRP_MJ_RELEASE_FOR_CC_FLUSH:
+        op.data.Flags = FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION
+    elif major >= IRP_MJ_MDL_WRITE_COMPLETE:
+        op.data.Flags = FLTFL_CALLBACK_DATA_FAST_IO_OPERATION
+    if request.opcode == INJECTED:
+        p.MinorFunction = <uint8_t>request.arguments.flags
+    if major == IRP_MJ_ACQUIRE_FOR_SECTION_SYNCHRONIZATION:
+        p.Parameters.AcquireForSectionSynchronization.SyncType = SyncTypeCreateSection
+        p.Parameters.AcquireForSectionSynchronization.PageProtection = page_protection(request.file.OpenFlags)
+    elif major == IRP_MJ_ACQUIRE_FOR_MOD_WRITE or major == IRP_MJ_RELEASE_FOR_MOD_WRITE:
+        p.Parameters.AcquireForModifiedPageWriter.EndingOffset = <int64_t>(request.arguments.offset + request.arguments.size)
+    elif major == IRP_MJ_FAST_IO_CHECK_IF_POSSIBLE:
+        p.Parameters.FastIoCheckIfPossible.FileOffset = <int64_t>request.arguments.offset
+        p.Parameters.FastIoCheckIfPossible.LockOwner = request.arguments.lock_owner
+        p.Parameters.FastIoCheckIfPossible.CheckForReadOperation = request.opcode != WRITE
+        p.Parameters.FastIoCheckIfPossible.Length = request.arguments.size
+        if request.opcode == GETLK or request.opcode == SETLK:
+            p.Parameters.FastIoCheckIfPossible.Length = request.arguments.end - request.arguments.offset + 1
+            p.Parameters.FastIoCheckIfPossible.CheckForReadOperation = request.arguments.lock_type != <uint32_t>F_WRLCK
+    elif major == IRP_MJ_CREATE_NAMED_PIPE or major == IRP_MJ_CREATE_MAILSLOT:
+        fill_create(request, p)
+    elif major == IRP_MJ_VOLUME_MOUNT:
+        p.Parameters.MountVolume.DeviceType = FILE_DEVICE_DISK_FILE_SYSTEM
+    elif request.opcode == INJECTED:
+        p.Parameters.Control.ControlCode = request.arguments.command
+        p.Parameters.Control.InputBuffer = request.input
+        p.Parameters.Control.InputBufferLength = request.input_length
+        p.Parameters.Control.OutputBuffer = request.buffer
+        p.Parameters.Control.OutputBufferLength = request.buffer_length
+
+
+cdef uint32_t page_protection(uint32_t flags) noexcept nogil:
+    if flags & FMODE_EXEC:
+        return PAGE_EXECUTE
+    return PAGE_READONLY if flags & <uint32_t>O_ACCMODE == <uint32_t>O_RDONLY else PAGE_READWRITE
+
+
 cdef void fill_lock(vfs_request_t *request, const step_t *which, FLT_IO_PARAMETER_BLOCK *p) noexcept nogil:
     cdef uint64_t last = 0x7FFFFFFFFFFFFFFF
     cdef uint32_t type = request.arguments.lock_type
@@ -804,6 +939,10 @@ cdef void settle(vfs_request_t *request, const step_t *which) noexcept nogil:
     cdef operation_t *op = &request.operation
     cdef NTSTATUS status = op.data.IoStatus.Status
     cdef bint opens = which.major == IRP_MJ_CREATE
+    if which.detail == STEP_NOTICE:
+        settle_notice(request, which.major, status)
+        operation_end(op)
+        return
     if opens and op.base_done and not request.file.Flags & FO_FILE_OPEN_CANCELLED:
         request.opened = 1               # even when a post failed it afterwards: it is closed below
     if which.major == IRP_MJ_LOCK_CONTROL and NT_SUCCESS(status) and op.current.MinorFunction == IRP_MN_LOCK:
@@ -831,6 +970,18 @@ cdef void settle(vfs_request_t *request, const step_t *which) noexcept nogil:
     operation_end(op)
 
 
+cdef void settle_notice(vfs_request_t *request, uint8_t major, NTSTATUS status) noexcept nogil:
+    if major == IRP_MJ_FAST_IO_CHECK_IF_POSSIBLE:
+        if not NT_SUCCESS(status):
+            request.fast_io_refused = 1
+    elif is_release(major):
+        pass                             # nobody can refuse it
+    elif not NT_SUCCESS(status):
+        request.failed = status
+    elif major != IRP_MJ_CREATE_NAMED_PIPE and major != IRP_MJ_CREATE_MAILSLOT:
+        request.acquired = 1
+
+
 cdef bint believable(const vfs_request_t *request, uint8_t major) noexcept nogil:
     """A success that a filter made or changed: more bytes than there is room for would be read from elsewhere, and
     an inode that changed its type the kernel would give up for good."""
@@ -840,7 +991,7 @@ cdef bint believable(const vfs_request_t *request, uint8_t major) noexcept nogil
         return <int64_t>information >= 0
     if request.opcode == COPY_FILE_RANGE or request.opcode == COPY_FILE_RANGE_64:
         return information <= request.arguments.size
-    if request.opcode == IOCTL:
+    if request.opcode == IOCTL or request.opcode == INJECTED:
         return information <= request.buffer_length
     if major == IRP_MJ_QUERY_OPEN or major == IRP_MJ_NETWORK_QUERY_OPEN or major == IRP_MJ_QUERY_INFORMATION:
         return node is NULL or (request.info.stx_mode & S_IFMT) == node_type(node)
@@ -1078,8 +1229,7 @@ cdef int request_run(vfs_request_t *request) noexcept nogil:
                 which = request.plan
             if which.detail == STEP_END:
                 return finish(request)
-            if (request.failed and which.major != IRP_MJ_CLEANUP and which.major != IRP_MJ_CLOSE) or \
-                    not applies(request, which):
+            if (request.failed and not is_release(which.major)) or not applies(request, which):
                 request.step += 1
                 continue
             request.started += 1
@@ -1094,7 +1244,7 @@ cdef int request_run(vfs_request_t *request) noexcept nogil:
         request.resumable = 0
         if request.operation.data.IoStatus.Status == STATUS_REPARSE and sent_elsewhere(request, which):
             continue
-        if request.operation.begins_again:
+        if request.operation.begins_again and request.opcode != INJECTED:      # which has no other way
             if request.operation.begins_again == 2:
                 operation_end(&request.operation)
             elif restart_as_irp(request):
@@ -1163,6 +1313,16 @@ cdef int flush_below(int fd) noexcept nogil:
 
 # --- the Python faces ---------------------------------------------------------------------------------------------
 
+INJECTABLE = frozenset({
+    IRP_MJ_SET_VOLUME_INFORMATION, IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_INTERNAL_DEVICE_CONTROL, IRP_MJ_SHUTDOWN,
+    IRP_MJ_SYSTEM_CONTROL, IRP_MJ_QUERY_QUOTA, IRP_MJ_SET_QUOTA, IRP_MJ_PNP, IRP_MJ_VOLUME_DISMOUNT, IRP_MJ_VOLUME_MOUNT,
+    IRP_MJ_MDL_WRITE_COMPLETE, IRP_MJ_PREPARE_MDL_WRITE, IRP_MJ_MDL_READ_COMPLETE, IRP_MJ_MDL_READ,
+    IRP_MJ_FAST_IO_CHECK_IF_POSSIBLE, IRP_MJ_RELEASE_FOR_CC_FLUSH, IRP_MJ_ACQUIRE_FOR_CC_FLUSH, IRP_MJ_RELEASE_FOR_MOD_WRITE,
+    IRP_MJ_ACQUIRE_FOR_MOD_WRITE, IRP_MJ_RELEASE_FOR_SECTION_SYNCHRONIZATION, IRP_MJ_ACQUIRE_FOR_SECTION_SYNCHRONIZATION})
+"""What Volume.inject() makes: what no VFS request brings, or not as something that it asks for."""
+cdef object VOLUME_CONTROLS = (FSCTL_LOCK_VOLUME, FSCTL_UNLOCK_VOLUME, FSCTL_DISMOUNT_VOLUME)
+
+
 class VfsError(OSError):
     """A request that failed: errno is what a program would see."""
 
@@ -1203,6 +1363,9 @@ cdef class Volume:
         if backing is not NULL:
             if self.stack.volume.holds.count:
                 raise RuntimeError("filters hold operations of this volume")
+            if self.stack.volume.close_sections is not NULL:
+                with nogil:
+                    self.stack.volume.close_sections(&self.stack.volume)
             if self.stack.volume.close_files is not NULL:
                 with nogil:
                     self.stack.volume.close_files(&self.stack.volume)
@@ -1227,6 +1390,21 @@ cdef class Volume:
     def open_files(self):
         """Handles the kernel holds."""
         return self.open_backing().handles.open_count
+
+    @property
+    def filesystem(self):
+        """The backing filesystem: (type as statfs(2) numbers it, its id, read only?, inode of the backing directory)."""
+        cdef backing_t *backing = self.open_backing()
+        cdef c_statfs result
+        cdef int fd = node_open(backing.nodes, backing.nodes.root)
+        cdef int failed = fd
+        if fd >= 0:
+            failed = -errno if fstatfs(fd, &result) != 0 else 0
+            node_close(backing.nodes, backing.nodes.root)
+        if failed:
+            raise OSError(-failed, "cannot look at the backing directory")
+        return (result.f_type & 0xFFFFFFFF, (<char *>&result.f_fsid)[:8], result.f_flags & ST_RDONLY != 0,
+                backing.nodes.root.inode)
 
     @property
     def known_inodes(self):
@@ -1353,6 +1531,22 @@ cdef class Volume:
         finally:
             free(taken.bytes)
         return list(opened), others, names
+
+    def inject(self, int major, uint64_t nodeid=ROOT_ID, *, uint64_t fh=0, uint8_t minor=0, uint32_t code=0, bytes input=b"",
+               Py_ssize_t output_size=0):
+        """A Request of one operation that no VFS request brings by itself (D20), about an open file, a node, or, with the root's
+        nodeid, the volume. minor: its minor function. code, input, output_size: for what has buffers. ValueError: another one."""
+        cdef Request request
+        if major not in INJECTABLE:
+            raise ValueError(f"{major_name(major)} comes with a request of a program: make that")
+        if major == IRP_MJ_FILE_SYSTEM_CONTROL and code not in VOLUME_CONTROLS:
+            raise ValueError(f"control code {code:#x} is not one of the volume's")
+        request = self.request(INJECTED, nodeid, input=input, fh=fh, flags=minor, command=code)
+        request.pointer.injected[0] = step_t(<uint8_t>major, 1, 0)
+        request.pointer.injected[1] = step_t(0, 0, STEP_END)
+        if output_size:
+            request.allocate(output_size)
+        return request
 
     def request(self, uint32_t opcode, uint64_t nodeid=ROOT_ID, *, bytes name=None, bytes name2=None, buffer=None, bytes input=None,
                 uint32_t uid=0, uint32_t gid=0, uint32_t tid=0, bint nowait=False, **arguments):
@@ -1691,6 +1885,11 @@ cdef class Request:
     def error(self):
         """A positive errno; 0: it succeeded."""
         return self.pointer.error
+
+    @property
+    def status(self):
+        """The NTSTATUS (unsigned) of the operation that failed; 0: none has."""
+        return <uint32_t>self.pointer.failed
 
     @property
     def opcode(self):

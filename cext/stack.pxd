@@ -9,7 +9,7 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from stackfs.cext.callback_data cimport (
-    FILE_OBJECT, FLT_CALLBACK_DATA, FLT_FILTER, FLT_INSTANCE, FLT_IO_PARAMETER_BLOCK, FLT_RELATED_OBJECTS, FLT_VOLUME,
+    FILE_OBJECT, FILTER_ABI, FLT_CALLBACK_DATA, FLT_FILTER, FLT_INSTANCE, FLT_IO_PARAMETER_BLOCK, FLT_RELATED_OBJECTS, FLT_VOLUME,
     context_t, IO_STATUS_BLOCK, PFLT_POST_OPERATION_CALLBACK, PFLT_PRE_OPERATION_CALLBACK)
 from stackfs.cext.ntstatus cimport NTSTATUS
 from stackfs.cext.python_contexts cimport VolumeContexts
@@ -23,6 +23,18 @@ cdef enum:
     # rights of the caller (impersonation.pxd), which spares two changes an operation. All others run as the daemon.
     CALLBACK_AS_ANYBODY = 0x80000000
 
+# What clears the way again, or closes, reaches the base whatever a filter does: CLEANUP and CLOSE, and each RELEASE_FOR_*.
+cdef inline bint is_release(uint8_t major) noexcept nogil:
+    return (major & ~0x10) == 2 or (major >= 0xfa and not major & 1)
+
+# Operations that stand beside those a request consists of, and take place only where somebody registers them (D19).
+cdef inline bint is_notice(int major) noexcept nogil:
+    return major >= 0xfa or major == 0xf3 or major == 0x01 or major == 0x13
+
+# Called in the thread of an operation that is about to take away bytes of a file which the instance has a section of (B2.8).
+ctypedef int (*PFLT_SECTION_CONFLICT_NOTIFICATION_CALLBACK)(
+    FLT_INSTANCE *Instance, void *SectionContext, FLT_CALLBACK_DATA *Data) noexcept nogil
+
 # FLT_INSTANCE.Failed. A failed `fail` instance answers EIO, a failed `pass` one is passed by; so is one that is being torn
 # down, by operations that have not come to it yet.
 cdef enum:
@@ -33,6 +45,12 @@ cdef struct FLT_FILTER:
     const char *Name                     # UTF-8, NUL-terminated
     PyObject *Object                     # the filter's Python object (borrowed from its owner)
     void *Contexts                       # filter_contexts_t * (contexts.pxd): what it has registered, or NULL
+
+ctypedef struct callback_t:
+    PFLT_PRE_OPERATION_CALLBACK pre      # NULL: none
+    PFLT_POST_OPERATION_CALLBACK post
+    FLT_INSTANCE *instance
+    uint32_t flags                       # FLTFL_OPERATION_REGISTRATION_*, CALLBACK_AS_ANYBODY
 
 cdef struct FLT_INSTANCE:
     FLT_RELATED_OBJECTS Related          # handed to every callback, FileObject filled in per operation
@@ -51,13 +69,11 @@ cdef struct FLT_INSTANCE:
     context_t *Contexts                  # the instance context (contexts.pyx guards these three)
     context_t *OwnedContexts[7]          # all of its contexts, by type
     int ContextsClosed                   # it is being torn down: none can be set any more
+    callback_t *Verified                 # [256]: what it has registered, while the verifier encloses it (verifier.pyx); or NULL
     void *NameProvider                   # name_provider_t * (names.pxd), or NULL: names are the same above it as below
-
-ctypedef struct callback_t:
-    PFLT_PRE_OPERATION_CALLBACK pre      # NULL: none
-    PFLT_POST_OPERATION_CALLBACK post
-    FLT_INSTANCE *instance
-    uint32_t flags                       # FLTFL_OPERATION_REGISTRATION_*, CALLBACK_AS_ANYBODY
+    int DataScan                         # atomic: FltRegisterForDataScan has been called
+    PFLT_SECTION_CONFLICT_NOTIFICATION_CALLBACK SectionConflict      # NULL: none, or Python's
+    PyObject *PythonSectionConflict
 
 cdef struct operation_t
 
@@ -68,10 +84,16 @@ ctypedef struct callback_list_t:
     int awaits                           # some callback is `async def`: never offered as fast I/O, and not to the device lane
     callback_t callbacks[0]              # highest altitude first
 
+# layer_t.post_owed; 0: none is
+cdef enum:
+    POST_OWED = 1
+    POST_SYNCHRONISED = 2                # in the thread of the pre (FLT_PREOP_SYNCHRONIZE)
+    POST_REISSUED = 3                    # being called, and has sent the operation down again
+
 ctypedef struct layer_t:
     void *context
     FLT_IO_PARAMETER_BLOCK *parameters   # what this layer received, saved when it changed them; NULL: unchanged
-    uint8_t post_owed                    # 1; 2: in the thread of the pre (FLT_PREOP_SYNCHRONIZE)
+    uint8_t post_owed                    # POST_..., or 0
 
 ctypedef enum operation_state_t:
     OPERATION_GOING_DOWN
@@ -126,6 +148,7 @@ cdef struct operation_t:
     void *mdls                           # those FltLockUserBuffer made
     void *system_buffer                  # the manager's own, once a filter has swapped it
     FLT_INSTANCE *retargeted             # a filter has sent it to another volume: the base's part is done there (retarget.pyx)
+    void *status_wanted                  # who asked what comes of it below (operation_status.pyx), or NULL
     layer_t *layers
     # Not zeroed by operation_begin():
     FLT_IO_PARAMETER_BLOCK shown         # the copy a callback sees and may change (data.Iopb): of `current`, before each
@@ -138,6 +161,7 @@ cdef struct operation_t:
 ctypedef void (*base_function)(operation_t *op) noexcept nogil
 ctypedef void (*call_post_function)(operation_t *op, int layer) noexcept nogil                 # drain.pxd
 ctypedef void (*volume_function)(FLT_VOLUME *volume) noexcept nogil
+ctypedef void (*conflict_function)(operation_t *op) noexcept nogil
 ctypedef bint (*target_function)(const operation_t *op, const FLT_INSTANCE *instance) noexcept nogil
 
 cdef struct FLT_VOLUME:
@@ -151,6 +175,9 @@ cdef struct FLT_VOLUME:
     void *backing                        # backing_t* (backing.pxd)
     holds_t *holds
     volume_function close_files          # those that filters have opened here (filter_names.pyx), at the volume's end; NULL: never any
+    int sections                         # atomic: sections for data scans that are open here (sections.pyx)
+    conflict_function section_conflict   # tells their filters of an operation, in its thread
+    volume_function close_sections       # at the volume's end; both NULL: never any
     PyObject *Object                     # the Python Volume (borrowed)
     double entry_timeout, attr_timeout   # seconds, while every instance's answers are cacheable
     int direct_io                        # cache=strict: no page cache above the stack
@@ -159,6 +186,7 @@ cdef struct FLT_VOLUME:
     int writeback                        # writes stay in the page cache until it writes them back
     int filters_names_or_data            # some instance's answers are not cacheable: entry and attribute time-outs are 0
     int awaits                           # how many published lists have `awaits`
+    int notices                          # how many published lists are of an is_notice() operation
     context_t *Contexts                  # volume contexts (contexts.pyx guards both)
     int ContextsClosed                   # the volume ends
     const char *Name                     # what names begin with (names.pyx); NULL: nothing
@@ -258,7 +286,12 @@ cdef class InstanceEntry(InstanceNames):
 cdef class NativeOperations:
     """A native filter's registration table: (major, flags, pre, post), filled by the filter's own Cython code."""
     cdef callback_t operations[256]
-    cdef void set(self, int major, PFLT_PRE_OPERATION_CALLBACK pre, PFLT_POST_OPERATION_CALLBACK post, uint32_t flags) noexcept
+    cdef PFLT_SECTION_CONFLICT_NOTIFICATION_CALLBACK section_conflict    # or NULL
+    cdef int abi                         # what the filter was compiled with: set() is part of the filter's own code
+    cdef inline void set(self, int major, PFLT_PRE_OPERATION_CALLBACK pre, PFLT_POST_OPERATION_CALLBACK post,
+                         uint32_t flags) noexcept:
+        self.abi = FILTER_ABI
+        self.operations[major] = callback_t(pre, post, NULL, flags)
 
 cdef void operation_keep(operation_t *op, list things)          # alive until it ends: what a Python callback put into it
 cdef void report_forgotten(operation_t *op)                      # a Python callback's data went away while it held op

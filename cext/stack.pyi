@@ -23,6 +23,7 @@ class InstanceEntry(InstanceNames):
     coroutine runs, on whatever thread, and tells data.end_async() its end. It is also what callbacks get as `objects`.
     `callbacks`: (major, flags, pre, post) with Python callables or None, and/or a NativeOperations. ValueError: an
     operation that cannot be registered, or twice, or whose callback cannot be async.
+    `section_conflict(objects, context, data)`: told of what conflicts with its sections (stackfs.cext.sections).
     """
 
     object: Any
@@ -40,6 +41,7 @@ class InstanceEntry(InstanceNames):
         pass_on_error: bool = False,
         contexts: FilterContexts | None = None,
         names: NameProvider | None = None,
+        section_conflict: Callable[..., object] | None = None,
     ) -> None: ...
     @property
     def registered(self) -> list[int]:

@@ -24,7 +24,7 @@ from libc.string cimport memcpy, memset
 
 from stackfs.cext.buffers cimport mdls_free, passed_down_release, system_buffer_swapped, take_back
 from stackfs.cext.callback_data cimport (
-    CallbackData, FLTFL_CALLBACK_DATA_DIRTY, FLTFL_CALLBACK_DATA_DRAINING_IO, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION,
+    CallbackData, FILTER_ABI, FLTFL_CALLBACK_DATA_DIRTY, FLTFL_CALLBACK_DATA_DRAINING_IO, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION,
     FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION, FLTFL_CALLBACK_DATA_IRP_OPERATION, FLTFL_CALLBACK_DATA_POST_OPERATION,
     FLTFL_CALLBACK_DATA_SYSTEM_BUFFER,
     FLTFL_OPERATION_REGISTRATION_SKIP_CACHED_IO, FLTFL_OPERATION_REGISTRATION_SKIP_NON_CACHED_NON_PAGING_IO,
@@ -34,7 +34,8 @@ from stackfs.cext.callback_data cimport (
     FLT_PREOP_COMPLETE, FLT_PREOP_DISALLOW_FASTIO, FLT_PREOP_DISALLOW_FSFILTER_IO, FLT_PREOP_PENDING,
     FLT_PREOP_SUCCESS_NO_CALLBACK, FLT_PREOP_SUCCESS_WITH_CALLBACK, FLT_PREOP_SYNCHRONIZE, FLT_RELATED_OBJECTS,
     FO_VOLUME_OPEN, IO_STATUS_BLOCK, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_DEVICE_CHANGE,
-    IRP_MJ_POWER, IRP_MJ_QUERY_OPEN, IRP_MJ_READ, IRP_MJ_VOLUME_DISMOUNT, IRP_MJ_WRITE,
+    IRP_MJ_FAST_IO_CHECK_IF_POSSIBLE, IRP_MJ_PNP, IRP_MJ_POWER, IRP_MJ_QUERY_OPEN, IRP_MJ_READ,
+    IRP_MJ_VOLUME_DISMOUNT, IRP_MJ_WRITE,
     IRP_NOCACHE, IRP_PAGING_IO, callback_data_new)
 from stackfs.cext.drain cimport (
     all_threads_see, come_to, drain_list, owner_enter, owner_leave, position_of)
@@ -44,10 +45,13 @@ from stackfs.cext.inode_table cimport inode_table_t, name_cache_purge, operation
 from stackfs.cext.ntstatus cimport (
     NT_SUCCESS, STATUS_FLT_DISALLOW_FAST_IO, STATUS_FLT_INTERNAL_ERROR, STATUS_FLT_INVALID_ASYNCHRONOUS_REQUEST,
     STATUS_FLT_POST_OPERATION_CLEANUP, STATUS_IO_DEVICE_ERROR, STATUS_PENDING, STATUS_REPARSE, STATUS_SUCCESS)
+from stackfs.cext.operation_status cimport tell_status
 from stackfs.cext.pending cimport (
-    HOLD_RAISED, PASSIVE_LEVEL, hold_forget, hold_taken_over, holds_free, holds_new, holds_on_list, irql_set,
-    operation_hold, operation_irql)
+    HOLD_CANCELLED, HOLD_RAISED, PASSIVE_LEVEL, callback_enter, callback_frame_t, callback_leave, hold_forget, hold_taken_over,
+    holds_free, holds_new, holds_on_list, operation_hold, operation_irql)
 from stackfs.cext.threads cimport add_int, monotonic_time, stackfs_spin_lock, stackfs_spin_unlock
+from stackfs.cext.verifier cimport (
+    verified_post, verified_pre, verifier_complains, verifier_encloses, verifier_on, verify_completed_pre)
 from stackfs.cext.python_contexts cimport FilterContexts, VolumeContexts
 from stackfs.cext.python_names cimport InstanceNames, NameProvider
 
@@ -199,8 +203,8 @@ cdef inline bint skipped(const operation_t *op, const callback_t *callback) noex
 
 
 cdef inline bint always_goes_on(const operation_t *op) noexcept nogil:
-    """CLEANUP and CLOSE reach the base whatever a callback does: a handle is never leaked."""
-    return op.current.MajorFunction == IRP_MJ_CLEANUP or op.current.MajorFunction == IRP_MJ_CLOSE
+    """It reaches the base whatever a callback does: a handle is never leaked, nor what was acquired."""
+    return is_release(op.current.MajorFunction)
 
 
 cdef bint save_parameters(layer_t *layer, const FLT_IO_PARAMETER_BLOCK *current) noexcept nogil:
@@ -260,7 +264,7 @@ cdef inline operation_state_t let_pass(operation_t *op, const callback_t *callba
     """A pre callback lets it go on: what it is owed, and what it has changed. What comes next, as of end_here()."""
     layer.post_owed = 0
     if status != FLT_PREOP_SUCCESS_NO_CALLBACK and callback.post is not NULL:
-        layer.post_owed = <uint8_t>(1 + (status == FLT_PREOP_SYNCHRONIZE))
+        layer.post_owed = <uint8_t>(POST_OWED + (status == FLT_PREOP_SYNCHRONIZE))
     if op.data.Flags & <uint32_t>FLTFL_CALLBACK_DATA_DIRTY:
         return take_over(op, callback, layer)
     return OPERATION_GOING_DOWN
@@ -302,6 +306,9 @@ cdef operation_state_t end_here(operation_t *op, const callback_t *callback, int
     """A pre callback does not simply let it go on. What comes next: OPERATION_GOING_DOWN, if it goes on all the same."""
     cdef bint pends = status == FLT_PREOP_PENDING
     if pends and may_be_held(op):
+        op.hold.before = before[0]
+        if op.status_wanted is not NULL:
+            tell_status(op, STATUS_PENDING, op.index - 1, False)
         return OPERATION_PENDED_PRE if operation_hold(op) else completed_pre(op)
     if op.held:
         hold_forget(op)
@@ -318,7 +325,7 @@ cdef operation_state_t end_here(operation_t *op, const callback_t *callback, int
         refuse_fast_io(op)
         op.bottom = op.index - 1
         return OPERATION_GOING_UP
-    if status != RAISED or not (callback.pre is python_pre or callback.pre is python_async_pre):
+    if status != RAISED or not (callback.pre is python_pre or callback.pre is python_async_pre or callback.pre is verified_pre):
         revert_to_self()
         with gil:
             report_misuse(callback, op, "pre", status)
@@ -336,12 +343,12 @@ cdef operation_state_t completed_pre(operation_t *op) noexcept nogil:
     """What FltCompletePendedPreOperation said counts as if the callback had returned it."""
     cdef const callback_t *callback = &op.list.callbacks[op.index - 1]
     cdef layer_t *layer = &op.layers[op.index - 1]
-    cdef IO_STATUS_BLOCK before
+    cdef IO_STATUS_BLOCK before = op.hold.before
     cdef int status = hold_taken_over(op, &layer.context)
+    if verifier_on:
+        verify_completed_pre(&op.data, status, layer.context)
     if status == FLT_PREOP_SUCCESS_WITH_CALLBACK or status == FLT_PREOP_SUCCESS_NO_CALLBACK:
         return let_pass(op, callback, layer, status)
-    before.Status = STATUS_SUCCESS
-    before.Information = 0
     return end_here(op, callback, status, &before)
 
 
@@ -350,7 +357,8 @@ cdef inline void end_post(operation_t *op, const callback_t *callback, const IO_
     if always_goes_on(op):
         op.data.IoStatus.Status = STATUS_SUCCESS
     elif NT_SUCCESS(before.Status) and op.base_done and not NT_SUCCESS(op.data.IoStatus.Status):
-        op.failed_by = callback.instance
+        if op.layers[op.bottom].post_owed != POST_REISSUED:      # else the reissue has said who fails it
+            op.failed_by = callback.instance
     else:
         refuse_made_up(op)
 
@@ -377,7 +385,7 @@ cdef bint go_on_up(operation_t *op, const callback_t *callback, int status, cons
     if status == FLT_POSTOP_DISALLOW_FSFILTER_IO and refuses_fast_io(op, FLT_PREOP_DISALLOW_FSFILTER_IO):
         refuse_fast_io(op)
         return True
-    if status != RAISED or not (callback.post is python_post or callback.post is python_async_post):
+    if status != RAISED or not (callback.post is python_post or callback.post is python_async_post or callback.post is verified_post):
         revert_to_self()
         with gil:
             report_misuse(callback, op, "post", status)
@@ -431,6 +439,7 @@ cdef void drain_post(operation_t *op, int layer) noexcept nogil:
     memset(&copy, 0, <char *>copy.inline_layers - <char *>&copy)
     copy.data = op.data
     copy.volume = op.volume
+    copy.held = op.held & HOLD_CANCELLED
     copy.list = op.list
     copy.request = op.request
     copy.buffer_owner = op.buffer_owner
@@ -453,7 +462,8 @@ cdef void drain_post(operation_t *op, int layer) noexcept nogil:
     related.FileObject = copy.current.TargetFileObject
     revert_to_self()
     status = callback.post(&copy.data, &related, op.layers[layer].context, FLTFL_POST_OPERATION_DRAINING)
-    if status != FLT_POSTOP_FINISHED_PROCESSING and (status != RAISED or callback.post is not python_post):
+    if status != FLT_POSTOP_FINISHED_PROCESSING and (
+            status != RAISED or callback.post is not python_post and callback.post is not verified_post):
         with gil:
             report_misuse(callback, &copy, "post", status)
 
@@ -502,7 +512,7 @@ cdef int operation_run(operation_t *op) noexcept nogil:
                 state = OPERATION_GOING_UP
                 break
             if callback.pre is NULL:
-                layer.post_owed = 1
+                layer.post_owed = POST_OWED
                 continue
             related = instance.Related
             related.FileObject = op.current.TargetFileObject
@@ -532,6 +542,8 @@ cdef int operation_run(operation_t *op) noexcept nogil:
             return 0
         set_state(op, OPERATION_GOING_UP)
     if op.state == OPERATION_GOING_UP:
+        if op.status_wanted is not NULL:
+            tell_status(op, op.data.IoStatus.Status, op.bottom, True)
         set_state(op, go_up(op))
     return op.state == OPERATION_DONE
 
@@ -630,8 +642,11 @@ cdef void report_exception(FLT_INSTANCE *instance, operation_t *op, str routine,
 cdef void report_forgotten(operation_t *op):
     cdef bint post = op.data.Flags & FLTFL_CALLBACK_DATA_POST_OPERATION != 0
     cdef FLT_INSTANCE *instance = op.list.callbacks[op.bottom if post else op.index - 1].instance
-    report_exception(instance, op, "post" if post else "pre",
-                     RuntimeError("it kept the operation, and let go of its data without completing it"))
+    cdef str routine = "post" if post else "pre"
+    cdef bytes what = b"it kept the operation, and let go of its data without completing it"
+    if verifier_on:
+        verifier_complains(&op.data, instance, routine.encode(), what)
+    report_exception(instance, op, routine, RuntimeError(what.decode()))
 
 
 cdef inline CallbackData face_of(operation_t *op, const FLT_RELATED_OBJECTS *related):
@@ -656,8 +671,9 @@ cdef int python_pre(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *related,
 cdef int call_python_pre(operation_t *op, const FLT_RELATED_OBJECTS *related, void **context) except? -1:
     cdef FLT_INSTANCE *instance = related.Instance
     cdef CallbackData face = face_of(op, related)
-    cdef int level = irql_set(PASSIVE_LEVEL)
+    cdef callback_frame_t frame
     cdef int status
+    callback_enter(&frame, op, PASSIVE_LEVEL)
     try:
         try:
             answer = (<object>instance.PythonPre[op.current.MajorFunction])(face, <object>instance.Object)
@@ -671,17 +687,16 @@ cdef int call_python_pre(operation_t *op, const FLT_RELATED_OBJECTS *related, vo
             face.undo()
             return RAISED
         if status == FLT_PREOP_PENDING and may_be_held(op):
+            if completion_context is not None:
+                give_context(op, instance, status, completion_context, context)
             face.hold(&op.hold.related)
             return status
         if face.data is NULL:            # completed, as if it had been pended
             return -1
         if op.data.Flags & <uint32_t>FLTFL_CALLBACK_DATA_DIRTY and face.kept is not None:
             operation_keep(op, face.kept)
-        if completion_context is not None and (
-                status == FLT_PREOP_SUCCESS_WITH_CALLBACK or status == FLT_PREOP_SYNCHRONIZE) and \
-                instance.PythonPost[op.current.MajorFunction] is not NULL:
-            Py_INCREF(completion_context)
-            context[0] = <void *>completion_context
+        if completion_context is not None:
+            give_context(op, instance, status, completion_context, context)
         if status == FLT_PREOP_SUCCESS_WITH_CALLBACK or status == FLT_PREOP_SUCCESS_NO_CALLBACK or \
                 status == FLT_PREOP_SYNCHRONIZE or status == FLT_PREOP_COMPLETE:
             face.commit()
@@ -689,9 +704,20 @@ cdef int call_python_pre(operation_t *op, const FLT_RELATED_OBJECTS *related, vo
             face.undo()
         return -1 if status == RAISED else status
     finally:
-        irql_set(level)
+        callback_leave(&frame)
         if not face.pended:
             face.end()
+
+
+cdef void give_context(operation_t *op, FLT_INSTANCE *instance, int status, object given, void **context):
+    """The completion context, where one is allowed and somebody gets it; elsewhere it is forgotten (A6.3)."""
+    if status == FLT_PREOP_SUCCESS_WITH_CALLBACK or status == FLT_PREOP_SYNCHRONIZE:
+        if instance.PythonPost[op.current.MajorFunction] is not NULL:
+            Py_INCREF(given)
+            context[0] = <void *>given
+    elif verifier_on:
+        verifier_complains(&op.data, instance, b"pre",
+                           b"a completion context goes with FLT_PREOP_SUCCESS_WITH_CALLBACK and FLT_PREOP_SYNCHRONIZE alone")
 
 
 cdef int python_async_pre(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *related, void **context) noexcept nogil:
@@ -750,9 +776,10 @@ cdef inline object taken_context(void *context):
 cdef int call_python_post(operation_t *op, const FLT_RELATED_OBJECTS *related, void *context, uint32_t flags) except? -1:
     cdef FLT_INSTANCE *instance = related.Instance
     cdef CallbackData face = face_of(op, related)
-    cdef int level = irql_set(operation_irql(op))
+    cdef callback_frame_t frame
     cdef int status
     completion_context = taken_context(context)
+    callback_enter(&frame, op, operation_irql(op))
     try:
         try:
             answer = (<object>instance.PythonPost[op.current.MajorFunction])(
@@ -773,7 +800,7 @@ cdef int call_python_post(operation_t *op, const FLT_RELATED_OBJECTS *related, v
             face.undo()
         return -1 if status == RAISED else status
     finally:
-        irql_set(level)
+        callback_leave(&frame)
         if not face.pended:
             face.end()
 
@@ -804,9 +831,6 @@ cdef void operation_keep(operation_t *op, list things):
 cdef class NativeOperations:
     """A native filter's registration table; its Cython code fills it with set()."""
 
-    cdef void set(self, int major, PFLT_PRE_OPERATION_CALLBACK pre, PFLT_POST_OPERATION_CALLBACK post, uint32_t flags) noexcept:
-        self.operations[major] = callback_t(pre, post, NULL, flags)
-
     def registered(self):
         """The IRP_MJ_* numbers registered."""
         return [major for major in range(MAJOR_FUNCTIONS)
@@ -820,6 +844,7 @@ cdef class InstanceEntry(InstanceNames):
     and error_limit_reached(); with `async def` callbacks also for run_async(coroutine, data), which sees to it that the
     coroutine runs, on whatever thread, and tells data.end_async() its end. It is also what callbacks get as `objects`.
     `callbacks`: (major, flags, pre, post) with Python callables or None, and/or a NativeOperations.
+    `section_conflict(objects, context, data)`: told of what conflicts with its sections (sections.pyx).
     """
 
     def __cinit__(self, *arguments, **keywords):
@@ -827,7 +852,7 @@ cdef class InstanceEntry(InstanceNames):
 
     def __init__(self, object instance not None, str name not None, str altitude not None, str filter_name not None,
                  callbacks=(), NativeOperations native=None, bint pass_on_error=False, FilterContexts contexts=None,
-                 NameProvider names=None):
+                 NameProvider names=None, section_conflict=None):
         cdef int major
         cdef callback_t *operation
         self.object = instance
@@ -852,14 +877,25 @@ cdef class InstanceEntry(InstanceNames):
             self.kept.append(names)
             self.instance.NameProvider = &names.provider
             self.operations[NAME_PROVIDERS].instance = &self.instance
+        if section_conflict is not None:
+            self.kept.append(section_conflict)
+            self.instance.PythonSectionConflict = <PyObject *>section_conflict
         if native is not None:
+            # What another release calls an operation is never called (A2.18): the lists have no index for it.
+            if native.abi not in (0, FILTER_ABI):
+                raise ValueError(f"it was compiled for version {native.abi} of the interface, and this release has {FILTER_ABI}: "
+                                 "build the filter again")
+            self.instance.SectionConflict = native.section_conflict
             for major in range(MAJOR_FUNCTIONS):
-                if native.operations[major].pre is not NULL or native.operations[major].post is not NULL:
+                if is_known(major) and (
+                        native.operations[major].pre is not NULL or native.operations[major].post is not NULL):
                     self.operations[major] = native.operations[major]
                     self.operations[major].instance = &self.instance
         for major, flags, pre, post in callbacks:
             if not 0 <= major < MAJOR_FUNCTIONS or major == IRP_MJ_POWER or major == IRP_MJ_DEVICE_CHANGE:
                 raise ValueError(f"operation {major:#x} cannot be registered")
+            if not is_known(major):                  # a later release's: it is never called (A2.18)
+                continue
             operation = &self.operations[major]
             if operation.instance is not NULL:
                 raise ValueError(f"operation {major:#x} is registered twice")
@@ -873,6 +909,11 @@ cdef class InstanceEntry(InstanceNames):
                 self.kept.append(post)
                 self.instance.PythonPost[major] = <PyObject *>post
                 operation.post = python_async_post if self.awaits(major, post) else python_post
+        if verifier_on and self.instance.Verified is NULL and not verifier_encloses(&self.instance, self.operations):
+            raise MemoryError()
+
+    def __dealloc__(self):
+        free(self.instance.Verified)
 
     cdef bint awaits(self, int major, callback) except -1:
         """Is it an `async def`? Then the operation has to be one that can be held."""
@@ -902,6 +943,11 @@ cdef class InstanceEntry(InstanceNames):
     def mark_failed(self):
         """Treat the instance as failed from now on."""
         stackfs_raise_flag(&self.instance.Failed, INSTANCE_FAILED)
+
+
+cdef bint is_known(int major) noexcept:
+    """Is it an operation of this release?"""
+    return major <= IRP_MJ_PNP or IRP_MJ_VOLUME_DISMOUNT <= major <= IRP_MJ_FAST_IO_CHECK_IF_POSSIBLE or major >= IRP_MJ_QUERY_OPEN
 
 
 def may_be_irp(int major) -> bool:
@@ -1086,6 +1132,8 @@ cdef class Stack(VolumeContexts):
         cdef callback_list_t *old
         if new is not NULL and new.awaits:
             add_int(&self.volume.awaits, 1)
+        if new is not NULL and is_notice(major):
+            add_int(&self.volume.notices, 1)
         stackfs_spin_lock(&self.volume.lock)
         old = self.volume.lists[major]
         stackfs_store_list(&self.volume.lists[major], new)
@@ -1093,6 +1141,8 @@ cdef class Stack(VolumeContexts):
         if old is not NULL:
             if old.awaits:
                 add_int(&self.volume.awaits, -1)
+            if is_notice(major):
+                add_int(&self.volume.notices, -1)
             list_release(old)
         return old
 

@@ -54,6 +54,11 @@ named in `contexts`, and asked for where it is needed (semantics B2)::
         def post_write(self, data, objects, context, flags):
             data.ensure_context(Written).total += data.information
 
+A filter that scans data creates a section of the file and looks at views of it (B2.8)::
+
+    with objects.create_section(data, Scan()) as section:   # Scan: a SectionContext, named in `contexts`
+        infected = b"EICAR" in bytes(section.view())        # or piece by piece: section.read(offset, size)
+
 A filter speaks with programs through ports (semantics B3), three lines in all::
 
     self.port = self.open_port("\\ScannerPort")                            # in __init__
@@ -82,19 +87,24 @@ from stackfs.cext import contexts as _contexts
 from stackfs.cext import names as _names
 from stackfs.cext.callback_data import CallbackData, DirectoryEntry, major_name
 from stackfs.cext.cancel_safe_queue import CancelSafeQueue, QueueContext
-from stackfs.cext.filter_file import FileInformation, FileObject, FilterFile, GeneratedData
+from stackfs.cext.filter_file import FileInformation, FileObject, FilterFile, GeneratedData, ReparsePoint
 from stackfs.cext.filter_io import IoFlags
 from stackfs.cext.ntstatus import NtStatus, NtStatusError, from_errno, is_success, status_name, to_errno
 from stackfs.cext.python_contexts import (
     Context,
     FileContext,
     InstanceContext,
+    SectionContext,
     StreamContext,
     StreamHandleContext,
     VolumeContext,
 )
 from stackfs.cext.python_names import FileNameInformation
+from stackfs.cext.sections import Section, SectionAccess, SectionAttributes
+from stackfs.directory_changes import DirectoryChanges
 from stackfs.errors import FltError
+from stackfs.file_locks import FileLock, LockedRange
+from stackfs.manifest import FILTER_ABI
 from stackfs.security_descriptor import SecurityDescriptor
 
 if TYPE_CHECKING:
@@ -106,8 +116,6 @@ if TYPE_CHECKING:
     from stackfs.manager import Instance
     from stackfs.ports import FilterPorts, ServerPort
 
-FILTER_ABI = 1
-"""Version of this interface; a manifest's "abi" may ask for it. 1 (2026-11): first release."""
 
 
 def status_of(error: OSError) -> int:
@@ -211,6 +219,10 @@ class Filter:
     def instance_teardown_complete(self, instance: Instance, reason: int) -> None:
         """No callback of the instance runs, or ever will. Free what it holds."""
 
+    section_notification: Callable[..., Any] | None = None
+    """section_notification(objects, context, data): an operation is about to take bytes of a file away that the
+    instance has a section of (B2.8); it goes on when this returns, so close the section, or stop reading. Called in the
+    operation's thread; `data` is the operation, and cannot be changed or kept."""
 
     def open_port(
         self,
@@ -270,6 +282,8 @@ FLTFL_INSTANCE_SETUP_AUTOMATIC_ATTACHMENT = 0x1
 FLTFL_INSTANCE_SETUP_MANUAL_ATTACHMENT = 0x2
 FLTFL_INSTANCE_SETUP_NEWLY_MOUNTED_VOLUME = 0x4
 FLTFL_INSTANCE_SETUP_DETACHED_VOLUME = 0x8
+FLTFL_INSTANCE_SETUP_DEV_VOLUME = 0x10
+FLTFL_INSTANCE_SETUP_TRUSTED_VOLUME = 0x20
 FLTFL_INSTANCE_TEARDOWN_MANUAL = 0x1
 FLTFL_INSTANCE_TEARDOWN_FILTER_UNLOAD = 0x2
 FLTFL_INSTANCE_TEARDOWN_MANDATORY_FILTER_UNLOAD = 0x4
@@ -292,7 +306,11 @@ for _enum in (
     _constants.CreateOptions,
     _constants.FileInformationClass,
     _constants.FsControlCode,
+    _constants.DirectoryMinorFunction,
     _constants.LockMinorFunction,
+    _constants.PageProtection,
+    _constants.PnpMinorFunction,
+    _constants.SectionSyncType,
     _constants.SecurityInformation,
     _contexts.ContextType,
     _contexts.ContextRegistrationFlags,
@@ -304,6 +322,8 @@ for _enum in (
     _names.NormalizeFlags,
     IoFlags,
     NtStatus,
+    SectionAccess,
+    SectionAttributes,
 ):
     _named.update({name: int(member) for name, member in _enum.__members__.items()})
 globals().update(_named)
@@ -321,9 +341,11 @@ __all__ = [
     "CancelSafeQueue",
     "Context",
     "ContextRegistration",
+    "DirectoryChanges",
     "DirectoryEntry",
     "FileContext",
     "FileInformation",
+    "FileLock",
     "FileNameInformation",
     "FileObject",
     "Filter",
@@ -332,9 +354,13 @@ __all__ = [
     "GeneratedData",
     "InstanceContext",
     "LegacyFilter",
+    "LockedRange",
     "NtStatusError",
     "Operation",
     "QueueContext",
+    "ReparsePoint",
+    "Section",
+    "SectionContext",
     "SecurityDescriptor",
     "StreamContext",
     "StreamHandleContext",

@@ -3,7 +3,8 @@
 The connection's threads (docs/semantics.md, B3): one reads, and further ones, up to THREADS, are started while message
 callbacks run: as with the device, nothing is served while nobody reads. A callback of the stack that sends a message
 waits in its own thread, on a lock, without the GIL, until the message has been taken or answered, the time is up, or
-the connection has ended. It holds nothing that anybody needs to end it. The trio loop must never wait, so send() is
+the connection has ended; ten times a second it looks whether the program whose operation it is about is being killed
+(requestor_is_terminating). It holds nothing that anybody needs to end it. The trio loop must never wait, so send() is
 refused there (STATUS_POSSIBLE_DEADLOCK); send_async() is for it.
 
 Who may touch what: the queue, the messages that wait for a reply, and sending on the socket, under `_lock`: the socket
@@ -14,8 +15,11 @@ lock is held while a callback runs.
 from __future__ import annotations
 
 import errno
+import functools
+import operator
 import os
 import select
+import signal
 import socket
 import sys
 import threading
@@ -27,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from stackfs.cext.ntstatus import NtStatus, is_success, status_name
+from stackfs.cext.pending import interrupted_requestors
 from stackfs.errors import FltError
 from stackfs.port_wire import FROM_PROGRAM, MAX_BODY, MAX_FRAME, REPLY_HEADER, Frame, Kind, WireError, pack, unpack
 
@@ -40,10 +45,17 @@ SUCCESS: Final = 0
 TIMEOUT: Final = int(NtStatus.STATUS_TIMEOUT)
 BUFFER_OVERFLOW: Final = int(NtStatus.STATUS_BUFFER_OVERFLOW)
 DISCONNECTED: Final = int(NtStatus.STATUS_PORT_DISCONNECTED)
+TERMINATING: Final = int(NtStatus.STATUS_THREAD_IS_TERMINATING)
 NO_RESOURCES: Final = int(NtStatus.STATUS_INSUFFICIENT_RESOURCES)
 
 SEND_LIMIT: Final = 10.0
 """Seconds in which a program must take the answer to what it asked."""
+_HARMLESS = (signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH,
+             signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)  # fmt: skip
+HARMLESS: Final = sum(1 << number - 1 for number in _HARMLESS)
+"""Signals that end nobody, as /proc/TID/status writes them."""
+LOOK_AFTER: Final = 0.1
+"""Seconds between two looks at who is interrupted."""
 THREADS: Final = 8
 """That serve one connection at once."""
 MAX_GETS: Final = 4096
@@ -120,7 +132,8 @@ class ClientPort:
         Without a reply it returns when the program has taken the message. `timeout`: seconds, for both together; None:
         for ever. FltError with STATUS_TIMEOUT, STATUS_PORT_DISCONNECTED, STATUS_BUFFER_OVERFLOW (the reply is too
         long), STATUS_INSUFFICIENT_RESOURCES (the message is too long), STATUS_POSSIBLE_DEADLOCK (on the trio thread),
-        or the failure that the program replied with (B3.5 to B3.8).
+        STATUS_THREAD_IS_TERMINATING (in a callback, whose requestor is being killed), or the failure that the program
+        replied with (B3.5 to B3.8).
         """
         return _checked(self, *self.exchange(data, reply_size, timeout))
 
@@ -133,11 +146,16 @@ class ClientPort:
         _check_timeout(timeout)
         if _on_trio():
             return int(NtStatus.STATUS_POSSIBLE_DEADLOCK), b""
-        signal = threading.Lock()
-        signal.acquire()
-        message = self._post(data, reply_size, signal.release)
-        if not signal.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)):
-            self._withdraw(message)
+        told = threading.Lock()
+        told.acquire()
+        message = self._post(data, reply_size, told.release)
+        end = None if timeout is None else time.monotonic() + timeout
+        looks = interrupted_requestors() is not None
+        while not told.acquire(timeout=_until(end, looks)):
+            if looks and requestor_is_terminating():
+                self._withdraw(message, TERMINATING)
+            elif end is not None and time.monotonic() >= end:
+                self._withdraw(message)
         return message.status, message.reply
 
     async def exchange_async(self, data: bytes, reply_size: int | None, timeout: float | None) -> tuple[int, bytes]:
@@ -173,12 +191,12 @@ class ClientPort:
                 self._deliver()
         return message
 
-    def _withdraw(self, message: _Message) -> None:
-        """Its sender waits no longer: STATUS_TIMEOUT, unless it has been answered meanwhile."""
+    def _withdraw(self, message: _Message, status: int = TIMEOUT) -> None:
+        """Its sender waits no longer: that is its status, unless it has been answered meanwhile."""
         with self._lock:
             if message.done:
                 return
-            message.done, message.status = True, TIMEOUT
+            self._finish(message, status)
             if self._waiting.pop(message.number, None) is None:
                 self._queue.remove(message)
 
@@ -387,6 +405,34 @@ class ClientPort:
 def _check_timeout(timeout: float | None) -> None:
     if timeout is not None and not timeout > 0:
         raise ValueError(f"a time-out of {timeout!r} seconds; None waits for ever")
+
+
+def _until(end: float | None, looks: bool) -> float:
+    """Seconds to wait at a time; -1: for ever."""
+    if end is None:
+        return LOOK_AFTER if looks else -1
+    left = min(max(0.0, end - time.monotonic()), threading.TIMEOUT_MAX)
+    return min(left, LOOK_AFTER) if looks else left
+
+
+def requestor_is_terminating() -> bool:
+    """Called in a callback: has a signal come that ends the program whose operation it is about? Not any signal:
+    a program must not be able to shake off who is asked about it, and live on (B3.8)."""
+    return any(_is_terminating(tid) for tid in interrupted_requestors() or ())
+
+
+def _is_terminating(tid: int) -> bool:
+    """A signal waits for the thread that it neither blocks, ignores nor handles, and that ends whoever does not."""
+    try:
+        with open(f"/proc/{tid}/status", "rb") as file:
+            lines = dict(line.partition(b":")[::2] for line in file)
+        pending, not_fatal = (
+            functools.reduce(operator.or_, (int(lines[name], 16) for name in names))
+            for names in ((b"SigPnd", b"ShdPnd"), (b"SigBlk", b"SigIgn", b"SigCgt"))
+        )
+    except (OSError, KeyError, ValueError):         # of another process name space, say
+        return False
+    return bool(pending & ~not_fatal & ~HARMLESS)
 
 
 def _on_trio() -> bool:

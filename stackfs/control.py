@@ -51,7 +51,7 @@ CONNECT_LIMIT = 2.0
 HELLO_LIMIT = 3.0
 CALL_LIMIT = 10.0
 SLOW_CALL_LIMIT = 120.0
-SLOW_VERBS = frozenset({"load", "unload", "attach", "detach", "umount"})
+SLOW_VERBS = frozenset({"load", "unload", "attach", "detach", "umount", "inject"})
 # The server's: between two requests, from a request's first byte to its last, and for an answer to be taken.
 IDLE_LIMIT = 300.0
 RECEIVE_LIMIT = 10.0
@@ -121,6 +121,8 @@ class InstanceRow(msgspec.Struct):
     status: Name = ""
     bypassed: Count = 0
     """Open files whose reads and writes it would see, were they not bypassed."""
+    filesystem_type: Count = 0
+    """FLT_FSTYPE_*, of its volume."""
 
 
 class VolumeRow(msgspec.Struct):
@@ -130,6 +132,11 @@ class VolumeRow(msgspec.Struct):
     volume_name: Name
     filesystem: Name = ""
     status: Name = ""
+    filesystem_type: Count = 0
+    """FLT_FSTYPE_*, of the backing filesystem."""
+    frame: Count = 0
+    """The highest that has an instance on it."""
+    guid_name: Name = ""
 
 
 class HungUp(NotAnswering):

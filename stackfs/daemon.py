@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import structlog
 import trio
 
-from stackfs import __version__, api, control, mounting, ports
+from stackfs import __version__, api, control, mounting, ports, verifier, volume_operations
 from stackfs.errors import ExitCode, FltError, StackfsError
 from stackfs.options import MountConfig
 
@@ -208,6 +208,7 @@ class Mounted:
         from stackfs.cext.requests import Volume as CoreVolume
         from stackfs.manager import FilterManager
 
+        verifier.enable(config.options.verifier)
         self.config = config
         self.ready = ready
         self.started_at = time.time()
@@ -236,6 +237,7 @@ class Mounted:
         )
         self.manager = FilterManager(config.filter_dirs, config.filter_options, config.manual_instances)
         self.volume = self.manager.add_volume(config.volume_name, config.mountpoint, config.source, self.core)
+        self.volume.read_only = config.options.read_only
 
     async def main(self) -> None:
         try:
@@ -275,6 +277,7 @@ class Mounted:
         await self.manager.load_configured(specs)
         for name, source in self.config.further_volumes:
             await self.manager.open_volume(name, source, [each for each in specs if each.volume == name], raw)
+        await volume_operations.mount(self.volume, self.manager.loaded.values())
         await self.manager.attach_configured(self.volume, [each for each in specs if each.volume is None], flags)
         self.manager.settle_needs(self.volume)
         await self.manager.open_root(self.volume)
@@ -425,6 +428,7 @@ class Mounted:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1) as signals:
             await self._told_to_end(signals)
             log.info("told to end", mountpoint=self.config.mountpoint)
+            await volume_operations.shut_down(self.manager.volumes)
             if await self._try_unmount():
                 return
             with trio.move_on_after(GRACE):
@@ -520,6 +524,13 @@ class Mounted:
         words += ": it waits for operations that it keeps, or has changed"
         raise FltError(api.STATUS_FLT_DELETING_OBJECT, words)
 
+    async def _verb_inject(self, volume: str, operation: str, minor: int = 0, code: int = 0, path: str = "",
+                           input: str = "", output_size: int = 0) -> dict[str, Any]:  # fmt: skip
+        status, output = await volume_operations.inject(
+            self.manager.volume(volume), operation, minor, code, path, bytes.fromhex(input), output_size
+        )
+        return {"status": status, "name": api.status_name(status), "output": output.hex()}
+
     async def _verb_umount(self, lazy: bool = False, force: bool = False) -> dict[str, Any]:
         await trio.to_thread.run_sync(
             lambda: mounting.unmount(self.config.mountpoint, lazy=bool(lazy), force=bool(force))
@@ -575,6 +586,7 @@ class Mounted:
             "further_volumes": [volume.name for volume in self.manager.volumes if volume is not self.volume],
             "instances": len(self.volume.instances),
             "ports": ports.listing(loaded.ports for loaded in self.manager.loaded.values()),
+            "verifier": verifier.summary(),
             "failed_instances": [instance.name for instance in self.volume.instances if instance.failed],
             "unloading": {row["name"]: row["held_by"] for row in self.manager.filters() if row["state"] == "Unloading"},
         }

@@ -15,13 +15,17 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from stackfs.cext import filter_file
-from stackfs.cext.filter_file import FileInformation, FileObject, FilterFile
+from stackfs.cext import filter_file, sections
+from stackfs.cext.filter_file import FileInformation, FileObject, FilterFile, error_of
+from stackfs.cext.ntstatus import NtStatus
 
 if TYPE_CHECKING:
     from stackfs.cext.callback_data import CallbackData
+    from stackfs.cext.python_contexts import SectionContext
+    from stackfs.cext.sections import Section
     from stackfs.cext.stack import InstanceEntry
 
+STATUS_END_OF_FILE = int(NtStatus.STATUS_END_OF_FILE)
 Path = str | bytes | os.PathLike[Any]
 
 
@@ -130,3 +134,31 @@ class FilterIo:
     ) -> bytes:
         """Where a symbolic link points to."""
         return filter_file.readlink_below(self.entry, path, directory=directory, requestor=requestor)
+
+    # Sections (B2.8)
+
+    def register_for_data_scan(self) -> None:
+        """FltRegisterForDataScan, in instance_setup: the instance is going to create sections."""
+        status = sections.register_for_data_scan(self.entry)
+        if status:
+            raise error_of(status)
+
+    def create_section(self, file: CallbackData | FileObject, context: SectionContext) -> Section | None:
+        """FltCreateSectionForDataScan: a section of a file, to scan its data; None: it is empty.
+
+        file: the operation's (`data`), from a CREATE that has succeeded to its CLOSE, or one the filter has opened.
+        Close it: `with objects.create_section(data, Scan()) as section`. `context` is set for that long; the filter's
+        section_notification() is called with it when an operation is about to take bytes of the file away. OSError: the
+        instance has a section of this file already, has not registered for scanning, or may not read it.
+        """
+        status, section = sections.create_section(self.entry, file, context)
+        if status == STATUS_END_OF_FILE:
+            return None
+        if section is None:
+            raise error_of(status)
+        return section
+
+    @property
+    def open_sections(self) -> list[SectionContext | None]:
+        """The contexts of this instance's open sections (a native filter's: None each)."""
+        return sections.open_sections(self.entry)

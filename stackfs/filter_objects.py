@@ -176,7 +176,42 @@ class LoadedFilter(FltObject):
         return found
 
 
-class Instance(FltObject, contexts.InstanceFace, FilterIo):
+class Told:
+    """What the stack tells of a filter's callbacks, on whatever thread they ran."""
+
+    filter: LoadedFilter
+    volume: _objects.Volume
+    name: str
+
+    def callback_raised(self, routine: str, major: int, path: str, error: BaseException) -> None:
+        log.error(
+            "a callback raised",
+            filter=self.filter.name,
+            instance=self.name,
+            operation=api.major_name(major),
+            routine=routine,
+            path=path,
+            error=f"{type(error).__name__}: {error}",
+            outcome="passed by" if self.filter.manifest.on_error == "pass" else "EIO",
+        )
+
+    def callback_misused(self, routine: str, major: int, path: str, status: int) -> None:
+        log.error(
+            "a callback broke the rules",
+            filter=self.filter.name,
+            instance=self.name,
+            operation=api.major_name(major),
+            routine=routine,
+            path=path,
+            error=f"it returned {status}, which is not legal here",
+            outcome="passed by" if self.filter.manifest.on_error == "pass" else "EIO",
+        )
+
+    def run_async(self, coroutine: Coroutine[Any, Any, Any], data: CallbackData) -> None:
+        self.volume.manager.async_callbacks.run(coroutine, data)
+
+
+class Instance(FltObject, Told, contexts.InstanceFace, FilterIo):
     """One attachment of a filter to a volume. Callbacks get it as `objects`."""
 
     def __init__(
@@ -214,6 +249,7 @@ class Instance(FltObject, contexts.InstanceFace, FilterIo):
             filter.manifest.on_error == "pass",
             filter.contexts,
             names.provider(filter.object),
+            filter.object.section_notification,
         )
         volume.core.stack.introduce(self.entry)
 
@@ -266,35 +302,6 @@ class Instance(FltObject, contexts.InstanceFace, FilterIo):
         """It wants to see reads or writes, and does not say that it can do without those of bypassed opens."""
         return self.sees_data and self.filter.manifest.bypass != "supported"
 
-    # Asked by the stack, on whatever thread the callback ran.
-
-    def callback_raised(self, routine: str, major: int, path: str, error: BaseException) -> None:
-        log.error(
-            "a callback raised",
-            filter=self.filter.name,
-            instance=self.name,
-            operation=api.major_name(major),
-            routine=routine,
-            path=path,
-            error=f"{type(error).__name__}: {error}",
-            outcome="passed by" if self.filter.manifest.on_error == "pass" else "EIO",
-        )
-
-    def callback_misused(self, routine: str, major: int, path: str, status: int) -> None:
-        log.error(
-            "a callback broke the rules",
-            filter=self.filter.name,
-            instance=self.name,
-            operation=api.major_name(major),
-            routine=routine,
-            path=path,
-            error=f"it returned {status}, which is not legal here",
-            outcome="passed by" if self.filter.manifest.on_error == "pass" else "EIO",
-        )
-
-    def run_async(self, coroutine: Coroutine[Any, Any, Any], data: CallbackData) -> None:
-        self.volume.manager.async_callbacks.run(coroutine, data)
-
     def error_limit_reached(self) -> None:
         passes = self.filter.manifest.on_error == "pass"
         log.error(
@@ -330,9 +337,11 @@ class Volume(FltObject):
         self.write_back: Callable[[], Awaitable[None]] | None = None
         """Makes the kernel write the page cache's dirty pages; set by whoever mounted the volume."""
         self.needs: frozenset[str] = frozenset()
-        """The filters that the volume's mark names: without an instance of each it answers EIO (semantics D18)."""
+        """The filters that the volume's mark names: without an instance of each it answers EIO (semantics D21)."""
         self.needed: frozenset[str] = frozenset()
         """The same before they are attached."""
+        self.read_only = False
+        """The mount is; whether the backing filesystem is, is asked of it (stackfs/volume_properties.py)."""
         self.is_mounted: Callable[[], bool] | None = None
         """Is it still mounted? Set by whoever mounted it."""
 

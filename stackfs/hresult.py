@@ -1,13 +1,14 @@
 """How a status looks to a program (filterlib) and to a user of fltmc: user mode has an HRESULT for an NTSTATUS.
 
-STATUS_FLT_* 0xC01C00nn becomes ERROR_FLT_* 0x801F00nn; what has a Win32 error becomes 0x8007nnnn; any other NTSTATUS
-keeps its number with the bit that says so (FACILITY_NT_BIT). Pure.
+STATUS_FLT_* 0xC01C00nn becomes ERROR_FLT_* 0x801F00nn, its one success FLT_IO_COMPLETE 0x001F0001; what has a Win32
+error becomes 0x8007nnnn; any other NTSTATUS keeps its number with the bit that says so (FACILITY_NT_BIT). Pure.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
+from stackfs.cext.ntstatus import NtStatus
 from stackfs.errors import ExitCode, FltError, StackfsError
 
 _WIN32: Final = {
@@ -60,11 +61,19 @@ def from_win32(error: int) -> int:
 def from_status(status: int) -> int:
     """The HRESULT of an NTSTATUS that is an error."""
     status &= 0xFFFFFFFF
-    if status >> 16 == 0xC01C:
-        return 0x801F0000 | status & 0xFFFF
+    if status >> 16 in (0xC01C, 0x001C):
+        return status & 0x80000000 | 0x001F0000 | status & 0xFFFF
     if status in _WIN32:
         return 0x80070000 | _WIN32[status]
     return status | 0x10000000
+
+
+ERRORS: Final = {
+    name.replace("STATUS_", "ERROR_"): 0x001F0001 if value == NtStatus.STATUS_FLT_IO_COMPLETE else from_status(value)
+    for name, value in NtStatus.__members__.items()
+    if name.startswith("STATUS_FLT_")
+}
+"""The ERROR_FLT_* of the user-mode library, by name."""
 
 
 def from_error(error: StackfsError) -> int:

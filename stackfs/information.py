@@ -22,7 +22,7 @@ FLTFL_ASI_IS_MINIFILTER: Final = 0x1
 FLTFL_ASI_IS_LEGACYFILTER: Final = 0x2
 FLTFL_VSI_DETACHED_VOLUME: Final = 0x1
 FLTFL_IASIM_DETACHED_VOLUME: Final = 0x1
-FLT_FSTYPE_UNKNOWN: Final = 0
+FLTFL_IASIL_DETACHED_VOLUME: Final = 0x1
 
 
 class FILTER_INFORMATION_CLASS(enum.IntEnum):
@@ -79,8 +79,12 @@ class FILTER_AGGREGATE_BASIC_INFORMATION(Information):
 
 @dataclass(frozen=True)
 class FILTER_AGGREGATE_STANDARD_INFORMATION(Information):
+    """Of a legacy filter FrameID and NumberOfInstances are 0; its altitude is told. TypeFlags is
+    Type.MiniFilter.Flags, or Type.LegacyFilter.Flags, which are reserved: 0."""
+
     FIXED = 28
     Flags: int
+    TypeFlags: int
     FrameID: int
     NumberOfInstances: int
     FilterName: str
@@ -111,8 +115,11 @@ class INSTANCE_FULL_INFORMATION(Information):
 
 @dataclass(frozen=True)
 class INSTANCE_AGGREGATE_STANDARD_INFORMATION(Information):
+    """TypeFlags is Type.MiniFilter.Flags (FLTFL_IASIM_DETACHED_VOLUME), or Type.LegacyFilter.Flags."""
+
     FIXED = 40
     Flags: int
+    TypeFlags: int
     FrameID: int
     VolumeFileSystemType: int
     InstanceName: str
@@ -152,8 +159,10 @@ def of_filter(row: FilterRow, information_class: int) -> Information:
             flags = FLTFL_AGGREGATE_INFO_IS_MINIFILTER
             return FILTER_AGGREGATE_BASIC_INFORMATION(flags, frame, row.instances, row.name, row.altitude)
         case FILTER_INFORMATION_CLASS.FilterAggregateStandardInformation:
-            flags = FLTFL_ASI_IS_LEGACYFILTER if legacy else FLTFL_ASI_IS_MINIFILTER
-            return FILTER_AGGREGATE_STANDARD_INFORMATION(flags, frame, row.instances, row.name, row.altitude)
+            if legacy:
+                return FILTER_AGGREGATE_STANDARD_INFORMATION(FLTFL_ASI_IS_LEGACYFILTER, 0, 0, 0, row.name, row.altitude)
+            flags = FLTFL_ASI_IS_MINIFILTER
+            return FILTER_AGGREGATE_STANDARD_INFORMATION(flags, 0, frame, row.instances, row.name, row.altitude)
 
 
 def of_instance(row: InstanceRow, information_class: int) -> Information:
@@ -168,8 +177,9 @@ def of_instance(row: InstanceRow, information_class: int) -> Information:
             legacy = isinstance(row.frame, str)
             return INSTANCE_AGGREGATE_STANDARD_INFORMATION(
                 FLTFL_IAGGREGATE_INFO_IS_LEGACYFILTER if legacy else FLTFL_IAGGREGATE_INFO_IS_MINIFILTER,
+                FLTFL_IASIM_DETACHED_VOLUME if row.status == "Detached" else 0,
                 row.frame if isinstance(row.frame, int) else 0,
-                FLT_FSTYPE_UNKNOWN,
+                row.filesystem_type,
                 row.name,
                 row.altitude,
                 row.volume,
@@ -184,7 +194,7 @@ def of_volume(row: VolumeRow, information_class: int) -> Information:
             return FILTER_VOLUME_BASIC_INFORMATION(row.volume_name)
         case FILTER_VOLUME_INFORMATION_CLASS.FilterVolumeStandardInformation:
             flags = FLTFL_VSI_DETACHED_VOLUME if row.status == "Detached" else 0
-            return FILTER_VOLUME_STANDARD_INFORMATION(flags, 0, FLT_FSTYPE_UNKNOWN, row.volume_name)
+            return FILTER_VOLUME_STANDARD_INFORMATION(flags, row.frame, row.filesystem_type, row.volume_name)
 
 
 __all__ = [
@@ -201,9 +211,9 @@ __all__ = [
     "FLTFL_ASI_IS_MINIFILTER",
     "FLTFL_IAGGREGATE_INFO_IS_LEGACYFILTER",
     "FLTFL_IAGGREGATE_INFO_IS_MINIFILTER",
+    "FLTFL_IASIL_DETACHED_VOLUME",
     "FLTFL_IASIM_DETACHED_VOLUME",
     "FLTFL_VSI_DETACHED_VOLUME",
-    "FLT_FSTYPE_UNKNOWN",
     "INSTANCE_AGGREGATE_STANDARD_INFORMATION",
     "INSTANCE_BASIC_INFORMATION",
     "INSTANCE_FULL_INFORMATION",

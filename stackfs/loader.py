@@ -55,6 +55,7 @@ _NOTIFICATIONS: Final = (
     "instance_query_teardown",
     "instance_teardown_start",
     "instance_teardown_complete",
+    "section_notification",
 )
 
 
@@ -345,9 +346,9 @@ def check_registration(found: Found, wanted: str, cls: type[Filter] | Filter) ->
         field = f"{wanted}.operations[{index}]"
         if not isinstance(each, api.Operation):
             refuse(found, field, f"{each!r} is not an Operation")
-        if isinstance(each.major, bool) or not isinstance(each.major, int) or each.major not in majors:
+        if isinstance(each.major, bool) or not isinstance(each.major, int) or not 0 <= each.major <= 0xFF:
             refuse(found, f"{field}.major", f"{each.major!r} is not an IRP_MJ_ operation")
-        operation = majors[int(each.major)]
+        operation = majors.get(int(each.major), api.major_name(int(each.major)))    # an unknown one never comes (A2.6)
         if operation in _UNREGISTRABLE:
             refuse(found, f"{field}.major", f"{operation} cannot be registered")
         if each.major in seen:

@@ -23,10 +23,10 @@ from typing import Any, TypeVar
 import structlog
 import trio
 
-from stackfs import api, contexts, discovery, loader, mark
+from stackfs import api, contexts, discovery, loader, mark, verifier, volume_operations, volume_properties
 from stackfs.altitude import AltitudeError, sort_key
 from stackfs.async_callbacks import AsyncCallbacks
-from stackfs.cext import filter_file
+from stackfs.cext import filter_file, sections
 from stackfs.cext.requests import Volume as CoreVolume
 from stackfs.driver_object import DriverObject
 from stackfs.errors import ExitCode, FltError, StackfsError
@@ -212,6 +212,7 @@ class FilterManager:
         volume = self.add_volume(name, "", source, CoreVolume(root))
         try:
             self.check_needs(volume, None if specs is None else {each.filter for each in specs}, raw)
+            await volume_operations.mount(volume, self.loaded.values())
             if specs is None:
                 for loaded in sorted(self.loaded.values(), key=lambda each: each.order, reverse=True):
                     if loaded.state is FilterState.FILTERING:
@@ -243,8 +244,10 @@ class FilterManager:
             ) from error
 
     async def remove_volume(self, volume: Volume) -> None:
-        """Dismount: every instance is torn down, the filters stay loaded, the core is closed."""
+        """Dismount: every instance is told, then torn down, the filters stay loaded, the core is closed."""
         volume.rundown.run_down()
+        with trio.CancelScope(shield=True):
+            await volume_operations.dismount(volume)
         with trio.CancelScope(shield=True):
             while volume.instances or volume.legacies or volume.unsettled:
                 instances = self._in_order([*volume.instances, *volume.legacies, *volume.unsettled])
@@ -253,6 +256,7 @@ class FilterManager:
             while not volume.core.stack.settled or volume.core.held() or volume.core.resuming:
                 await trio.sleep(DRAIN_POLL)
             await self._end(volume)
+            verifier.volume_ends(volume)
             self.volumes.remove(volume)
         volume.core.close()
 
@@ -269,10 +273,14 @@ class FilterManager:
             loaded.ports.close(PORTS_LIMIT)
 
     def volume(self, name: str) -> Volume:
-        """By name or mountpoint."""
+        """By name, mountpoint or GUID name."""
         for volume in list(self.volumes):
             if name in (volume.name, volume.mountpoint):
                 return volume
+        if name.startswith("\\??\\Volume{"):
+            for volume in list(self.volumes):
+                if name == volume_properties.guid_name(volume):
+                    return volume
         raise FltError(api.STATUS_FLT_VOLUME_NOT_FOUND, f"no volume {name!r} here", ExitCode.NOT_FOUND)
 
     @staticmethod
@@ -486,10 +494,14 @@ class FilterManager:
             await self._unreferenced(loaded)
         if patience.cancelled_caught:
             log.warning("an unload waits for what holds the filter", filter=loaded.name, held_by=loaded.held_by())
+            verifier.keep_alive([loaded, *loaded.instances, *loaded.former])
             await self._unreferenced(loaded)
         with trio.CancelScope(shield=True):
             await contexts.unregister(loaded.name, loaded.contexts)
             await self._end(loaded)
+            others = [each for each in self.loaded.values() if each is not loaded]
+            attached = [instance for each in others for instance in (*each.instances, *each.former)]
+            verifier.filter_ends(loaded.name, loaded.contexts, [*self.volumes, *others, *attached])
             await _in_thread(loader.unload, loaded.found)
         del self.loaded[loaded.name]
         loaded.become(FilterState.GONE)
@@ -662,9 +674,10 @@ class FilterManager:
             instance.rundown.run_down()
             instance.become(InstanceState.GONE)
             with trio.CancelScope(shield=True):
-                await self._end_io(instance)
+                left_open = await self._end_io(instance)
                 await contexts.delete_all(instance.entry)
                 await self._end(instance)
+                verifier.instance_ends(instance, left_open)
             raise
         volume.unsettled.remove(instance)
         attached = volume.attached(loaded)
@@ -786,7 +799,10 @@ class FilterManager:
         volume, loaded = instance.volume, instance.filter
         instance.rundown.run_down()
         if reason != api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT:
-            await self._write_back(instance)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._cancel_what_it_holds, instance)
+                await self._write_back(instance)
+                nursery.cancel_scope.cancel()
             volume.settle_needs()  # before anything can go past where it was
         volume.core.stack.remove(instance.entry)
         volume.attached(loaded).remove(instance)
@@ -812,9 +828,11 @@ class FilterManager:
             await self._invalidate(instance)
         await self._tell(f"{loaded.name}: instance_teardown_complete", loaded.object.instance_teardown_complete,
                          instance, reason)  # fmt: skip
-        await self._end_io(instance)
+        left_open = await self._end_io(instance)
         await contexts.delete_all(instance.entry)
         await self._end(instance)
+        await self._settle_contexts(instance)
+        verifier.instance_ends(instance, left_open)
         volume.unsettled.remove(instance)
         loaded.instances.remove(instance)
         loaded.former = [each for each in (*loaded.former, instance) if each.rundown.held]
@@ -845,8 +863,12 @@ class FilterManager:
                 cancel_at = trio.current_time() + CANCEL_EVERY
             if trio.current_time() >= tell_at:
                 tell_at = math.inf
+                held = core.held(entry)
                 log.warning("a teardown waits for operations that are held or changed", instance=instance.name,
-                            held=core.held(entry))  # fmt: skip
+                            held=held)  # fmt: skip
+                if held and verifier.is_on():
+                    verifier.report(f"it holds {held} operations, and does not complete them when it is torn down",
+                                    filter=instance.filter.name, instance=instance.name)  # fmt: skip
             await trio.sleep(pause)
             pause = min(pause * 1.5, DRAIN_POLL_AT_MOST)
             if trio.current_time() >= begun + DRAIN_AFTER and not await _in_thread(core.stack.drain, entry, True):
@@ -866,6 +888,23 @@ class FilterManager:
 
         if not volume.core.stack.settled:
             self.soon(wait)
+
+    @staticmethod
+    async def _cancel_what_it_holds(instance: Instance) -> None:
+        """While the kernel writes its pages back before an instance leaves: it waits for pages that are being read, and
+        the instance may hold such a read."""
+        await trio.sleep(DRAIN_AFTER)
+        while True:
+            instance.volume.core.cancel_held(instance.entry)
+            await trio.sleep(CANCEL_EVERY)
+
+    @staticmethod
+    async def _settle_contexts(instance: Instance) -> None:
+        """A context that has been taken off its file may be on its way to its end in another thread: no leak."""
+        with trio.move_on_after(verifier.GRACE):
+            while verifier.holds(instance):
+                await trio.sleep(DRAIN_POLL_AT_MOST)
+
     @staticmethod
     async def _write_back(instance: Instance) -> None:
         """What was written before the instance comes, or before it goes, takes the way that it was written for (D9)."""
@@ -874,14 +913,18 @@ class FilterManager:
                 await instance.volume.write_back()
 
     @staticmethod
-    async def _end_io(instance: Instance) -> None:
-        """The filter starts no more I/O on this volume; what it left open is closed (B4.8)."""
+    async def _end_io(instance: Instance) -> int:
+        """The filter starts no more I/O on this volume; what it left open is closed: how many files (B4.8)."""
         filter_file.end_io(instance.entry)
         while filter_file.io_pending(instance.entry):
             await trio.sleep(DRAIN_POLL)
-        left = filter_file.close_left_open(instance.entry)
+        scanned = sections.close_left_open(instance.entry)
+        if scanned:
+            log.warning("sections left open", filter=instance.filter.name, instance=instance.name, sections=scanned)
+        left = filter_file.close_left_open(instance.entry) - scanned
         if left:
             log.warning("files left open", filter=instance.filter.name, instance=instance.name, files=left)
+        return left
 
     @staticmethod
     async def _invalidate(instance: Instance) -> None:
@@ -975,6 +1018,7 @@ class FilterManager:
                 "features": SUPPORTED_FS_FEATURES_BYPASS_IO if not instance.blocks_bypass else 0,
                 "bypassed": volume.core.bypassed_opens if instance.sees_data else 0,
                 "status": self._status_of(instance),
+                "filesystem_type": volume_properties.filesystem_type(volume),
             }
             for volume in self.volumes
             for instance in sorted(
@@ -999,6 +1043,9 @@ class FilterManager:
                 "volume_name": each.name,
                 "filesystem": "stackfs",
                 "status": "Detached" if each.detached else "Attached" if each.mountpoint else "Not mounted",
+                "filesystem_type": volume_properties.filesystem_type(each),
+                "frame": max((instance.frame for instance in list(each.instances)), default=0),
+                "guid_name": volume_properties.guid_name(each),
             }
             for each in self.volumes
         ]

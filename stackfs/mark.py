@@ -2,7 +2,7 @@
 
 Whoever makes such a volume (a filter's own command) writes it; the core honours it without knowing the filters. A
 marked volume is mounted only with an instance of each filter that the mark names, or with filter=raw. When one of them
-is gone or marked failed, the base answers EIO to everything (docs/semantics.md, D18). The mark itself is never seen
+is gone or marked failed, the base answers EIO to everything (docs/semantics.md, D21). The mark itself is never seen
 through the mount: its name does not exist there, and cannot be made (cext/backing.pyx).
 
     stackfs volume 1

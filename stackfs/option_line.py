@@ -41,7 +41,10 @@ CHOICES: Final[dict[str, tuple[str, ...]]] = {
 }
 """Options of few values: those this release has, the default first (of locks, where nobody sees them)."""
 
-LATER: Final = frozenset(("verifier", "coherence=lease"))
+SWITCHES: Final = ("allow_other", "exclusive", "writeback", "default_permissions", "verifier")
+"""Options without a value, off unless they are said."""
+
+LATER: Final = frozenset(("coherence=lease",))
 """What a later release will have: refused until then."""
 
 _HINTS: Final = {
@@ -78,6 +81,8 @@ class MountOptions(MountFlags):
     """Nothing but this mount changes the backing directory: the kernel may trust what it knows for long."""
     writeback: bool = False
     """Writes stay in the page cache until it writes them back."""
+    verifier: bool = False
+    """Hold filters to the rules, and tell what they break or leave behind (stackfs/verifier.py)."""
     default_permissions: bool = False
     """Said in so many words; it means permissions=kernel."""
     fsname: str | None = None
@@ -163,7 +168,7 @@ def _add_option(options: MountOptions, option: str, origin: Origin) -> None:
         _no_value(key, value)
         flag, on = BY_OPTION[key]
         setattr(options, flag.field, on)
-    elif key in ("allow_other", "exclusive", "writeback", "default_permissions"):
+    elif key in SWITCHES:
         _no_value(key, value)
         setattr(options, key, True)
     elif key in CHOICES:
@@ -207,8 +212,7 @@ def _one_of(choices: Sequence[str]) -> str:
 def _hint(key: str) -> str:
     if key in _HINTS:
         return f": {_HINTS[key]}"
-    switches = ("allow_other", "exclusive", "writeback", "default_permissions")
-    names = [*BY_OPTION, *CHOICES, *_WITH_VALUE, *switches, *IGNORED, *LATER]
+    names = [*BY_OPTION, *CHOICES, *_WITH_VALUE, *SWITCHES, *IGNORED, *LATER]
     near = difflib.get_close_matches(key, names, n=1)
     return f": did you mean {near[0]!r}?" if near else " (a filter's option is written NAME.KEY=VALUE)"
 

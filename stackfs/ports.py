@@ -25,7 +25,7 @@ from typing import Any, Final
 
 import structlog
 
-from stackfs import runtime_directory, runtime_sockets
+from stackfs import runtime_directory, runtime_sockets, verifier
 from stackfs.cext.ntstatus import NtStatus, is_success
 from stackfs.client_port import DISCONNECTED, SUCCESS, ClientPort
 from stackfs.errors import FltError
@@ -352,6 +352,9 @@ class FilterPorts:
             self._open_clients.clear()
         for client in forgotten:
             log.error("a filter did not close a client port", filter=self.filter_name, port=client.server.name)
+            if verifier.is_on():
+                verifier.report(f"a client port of {client.server.name} was not closed before the end of its filter",
+                                filter=self.filter_name, routine="FltCloseClientPort")  # fmt: skip
             client.close()
 
     def _left_open(self, client: ClientPort) -> None:

@@ -14,6 +14,8 @@ from typing import Final
 
 import trio
 
+from stackfs import verifier
+
 REFERENCES: Final = ("Flt", "reference")
 
 
@@ -23,14 +25,19 @@ class Rundown:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._held: dict[str, int] = {}
+        self._where: dict[str, tuple[str, str]] = {}
+        """While the verifier is on: the filter that took a reference last under that name, and FILE:LINE."""
         self._ending = False
         self._waiting: list[Callable[[], None]] = []
 
     def acquire(self, holder: str) -> bool:
         """Take a reference; False once the object has begun to end. holder: what a message calls it."""
+        where = verifier.holder_of() if verifier.is_on() and holder.startswith(REFERENCES) else None
         with self._lock:
             if not self._ending:
                 self._held[holder] = self._held.get(holder, 0) + 1
+                if where is not None:
+                    self._where[holder] = where
             return not self._ending
 
     def release(self, holder: str) -> None:
@@ -41,6 +48,7 @@ class Rundown:
                 raise ValueError(f"no reference is held by {holder}")
             if count == 1:
                 del self._held[holder]
+                self._where.pop(holder, None)
             else:
                 self._held[holder] = count - 1
             woken, self._waiting = self._waiting, []
@@ -70,6 +78,16 @@ class Rundown:
         """What holds it, as a message shows it: "work item", "3 x communication port"."""
         with self._lock:
             return [name if count == 1 else f"{count} x {name}" for name, count in self._held.items()]
+
+    def left(self, of: str | None = None) -> list[tuple[str, str, str]]:
+        """Each name that references are held under, the filter that took one, and where; of: that filter's alone. Each
+        is told once, and only where somebody has noted it, while the verifier was on."""
+        with self._lock:
+            found = [(name, *self._where[name]) for name in self._held if name in self._where]
+            found = [each for each in found if of in (None, each[1])]
+            for name, _, _ in found:
+                del self._where[name]
+            return found
 
     async def wait(self, *, work_alone: bool = False) -> None:
         """Until nothing holds it; with work_alone, until nothing but references does. On trio's thread."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from stackfs import verifier
 from stackfs.cext.callback_data import DataFlags, IrpFlags
 from stackfs.cext.ntstatus import NtStatus
 from stackfs.rundown import Rundown
@@ -187,13 +188,17 @@ class WorkQueueItem:
 
     def queue(self, queue_type: int = WorkQueueType.DelayedWorkQueue) -> None:
         """ExQueueWorkItem: routine(parameter). Nothing waits for it: the filter may have been unloaded by then."""
-        _put(queue_type, self._work)
+        ticket = object()  # the item may be queued again while it runs
+        verifier.acquired(ticket, "a work item that is queued or runs", "ExQueueWorkItem")
+        _put(queue_type, lambda: self._work(ticket))
 
-    def _work(self) -> None:
+    def _work(self, ticket: object) -> None:
         try:
             self.routine(self.parameter)
         except BaseException as error:
             log.error("a work item raised", error=f"{type(error).__name__}: {error}")
+        finally:
+            verifier.given_back(ticket)
 
 
 def complete_when_safe(

@@ -3,11 +3,16 @@
 `drive` makes mounted volumes through the command line, as a user would; when the test ends each one must unmount, its
 daemon must end, and its log must hold no line at WARNING or above that the test did not announce (Drive.expected_log).
 `core` is a volume without a mount: requests made by hand, through the same stack and base.
+
+The verifier is on in every test, also without a mount. A report that the test has not announced fails it:
+`@pytest.mark.verifier_errors("regular expression", ...)` for tests of filters that break the rules on purpose (and
+Drive.expected_log where they are mounted).
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import signal
@@ -28,6 +33,43 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 STACKFS = str(BIN / "stackfs")
 FLTMC = str(BIN / "fltmc")
+CLONE_NEWNS = 0x20000
+
+OF_A_MACHINE = ("/run/stackfs", "/var/log/stackfs")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Of several processes that run tests beside each other each has mounts, sockets and logs of its own: a command that
+    goes to every running volume goes to those of its own tests."""
+    if not hasattr(config, "workerinput") or os.geteuid() != 0:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNS) != 0:
+        raise OSError(ctypes.get_errno(), "no mount namespace for the tests of this process")
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    for directory in OF_A_MACHINE:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0700", "stackfs-tests", directory], check=True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "verifier_errors(*patterns): reports of the verifier that match are expected")
+
+
+@pytest.fixture(autouse=True)
+def verifier_reports(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The verifier is on, and may find nothing but what the test announces."""
+    from stackfs import verifier
+
+    if not verifier.is_on():
+        verifier.enable(True)
+    verifier.take()
+    yield
+    expected = [pattern for mark in request.node.iter_markers("verifier_errors") for pattern in mark.args]
+    found = [str(each) for each in verifier.take()]
+    unexpected = [each for each in found if not any(re.search(pattern, each) for pattern in expected)]
+    assert not unexpected, "FILTER VERIFIER ERROR: " + "\n".join(unexpected)
+
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -59,12 +101,15 @@ class Drive:
         self.mnt = top / f"{self.name}"
         self.expected_log: list[str] = []
         """Regular expressions of log lines at WARNING or above that are expected."""
+        self.verifier = True
         self.src.mkdir(exist_ok=True)
         self.mnt.mkdir()
         self.log = Path("/var/log/stackfs") / f"{self.name}.log"
         self.pid = 0
 
     def mount(self, *options: str, **keywords: object) -> Drive:
+        if self.verifier:
+            options = ("verifier", *options)
         joined = [part for option in options for part in ("-o", option)]
         run(STACKFS, "mount", self.src, self.mnt, *joined, **keywords)
         self.note_pid()

@@ -18,6 +18,8 @@ from stack_driver import (
 
 from stackfs.api import (
     FLT_PREOP_SUCCESS_WITH_CALLBACK,
+    FLT_PREOP_SYNCHRONIZE,
+    IRP_MJ_CREATE,
     IRP_MJ_READ,
     STATUS_SUCCESS,
     Context,
@@ -74,7 +76,8 @@ def none_gone() -> Iterator[None]:
 
 
 class Layer:
-    """An instance made by hand; `see(when, data)` is called in each of its callbacks."""
+    """An instance made by hand; `see(when, data)` is called in each of its callbacks, at PASSIVE_LEVEL: its posts may
+    ask for contexts and names."""
 
     def __init__(
         self, core: Volume, see: Callable[[str, Any], Any] = go_on, *majors: int,
@@ -91,7 +94,7 @@ class Layer:
 
     def pre(self, data: Any, objects: Any) -> int:
         self.see("pre", data)
-        return FLT_PREOP_SUCCESS_WITH_CALLBACK
+        return FLT_PREOP_SUCCESS_WITH_CALLBACK if data.major == IRP_MJ_CREATE else FLT_PREOP_SYNCHRONIZE
 
     def post(self, data: Any, objects: Any, context: Any, flags: int) -> None:
         self.see("post", data)

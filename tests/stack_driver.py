@@ -13,8 +13,9 @@ from stackfs.cext.requests import VfsError, Volume
 from stackfs.cext.stack import InstanceEntry
 
 # FUSE's numbers of the requests used here.
-LOOKUP, GETATTR, MKDIR, UNLINK, RMDIR, OPEN, READ, WRITE, RELEASE = 1, 3, 9, 10, 11, 14, 15, 16, 18
+LOOKUP, GETATTR, SETATTR, MKDIR, UNLINK, RMDIR, OPEN, READ, WRITE, RELEASE = 1, 3, 4, 9, 10, 11, 14, 15, 16, 18
 FSYNC, SETXATTR, GETXATTR, OPENDIR, RELEASEDIR, CREATE, READDIRPLUS, SYMLINK = 20, 21, 22, 27, 29, 35, 44, 6
+FATTR_SIZE = 8
 
 
 class Host:

@@ -5,21 +5,24 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Drive, needs_root
+from conftest import Drive, needs_root, run
 from stack_driver import (
     CREATE,
     FSYNC,
     GETXATTR,
     MKDIR,
     OPEN,
+    OPENDIR,
     RELEASE,
     SETXATTR,
+    SYMLINK,
     WRITE,
     Host,
     descriptors,
@@ -27,6 +30,7 @@ from stack_driver import (
     error_of,
     go_on,
     lookup,
+    names_of,
     opened,
     read,
 )
@@ -211,6 +215,7 @@ def test_a5_values_of_extended_attributes_are_swapped_too(core: Volume, place: P
     assert core.request(GETXATTR, node, name=b"user.x").receiving(100).do().result() == b"value"
 
 
+@pytest.mark.verifier_errors("callback data was used after")
 def test_a5_lock_user_buffer_and_the_mdl_of_a_swapped_buffer(core: Volume, place: Path) -> None:
     seen: dict[str, Any] = {}
 
@@ -294,6 +299,80 @@ def test_a5_an_mdl_of_the_swappers_own_is_the_managers(core: Volume, place: Path
     assert seen == [(10, b"." * 10)] and host.told == []
 
 
+def test_a5_what_can_be_locked(core: Volume, place: Path) -> None:
+    """Only what has a buffer; twice is once; in a post nothing becomes dirty. No MDL is no address."""
+    seen: dict[str, Any] = {}
+
+    def pre(data: Any, objects: object) -> int:
+        seen[data.request] = [ddi.FltLockUserBuffer(data), data.is_dirty, mdl_of(data) is not None]
+        return FLT_PREOP_SUCCESS_WITH_CALLBACK
+
+    def post(data: Any, objects: object, context: Any, flags: int) -> None:
+        seen[data.request] += [ddi.FltLockUserBuffer(data), data.is_dirty]
+        mdl = mdl_of(data)
+        if mdl is not None:
+            assert bytes(ddi.MmGetSystemAddressForMdlSafe(mdl)) == bytes(data.buffer)  # type: ignore[arg-type]
+            assert ddi.FltLockUserBuffer(data) == STATUS_SUCCESS
+            seen[data.request] += [ddi.MmGetMdlByteCount(mdl)]
+
+    majors = (IRP_MJ_READ, IRP_MJ_WRITE, IRP_MJ_FLUSH_BUFFERS, IRP_MJ_QUERY_EA, IRP_MJ_CREATE)
+    attach(core, *[(major, pre, post) for major in majors])
+    os.setxattr(place / "file", "user.x", b"value")
+    node = lookup(core, b"file")
+    fh = opened(core, node, os.O_RDWR)
+    read(core, fh, 7)
+    core.request(WRITE, fh=fh, buffer=b"xy", size=2, offset=1).do()
+    core.request(FSYNC, fh=fh).do()
+    refused = api.STATUS_INVALID_PARAMETER
+    assert seen == {
+        "open": [refused, False, False, refused, False], "fsync": [refused, False, False, refused, False],
+        "read": [0, True, True, 0, False, 7], "write": [0, True, True, 0, False, 2],
+    }  # fmt: skip
+    assert ddi.MmGetSystemAddressForMdlSafe(None) is None
+
+
+def test_a5_an_unmarked_swap_is_forgotten(core: Volume, place: Path) -> None:
+    """The base works on the program's own buffer, and the post sees that one."""
+    other = bytearray(b"-" * 10)
+    seen: list[bytes] = []
+
+    def pre(data: Any, objects: object) -> int:
+        data.buffer = other
+        return FLT_PREOP_SUCCESS_WITH_CALLBACK
+
+    def post(data: Any, objects: object, context: Any, flags: int) -> None:
+        seen.append(bytes(data.buffer))
+
+    attach(core, (IRP_MJ_READ, pre, post))
+    assert read(core, opened(core, lookup(core, b"file"))) == b"0123456789"
+    assert seen == [b"0123456789"] and other == b"-" * 10
+
+
+def test_a5_only_a_pre_swaps(core: Volume, place: Path) -> None:
+    """And only where there is a buffer to swap; a listing is changed by its entries."""
+    refused: list[str] = []
+
+    def pre(data: Any, objects: object) -> int:
+        with pytest.raises(AttributeError):
+            data.buffer = bytearray(data.length)
+        refused.append(data.request)
+        return FLT_PREOP_SUCCESS_NO_CALLBACK
+
+    def post(data: Any, objects: object, context: Any, flags: int) -> None:
+        with pytest.raises(AttributeError, match="in the pre callback"):
+            data.buffer = bytearray(data.length)
+        refused.append(data.request)
+
+    attach(core, (IRP_MJ_READ, None, post), *[(major, pre, None) for major in
+                                               (IRP_MJ_FLUSH_BUFFERS, api.IRP_MJ_DIRECTORY_CONTROL)])  # fmt: skip
+    fh = opened(core, lookup(core, b"file"), os.O_RDWR)
+    assert read(core, fh) == b"0123456789"
+    core.request(FSYNC, fh=fh).do()
+    assert b"file" in names_of(core, core.request(OPENDIR, 1).do().fh)
+    assert refused[:2] == ["read", "fsync"] and "readdirplus" in refused
+
+
+@pytest.mark.verifier_errors("its post is not called")
 def test_a4_decode_parameters(core: Volume, place: Path) -> None:
     seen: dict[str, Any] = {}
 
@@ -307,7 +386,8 @@ def test_a4_decode_parameters(core: Volume, place: Path) -> None:
             data.set_dirty()
         return FLT_PREOP_SUCCESS_NO_CALLBACK
 
-    majors = (IRP_MJ_READ, IRP_MJ_WRITE, IRP_MJ_FLUSH_BUFFERS, IRP_MJ_SET_EA, IRP_MJ_DEVICE_CONTROL)
+    majors = (IRP_MJ_READ, IRP_MJ_WRITE, IRP_MJ_FLUSH_BUFFERS, IRP_MJ_SET_EA, IRP_MJ_DEVICE_CONTROL,
+              api.IRP_MJ_FILE_SYSTEM_CONTROL)  # fmt: skip
     attach(core, *[(major, pre, None) for major in majors])
     node = lookup(core, b"file")
     fh = opened(core, node, os.O_RDWR)
@@ -315,7 +395,9 @@ def test_a4_decode_parameters(core: Volume, place: Path) -> None:
     core.request(WRITE, fh=fh, buffer=b"xy", size=2, offset=1).do()
     core.request(FSYNC, fh=fh).do()
     core.request(SETXATTR, node, name=b"user.x", buffer=b"value").do()
+    core.request(SYMLINK, name=b"link", name2=b"target").do()
     assert seen == {
+        "symlink": (ddi.IoModifyAccess, 6, None),
         "read": (ddi.IoWriteAccess, 7, None),
         "write": (ddi.IoReadAccess, 2, None),
         "fsync": api.STATUS_INVALID_PARAMETER,
@@ -357,6 +439,31 @@ def test_a6_19_reissued_below_with_what_was_changed(core: Volume, place: Path) -
     assert read(core, opened(core, lookup(core, b"file")), 3) == b"456"
     assert seen == [(0, False), (4, True)]
     assert told == [(api.STATUS_DEVICE_NOT_READY, 0), "below", (0, 3, 4), ("above", 0, False)]
+
+
+def test_a6_19_what_stays_of_the_flags(core: Volume, place: Path) -> None:
+    """A4.2: those of FLTFL_CALLBACK_DATA_REISSUE_MASK, the kind and the buffer's; REISSUED_IO is new."""
+    seen: list[int] = []
+    mask = ddi_data.FLTFL_CALLBACK_DATA_REISSUE_MASK
+
+    def post(data: Any, objects: object, context: Any, flags: int) -> None:
+        seen.append(data.flags)
+        assert data.reissue()
+
+    def below(data: Any, objects: object) -> int:
+        seen.append(data.flags)
+        return FLT_PREOP_SUCCESS_NO_CALLBACK
+
+    attach(core, (IRP_MJ_QUERY_EA, lambda *_: FLT_PREOP_SYNCHRONIZE, post), at="2")
+    attach(core, (IRP_MJ_QUERY_EA, below, None), at="1")
+    os.setxattr(place / "file", "user.x", b"value")
+    node = lookup(core, b"file")
+    assert core.request(GETXATTR, node, name=b"user.x").receiving(100).do().result() == b"value"
+    first, before, again = seen
+    kept = api.FLTFL_CALLBACK_DATA_IRP_OPERATION | api.FLTFL_CALLBACK_DATA_SYSTEM_BUFFER
+    assert mask == 0xFFFF and first == before & mask == again & mask == kept
+    assert again & ~mask == api.FLTFL_CALLBACK_DATA_REISSUED_IO
+    assert before & ~mask == api.FLTFL_CALLBACK_DATA_POST_OPERATION
 
 
 def test_a6_19_a_create_with_another_name(core: Volume, place: Path) -> None:
@@ -503,6 +610,28 @@ def test_a5_a_swap_buffer_filter_on_each_lane(
     assert (made.src / "file").read_bytes() == xor(model)
 
 
+BAD_BUFFER = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+fd = os.open(sys.argv[1], os.O_RDWR)
+for call in (libc.pread, libc.pwrite):
+    for address in (ctypes.c_void_p(8), ctypes.c_char_p(b"0123456789")):
+        done = call(fd, address, ctypes.c_size_t(10), ctypes.c_long(0))
+        print(done, ctypes.get_errno() if done < 0 else 0)
+"""
+
+
+@needs_root
+def test_a5_memory_that_a_program_does_not_have(drive: Callable[..., Drive], lanes: str, tmp_path: Path) -> None:
+    """Is the kernel's to find: the filters' buffers are the daemon's own, and an operation never fails for it."""
+    (tmp_path / "turns.py").write_text(TURNS)
+    made = drive(f"filterdir={tmp_path},filter=turns,cache=strict")
+    (made.mnt / "file").write_bytes(b"9876543210")
+    lines = run(sys.executable, "-I", "-c", BAD_BUFFER, made.mnt / "file").stdout.splitlines()
+    bad = f"-1 {errno.EFAULT}"
+    assert [lines[0], lines[2]] == [bad, bad] and [lines[1], lines[3]] == ["10 0", "10 0"]
+
+
 # ---- another volume -------------------------------------------------------------------------------------------------
 
 
@@ -533,7 +662,7 @@ def test_a4_8_reads_and_writes_go_to_another_volume(pair: Any) -> None:
     def pre(data: Any, objects: object) -> Any:
         data.set_target(there, file)
         data.set_dirty()
-        return FLT_PREOP_SUCCESS_WITH_CALLBACK
+        return FLT_PREOP_SYNCHRONIZE
 
     def post(data: Any, objects: object, context: Any, flags: int) -> None:
         seen.append(("post", data.status, data.information, data.path))
@@ -545,7 +674,7 @@ def test_a4_8_reads_and_writes_go_to_another_volume(pair: Any) -> None:
 
         return [(IRP_MJ_READ, look, None)]
 
-    here = mirror(core, (IRP_MJ_READ, pre, post), (IRP_MJ_WRITE, pre, None))
+    here = mirror(core, (IRP_MJ_READ, pre, post), (IRP_MJ_WRITE, pre, lambda *_: None))
     attach(core, *lower("lower here"), at="1")
     attach(volume, *lower("lower there"), at="1")
     attach(volume, *lower("higher there"), at="3")
@@ -570,7 +699,7 @@ def test_a4_8_any_other_target_is_refused(pair: Any, wrong: str, passes: bool) -
     def pre(data: Any, objects: Any) -> Any:
         data.set_target(there, (stranger if wrong == "file" else there).open("other"))
         data.set_dirty()
-        return FLT_PREOP_SUCCESS_WITH_CALLBACK, "context"
+        return (FLT_PREOP_SUCCESS_WITH_CALLBACK if wrong == "operation" else FLT_PREOP_SYNCHRONIZE), "context"
 
     def post(data: Any, objects: object, context: Any, flags: int) -> None:
         contexts.append((context, data.path))

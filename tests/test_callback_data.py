@@ -44,6 +44,14 @@ from stackfs.api import (
     FLT_PREOP_SUCCESS_WITH_CALLBACK,
 )
 from stackfs.cext.requests import Volume
+from stackfs.ddi.callback_data import (
+    FLT_IS_FASTIO_OPERATION,
+    FLT_IS_FS_FILTER_OPERATION,
+    FLT_IS_IRP_OPERATION,
+    FltClearCallbackDataDirty,
+    FltIsCallbackDataDirty,
+    FltSetCallbackDataDirty,
+)
 
 # ---- data that outlives its callback, and data that lies ------------------------------------------------------------
 
@@ -52,6 +60,7 @@ def attributes(data: Any) -> list[str]:
     return [name for name in dir(type(data)) if not name.startswith("_") and not callable(getattr(type(data), name))]
 
 
+@pytest.mark.verifier_errors("callback data was used after")
 def test_callback_data_is_dead_when_its_callback_has_returned(core: Volume, place: Path) -> None:
     kept: list[Any] = []
 
@@ -106,6 +115,7 @@ def scribble() -> None:
     del junk
 
 
+@pytest.mark.verifier_errors("its post is not called")
 def test_a_raw_buffer_held_longer_reads_memory_that_still_lives(core: Volume, place: Path) -> None:
     """Whoever holds the memory itself (a NumPy array; here, a scanner of re) never reads freed memory."""
     held: list[tuple[int, bytes, Any, Any]] = []
@@ -240,6 +250,110 @@ def test_attributes_that_a_filter_makes_up_do_not_harm_the_inode(core: Volume, p
     assert error_of(core, GETATTR, node) == errno.EIO
     core.stack.remove(entry)
     assert error_of(core, GETATTR, node) == 0
+
+
+# ---- what may be changed, and what counts ---------------------------------------------------------------------------
+
+
+def test_a_change_counts_only_where_it_is_marked(core: Volume, place: Path) -> None:
+    """A4.5: not unmarked, not when the mark was taken back; nobody below sees a mark, or takes it back."""
+    seen: list[tuple[bytes, bool]] = []
+
+    def unmarked(data: Any, objects: object) -> int:
+        data.name = b"other"
+        assert not FltIsCallbackDataDirty(data)
+        return FLT_PREOP_SUCCESS_WITH_CALLBACK
+
+    def taken_back(data: Any, objects: object) -> int:
+        data.name = b"other"
+        FltSetCallbackDataDirty(data)
+        assert FltIsCallbackDataDirty(data)
+        FltClearCallbackDataDirty(data)
+        assert not FltIsCallbackDataDirty(data)
+        return FLT_PREOP_SUCCESS_WITH_CALLBACK
+
+    def marked(data: Any, objects: object) -> int:
+        data.name = b"folder"
+        FltSetCallbackDataDirty(data)
+        return FLT_PREOP_SUCCESS_WITH_CALLBACK
+
+    def watch(data: Any, *_: Any) -> int:
+        seen.append((data.name, FltIsCallbackDataDirty(data)))
+        FltClearCallbackDataDirty(data)
+        return FLT_PREOP_SUCCESS_WITH_CALLBACK
+
+    for at, pre in (("5", unmarked), ("4", taken_back), ("3", watch), ("2", marked), ("1", watch)):
+        core.stack.insert(entry_of((api.IRP_MJ_QUERY_OPEN, pre, watch), name=f"f{at}", at=at))
+    assert lookup(core, b"file") == lookup(core, b"folder")
+    up = [(b"folder", False), (b"file", False), (b"file", False), (b"file", False), (b"file", False)]
+    assert seen[:7] == [(b"file", False), (b"folder", False), *up]
+
+
+def test_an_outcome_counts_without_a_mark(core: Volume, place: Path) -> None:
+    """A4.6: what a post puts into IoStatus, and what a pre completes with; what it changes besides does not."""
+
+    def post(data: Any, objects: object, context: object, flags: int) -> None:
+        data.status = api.STATUS_VIRUS_INFECTED
+
+    fh = opened(core, lookup(core, b"file"))
+    entry = entry_of((api.IRP_MJ_READ, None, post))
+    core.stack.insert(entry)
+    assert error_of(core, READ, fh=fh, size=1, buffer=bytearray(1)) == errno.EACCES
+    core.stack.remove(entry)
+    core.stack.insert(entry_of((api.IRP_MJ_READ, lambda data, _: data.complete(api.STATUS_DISK_FULL), None)))
+    assert error_of(core, READ, fh=fh, size=1, buffer=bytearray(1)) == errno.ENOSPC
+
+
+def test_what_no_callback_changes(core: Volume, place: Path) -> None:
+    """A4.1, A4.3, A4.7: the function, the flags, the requestor and the request's number are there to be read."""
+    fixed = ("major", "minor", "flags", "irp_flags", "is_irp", "is_fast_io", "is_fs_filter", "is_generated", "tid",
+             "pid", "uid", "gid", "comm", "request", "request_number", "principal", "file", "file_object", "directory",
+             "path", "instance")  # fmt: skip
+    seen: list[dict[str, Any]] = []
+
+    def callback(data: Any, *_: Any) -> int:
+        for name in fixed:
+            with pytest.raises(AttributeError):
+                setattr(data, name, 5)
+        seen.append({name: getattr(data, name) for name in ("major", "tid", "uid", "gid", "request", "request_number")})
+        return FLT_PREOP_SUCCESS_WITH_CALLBACK
+
+    core.stack.insert(entry_of((api.IRP_MJ_QUERY_OPEN, callback, callback)))
+    request = core.request(LOOKUP, name=b"file", tid=4242, uid=7, gid=8)
+    request.do()
+    one = {"major": api.IRP_MJ_QUERY_OPEN, "tid": 4242, "uid": 7, "gid": 8, "request": "lookup",
+           "request_number": request.number}  # fmt: skip
+    assert seen == [one, one] and request.number > 0
+
+
+@pytest.mark.parametrize("opcode", [LOOKUP, GETATTR, READ, CREATE])
+def test_the_kind_of_an_operation_and_its_way(core: Volume, place: Path, opcode: int) -> None:
+    """A4.2: exactly one of IRP, fast I/O and FS-filter; POST_OPERATION on the way up and only there."""
+    kinds = {LOOKUP: (FLT_IS_FS_FILTER_OPERATION, api.FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION),
+             GETATTR: (FLT_IS_FASTIO_OPERATION, api.FLTFL_CALLBACK_DATA_FAST_IO_OPERATION),
+             READ: (FLT_IS_FASTIO_OPERATION, api.FLTFL_CALLBACK_DATA_FAST_IO_OPERATION),
+             CREATE: (FLT_IS_IRP_OPERATION, api.FLTFL_CALLBACK_DATA_IRP_OPERATION)}  # fmt: skip
+    major = {LOOKUP: api.IRP_MJ_QUERY_OPEN, GETATTR: api.IRP_MJ_NETWORK_QUERY_OPEN, READ: api.IRP_MJ_READ,
+             CREATE: api.IRP_MJ_CREATE}[opcode]  # fmt: skip
+    asked = (FLT_IS_IRP_OPERATION, FLT_IS_FASTIO_OPERATION, FLT_IS_FS_FILTER_OPERATION)
+    seen: list[Any] = []
+
+    def callback(data: Any, *_: Any) -> int:
+        seen.append(([each for each in asked if each(data)], data.flags))
+        return FLT_PREOP_SUCCESS_WITH_CALLBACK
+
+    node = lookup(core, b"file")
+    fh = opened(core, node)
+    core.stack.insert(entry_of((major, callback, callback)))
+    arguments: dict[int, dict[str, Any]] = {
+        LOOKUP: {"name": b"file"}, GETATTR: {"nodeid": node},
+        CREATE: {"name": b"new", "mode": 0o600, "flags": os.O_RDWR},
+        READ: {"fh": fh, "size": 1, "buffer": bytearray(1), "open_flags": 2},
+    }  # fmt: skip
+    more = dict(arguments[opcode])
+    core.request(opcode, more.pop("nodeid", 1), **more).do()
+    routine, flag = kinds[opcode]
+    assert seen == [([routine], flag), ([routine], flag | api.FLTFL_CALLBACK_DATA_POST_OPERATION)]
 
 
 # ---- names and listings ---------------------------------------------------------------------------------------------

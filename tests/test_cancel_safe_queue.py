@@ -226,10 +226,12 @@ def test_under_the_names_of_the_ddi(core: Volume, place: Path) -> None:
     contexts = [FLT_CALLBACK_DATA_QUEUE_IO_CONTEXT() for _ in range(4)]
     names = iter(zip(contexts, "abab", strict=True))
 
+    statuses: list[int] = []
+
     def pre(data: Data, objects: object) -> int:
-        context, name = next(names)
-        assert FltCbdqInsertIo(cbdq, data, context, name) == STATUS_SUCCESS
-        return FLT_PREOP_PENDING
+        context, name = next(names, (FLT_CALLBACK_DATA_QUEUE_IO_CONTEXT(), "b"))
+        statuses.append(FltCbdqInsertIo(cbdq, data, context, name))
+        return FLT_PREOP_PENDING if statuses[-1] == STATUS_SUCCESS else int(data.complete(statuses[-1]))
 
     core.stack.insert(entry_of((IRP_MJ_FLUSH_BUFFERS, pre, None)))
     requests = [core.request(FSYNC, fh=fh) for _ in range(4)]
@@ -237,7 +239,14 @@ def test_under_the_names_of_the_ddi(core: Volume, place: Path) -> None:
     events = [threading.Event() for _ in requests]
     assert all(request.park(event.set) for request, event in zip(requests, events, strict=True))
     FltCbdqDisable(cbdq)
+    refused = core.request(FSYNC, fh=fh)
+    assert refused.run() and refused.error == errno.EIO
+    assert statuses == [STATUS_SUCCESS] * 4 + [STATUS_FLT_CBDQ_DISABLED]
     FltCbdqEnable(cbdq)
+    last = core.request(FSYNC, fh=fh)
+    assert not last.run() and statuses[-1] == STATUS_SUCCESS
+    core.interrupt(last.number)
+    assert last.run() and last.error == errno.EINTR
     second = FltCbdqRemoveNextIo(cbdq, "b")
     assert second is not None and second.request_number == requests[1].number
     FltCompletePendedPreOperation(second, FLT_PREOP_SUCCESS_NO_CALLBACK, None)

@@ -50,7 +50,7 @@ from stackfs import api, fltkernel
 from stackfs.api import (
     FLT_FILE_CONTEXT,
     FLT_INSTANCE_CONTEXT,
-    FLT_PREOP_SUCCESS_WITH_CALLBACK,
+    FLT_PREOP_SUCCESS_NO_CALLBACK,
     FLT_SET_CONTEXT_KEEP_IF_EXISTS,
     FLT_SET_CONTEXT_REPLACE_IF_EXISTS,
     FLT_STREAM_CONTEXT,
@@ -243,7 +243,7 @@ def test_references(core: Volume, place: Path, kind: type[Context]) -> None:
         number = {OfVolume: 1, OfInstance: 2, OfFile: 4, OfStream: 8, OfHandle: 16}[kind]
         status, context = layer.contexts.allocate(number, 0, NonPagedPool)
         assert status == STATUS_SUCCESS and type(context) is kind and context.references == 1
-        file = data.file_object
+        file = data.file
         if kind is OfVolume:
             setting: Any = lambda *args: layer.core.stack.flt_set_volume_context(*args)  # noqa: E731
             getting: Any = lambda: layer.core.stack.flt_get_volume_context(layer.contexts)  # noqa: E731
@@ -309,7 +309,7 @@ def test_what_is_not_the_instance_s_cannot_be_set(core: Volume, place: Path) -> 
         stranger = other.allocate(FLT_STREAM_CONTEXT, 0, 0)[1]
         mine = layer.contexts.allocate(FLT_STREAM_CONTEXT, 0, 0)[1]
         assert stranger is not None and mine is not None
-        file = data.file_object
+        file = data.file
         assert layer.entry.flt_set_context(FLT_STREAM_CONTEXT, file, 0, stranger, False)[0] == STATUS_INVALID_PARAMETER
         assert layer.entry.flt_set_context(FLT_FILE_CONTEXT, file, 0, mine, False)[0] == STATUS_INVALID_PARAMETER
         assert layer.entry.flt_set_context(12, file, 0, mine, False)[0] == STATUS_INVALID_PARAMETER
@@ -637,7 +637,7 @@ def test_a_filter_without_contexts_has_none(core: Volume, place: Path) -> None:
         told.append(data.get_context(OfStream))
         with pytest.raises(TypeError, match="registered no contexts"):
             data.ensure_context(OfStream)
-        return FLT_PREOP_SUCCESS_WITH_CALLBACK
+        return FLT_PREOP_SUCCESS_NO_CALLBACK
 
     host = Host()
     entry = InstanceEntry(host, "n", "1", "n", [(IRP_MJ_READ, 0, pre, None)])

@@ -220,6 +220,7 @@ def managed(tmp_path: Path, body: str, test: Callable[[FilterManager, Any], Any]
     trio.run(main)
 
 
+@pytest.mark.verifier_errors("^a stream context was not given back before the end of its instance")
 def test_detach_unload_and_what_somebody_still_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -88,7 +88,22 @@ def test_create_options(peer: Any, place: Path) -> None:
     assert (place / "made").stat().st_mode & 0o777 == 0o400 and (place / "made").stat().st_blocks >= 8
     assert os.getxattr(place / "made", "user.x") == b"y"
     ddi.FltClose(handle.value)
+    file = Out[Any]()
+    assert ddi.FltCreateFileEx(None, peer, handle, file, READ, OBJECT_ATTRIBUTES("file")) == 0
+    assert file.value is handle.value and file.value.read(0, 2) == b"01"
+    ddi.FltClose(handle.value)
     assert create(peer, "file", READ, Flags=ddi.IO_FORCE_ACCESS_CHECK)[0] == api.STATUS_INVALID_PARAMETER, "as whom?"
+
+
+def test_share_access_means_nothing(peer: Any) -> None:
+    """B4.9: not even that nobody may share."""
+    handles = []
+    for flags in (0, ddi.IO_IGNORE_SHARE_ACCESS_CHECK):
+        status, handle, _ = create(peer, "file", BOTH, Flags=flags)         # ShareAccess is 0
+        assert status == 0
+        handles.append(handle)
+    for handle in handles:
+        assert ddi.FltClose(handle) == 0
 
 
 def test_read_and_write(peer: Any, place: Path) -> None:
@@ -119,6 +134,74 @@ def test_read_and_write(peer: Any, place: Path) -> None:
     ddi.FltClose(file)
     _, readable, _ = create(peer, "file", READ)
     assert ddi.FltWriteFile(peer, readable, 0, 1, b"x") == api.STATUS_INVALID_HANDLE
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize(("flags", "expected"), [
+    (0, 0),
+    (ddi.FLTFL_IO_OPERATION_NON_CACHED, api.IRP_NOCACHE),
+    (ddi.FLTFL_IO_OPERATION_PAGING, api.IRP_PAGING_IO | api.IRP_NOCACHE),
+    (ddi.FLTFL_IO_OPERATION_PAGING | ddi.FLTFL_IO_OPERATION_SYNCHRONOUS_PAGING, None),
+])  # fmt: skip
+def test_how_the_data_move_is_told_to_lower_filters(
+    core: Volume, peer: Any, asynchronous: bool, flags: int, expected: int | None
+) -> None:
+    """B4.6"""
+    seen: list[int] = []
+
+    def pre(data: Any, objects: object) -> int:
+        seen.append(data.irp_flags)
+        return api.FLT_PREOP_SUCCESS_NO_CALLBACK
+
+    core.stack.insert(entry_of((api.IRP_MJ_READ, pre, None), (api.IRP_MJ_WRITE, pre, None), name="lower", at="0.5"))
+    if expected is None:
+        expected = api.IRP_PAGING_IO | api.IRP_NOCACHE | api.IRP_SYNCHRONOUS_PAGING_IO
+    if not asynchronous:
+        expected |= api.IRP_SYNCHRONOUS_API
+    with peer.open("file", os.O_RDWR) as file:
+        done = threading.Semaphore(0)
+        routine = (lambda data, context: done.release()) if asynchronous else None
+        for move in (ddi.FltReadFile, ddi.FltWriteFile):
+            status = move(peer, file, 0, 4, bytearray(4), flags, None, routine)
+            assert status == (api.STATUS_PENDING if asynchronous else 0)
+            assert not asynchronous or done.acquire(timeout=20)
+    assert seen == [expected, expected]
+
+
+def test_kinds_of_flushing(core: Volume, peer: Any) -> None:
+    """B4.1: NO_SYNC asks nobody, the others are FLUSH_BUFFERS, of data alone or of everything."""
+    seen: list[bool] = []
+
+    def pre(data: Any, objects: object) -> int:
+        seen.append(data.data_only)
+        return api.FLT_PREOP_SUCCESS_NO_CALLBACK
+
+    core.stack.insert(entry_of((api.IRP_MJ_FLUSH_BUFFERS, pre, None), name="lower", at="0.5"))
+    with peer.open("file", os.O_RDWR) as file:
+        for kind in (ddi.FLT_FLUSH_TYPE_FLUSH_AND_PURGE, ddi.FLT_FLUSH_TYPE_FILE_DATA_ONLY,
+                     ddi.FLT_FLUSH_TYPE_DATA_SYNC_ONLY, ddi.FLT_FLUSH_TYPE_NO_SYNC):  # fmt: skip
+            assert ddi.FltFlushBuffers2(peer, file, kind) == 0
+        assert ddi.FltFlushBuffers(peer, file) == 0
+    assert seen == [False, True, True, False]
+
+
+def test_a_lower_filter_answers_controls(core: Volume, peer: Any) -> None:
+    """B4.1: each as the operation that it is."""
+    asked: list[Any] = []
+
+    def pre(data: Any, objects: object) -> Any:
+        asked.append((data.major, data.control_code, data.input))
+        data.buffer[:4] = b"told"
+        return data.complete(0, 4)
+
+    majors = (api.IRP_MJ_FILE_SYSTEM_CONTROL, api.IRP_MJ_DEVICE_CONTROL)
+    core.stack.insert(entry_of(*[(major, pre, None) for major in majors], name="lower", at="0.5"))
+    with peer.open("file") as file:
+        for control in (ddi.FltFsControlFile, ddi.FltDeviceIoControlFile):
+            room, got = bytearray(8), Out[int]()
+            assert control(peer, file, 0x7777, b"question", 8, room, 8, got) == 0
+            assert (bytes(room), got.value) == (b"told" + bytes(4), 4)
+    assert asked == [(major, 0x7777, b"question") for major in majors]
 
 
 def test_query_and_set_information(peer: Any, place: Path) -> None:
@@ -178,7 +261,7 @@ def test_listings(peer: Any, place: Path) -> None:
     assert sorted(names) == [b".", b"..", b"a.txt", b"b.txt", b"c.bin"]
 
 
-def test_attributes_security_and_the_volume(peer: Any, place: Path) -> None:
+def test_attributes_security_and_controls(peer: Any, place: Path) -> None:
     _, file, _ = create(peer, "file")
     eas, length = Out[Any](), Out[int]()
     assert ddi.FltSetEaFile(peer, file, {"user.a": b"1", "user.b": b"22"}) == 0
@@ -190,9 +273,6 @@ def test_attributes_security_and_the_volume(peer: Any, place: Path) -> None:
     assert ddi.FltSetSecurityObject(peer, file, api.DACL_SECURITY_INFORMATION, ddi.SECURITY_DESCRIPTOR(0o604)) == 0
     assert ddi.FltQuerySecurityObject(peer, file, api.DACL_SECURITY_INFORMATION, descriptor) == 0
     assert descriptor.value == ddi.SECURITY_DESCRIPTOR(0o604, os.geteuid(), os.getegid())
-    volume, block = Out[Any](), IO_STATUS_BLOCK(1, 1)
-    assert ddi.FltQueryVolumeInformation(peer, block, volume, 0, 3) == 0
-    assert volume.value[0] == os.statvfs(place).f_bsize and block == IO_STATUS_BLOCK(0, 0)
     assert ddi.FltFsControlFile(peer, file, 0x7777) == api.STATUS_INVALID_DEVICE_REQUEST
     assert ddi.FltDeviceIoControlFile(peer, file, 0x7777) == api.STATUS_INVALID_DEVICE_REQUEST
     flags, got = bytearray(8), Out[int]()
@@ -213,12 +293,16 @@ def test_callback_data_by_hand(peer: Any) -> None:
     ddi.FltPerformSynchronousIo(made)
     assert (made.status, made.information, room) == (0, 3, b"789")
     ddi.FltReuseCallbackData(made)
+    assert made.information == 0
     made.major, made.buffer, made.offset = api.IRP_MJ_READ, room, 0
     assert ddi.FltPerformAsynchronousIo(made, lambda data, context: context.set(), done) == api.STATUS_PENDING
     assert done.wait(20)
     assert room == b"012"
     ddi.FltFreeCallbackData(made)
+    with pytest.raises(ReferenceError):
+        made.perform()
     assert ddi.FltAllocateCallbackDataEx(peer, file, 0, data) == 0
+    assert data.value is not made and data.value.is_generated
 
 
 TOP = '''MANIFEST = {"name": "top", "altitude": "370500", "group": "FSFilter Activity Monitor", "filter": "Top"}

@@ -305,3 +305,35 @@ def test_mount_refuses_what_it_must(drive: Callable[..., Drive], tmp_path: Path)
     done = run(STACKFS, "mount", made.src, tmp_path, "-o", "filter=nosuch", check=False)
     assert done.returncode == 3 and "nosuch" in done.stderr
     assert run(FLTMC, "load", "nosuch", check=False).returncode != 0
+
+
+REFUSES = """
+from stackfs.api import *
+class Dropped(Filter):
+    operations = (Operation(IRP_MJ_CREATE, pre="pre"),)
+
+    def instance_setup(self, instance, flags):
+        return {setup}
+
+    def pre(self, data, objects):
+        return {create}
+"""
+
+
+@pytest.mark.parametrize(
+    ("setup", "create", "words"),
+    [
+        ("STATUS_FLT_DO_NOT_ATTACH", "FLT_PREOP_SUCCESS_NO_CALLBACK", "'f' does not attach"),
+        ("STATUS_SUCCESS", "data.complete(STATUS_DISK_FULL)", "do not let the root of"),
+    ],
+)
+def test_a_mount_waits_for_its_instances(
+    drive: Callable[..., Drive], tmp_path: Path, setup: str, create: str, words: str
+) -> None:
+    """A3.3: where an instance that is named does not set up, or a CREATE of the root fails, the mount fails."""
+    made = drive(mount=False)
+    option = drop_in(tmp_path / "filters", "f", REFUSES.format(setup=setup, create=create))
+    done = run(STACKFS, "mount", made.src, made.mnt, "-o", option, "-o", "filter=f", check=False)
+    assert done.returncode != 0 and words in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    assert not is_mounted(made.mnt)
+    made.expected_log.append(words)

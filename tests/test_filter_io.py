@@ -340,6 +340,28 @@ def test_b4_1_only_lower_instances_see_it_and_as_an_irp(core: Volume, place: Pat
     assert not any(line[3] for line in log)
 
 
+def test_b4_1_how_it_moves_is_told(core: Volume, place: Path) -> None:
+    """A4.3: IRP_SYNCHRONOUS_API where the filter waits; the paging bits as the caller's flags say."""
+    seen: list[int] = []
+
+    def pre(data: Any, objects: object) -> int:
+        seen.append(data.irp_flags)
+        return FLT_PREOP_SUCCESS_NO_CALLBACK
+
+    peer = attach(core, name="a", at="2")
+    attach(core, (IRP_MJ_READ, pre, None), name="b", at="1")
+    with peer.open("file") as file:
+        for flags in (4, 4 | api.FLTFL_IO_OPERATION_NON_CACHED, 4 | api.FLTFL_IO_OPERATION_PAGING,
+                      4 | api.FLTFL_IO_OPERATION_SYNCHRONOUS_PAGING):  # fmt: skip
+            file.read(0, 10, flags=flags)
+        done = Waiter()
+        file.start_read(0, 10, done)
+        done.wait()
+    waits, paging = api.IRP_SYNCHRONOUS_API, api.IRP_PAGING_IO | api.IRP_NOCACHE
+    assert seen == [waits, waits | api.IRP_NOCACHE, waits | paging,
+                    waits | paging | api.IRP_SYNCHRONOUS_PAGING_IO, 0]  # fmt: skip
+
+
 def test_b4_1_a_lower_filter_refuses_changes_and_answers(core: Volume, place: Path) -> None:
     def refuse(data: Any, objects: object) -> Any:
         if data.name == b"forbidden":
@@ -1000,6 +1022,35 @@ class Counts(Filter):
             data.buffer[:len(text)] = text
             data.information = len(text)
 '''
+
+
+REWRITES = '''MANIFEST = {"name": "rewrites", "altitude": "370500", "group": "FSFilter Activity Monitor",
+            "filter": "Rewrites"}
+import os
+from stackfs.api import *
+
+class Rewrites(Filter):
+    """An fsync(2) puts something else into the file."""
+
+    operations = (Operation(IRP_MJ_FLUSH_BUFFERS, post="post_flush"),)
+
+    def post_flush(self, data, objects, context, flags):
+        with data.file.reopen(os.O_RDWR) as file:
+            file.write(0, b"new")
+'''
+
+
+@needs_root
+@pytest.mark.parametrize(("cache", "seen"), [("normal", b"old"), ("strict", b"new")])
+def test_b4_11_the_kernel_is_not_told(drive: Callable[..., Drive], tmp_path: Path, cache: str, seen: bytes) -> None:
+    (tmp_path / "rewrites.py").write_text(REWRITES)
+    made = drive(f"filterdir={tmp_path},filter=rewrites,bypass=off,cache={cache}")
+    (made.src / "file").write_bytes(b"old")
+    with open(made.mnt / "file", "r+b", buffering=0) as file:
+        assert os.pread(file.fileno(), 3, 0) == b"old"
+        os.fsync(file.fileno())
+        assert os.pread(file.fileno(), 3, 0) == seen
+    assert (made.src / "file").read_bytes() == b"new"
 
 
 @needs_root

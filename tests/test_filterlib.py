@@ -167,15 +167,15 @@ def test_enumerations(daemon: Callable[..., Daemon]) -> None:
         (FILTER_AGGREGATE_BASIC_INFORMATION(FLTFL_AGGREGATE_INFO_IS_MINIFILTER, 0, 2, "audit", "385200"), 24 + 22),
     ]
     assert [each for each, _ in all_of(*filters, FILTER_INFORMATION_CLASS.FilterAggregateStandardInformation)] == [
-        FILTER_AGGREGATE_STANDARD_INFORMATION(FLTFL_ASI_IS_LEGACYFILTER, 0, 0, "old", "389998.99"),
-        FILTER_AGGREGATE_STANDARD_INFORMATION(FLTFL_ASI_IS_MINIFILTER, 0, 2, "audit", "385200"),
+        FILTER_AGGREGATE_STANDARD_INFORMATION(FLTFL_ASI_IS_LEGACYFILTER, 0, 0, 0, "old", "389998.99"),
+        FILTER_AGGREGATE_STANDARD_INFORMATION(FLTFL_ASI_IS_MINIFILTER, 0, 0, 2, "audit", "385200"),
     ]
     volumes = FilterVolumeFindFirst, FilterVolumeFindNext, FilterVolumeFindClose
     assert [each for each, _ in all_of(*volumes, FILTER_VOLUME_INFORMATION_CLASS.FilterVolumeBasicInformation)] == [
         FILTER_VOLUME_BASIC_INFORMATION("bare"), FILTER_VOLUME_BASIC_INFORMATION("a")]
     assert [each for each, _ in all_of(*volumes, FILTER_VOLUME_INFORMATION_CLASS.FilterVolumeStandardInformation)] == [
-        FILTER_VOLUME_STANDARD_INFORMATION(FLTFL_VSI_DETACHED_VOLUME, 0, FLT_FSTYPE_UNKNOWN, "bare"),
-        FILTER_VOLUME_STANDARD_INFORMATION(0, 0, FLT_FSTYPE_UNKNOWN, "a"),
+        FILTER_VOLUME_STANDARD_INFORMATION(FLTFL_VSI_DETACHED_VOLUME, 0, 0, "bare"),
+        FILTER_VOLUME_STANDARD_INFORMATION(0, 0, 0, "a"),
     ]
     by_filter = FilterInstanceFindFirst, FilterInstanceFindNext, FilterInstanceFindClose
     assert all_of(*by_filter, "audit", INSTANCE_INFORMATION_CLASS.InstanceBasicInformation) == [
@@ -190,7 +190,7 @@ def test_enumerations(daemon: Callable[..., Daemon]) -> None:
     aggregate = INSTANCE_INFORMATION_CLASS.InstanceAggregateStandardInformation
     assert all_of(*on_volume, "/mnt/a", aggregate)[0] == (
         INSTANCE_AGGREGATE_STANDARD_INFORMATION(
-            FLTFL_IAGGREGATE_INFO_IS_MINIFILTER, 0, FLT_FSTYPE_UNKNOWN, "audit", "385200", "/mnt/a", "audit", 8),
+            FLTFL_IAGGREGATE_INFO_IS_MINIFILTER, 0, 0, 0, "audit", "385200", "/mnt/a", "audit", 8),
         40 + 10 + 12 + 12 + 10,
     )
 

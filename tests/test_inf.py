@@ -187,6 +187,13 @@ def test_what_else_an_inf_says() -> None:
     assert outside.altitude == "370000" and outside.altitude_reason == "its INF gives it"
 
 
+@pytest.mark.parametrize(("number", "start"), [*enumerate(("boot", "system", "auto", "demand", "disabled"))])
+def test_start_types(number: int, start: str) -> None:
+    """A2.2: SERVICE_BOOT_START 0 to SERVICE_DISABLED 4."""
+    text = NULL.replace("StartType        = 3", f"StartType        = {number}")
+    assert manifest(text.encode(), "f.inf").start == start
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-8-sig", "utf-8", "cp1252"])
 def test_encodings(encoding: str) -> None:
     text = NULL.replace("Quiet Mini", "Größe Mini").replace("\n", "\r\n")

@@ -401,6 +401,8 @@ class Sees(Filter):
     def shown(self, data, when, *more):
         line = [when, major_name(data.major)]
         for name in FIELDS:
+            if name == "path" and data.irql:     # not to be had at this level
+                continue
             try:
                 value = getattr(data, name)
             except AttributeError:

@@ -20,11 +20,13 @@ from stackfs.api import (
     STATUS_FLT_DELETING_OBJECT,
     STATUS_FLT_DO_NOT_ATTACH,
     STATUS_FLT_DO_NOT_DETACH,
+    STATUS_FLT_DUPLICATE_ENTRY,
     STATUS_FLT_FILTER_NOT_FOUND,
     STATUS_FLT_FILTER_NOT_READY,
     STATUS_FLT_INSTANCE_ALTITUDE_COLLISION,
     STATUS_FLT_INSTANCE_NAME_COLLISION,
     STATUS_FLT_INSTANCE_NOT_FOUND,
+    STATUS_FLT_INVALID_CONTEXT_REGISTRATION,
     STATUS_FLT_NOT_INITIALIZED,
     STATUS_FLT_VOLUME_NOT_FOUND,
     STATUS_IMAGE_ALREADY_LOADED,
@@ -36,6 +38,7 @@ from stackfs.api import (
 )
 from stackfs.errors import StackfsError
 from stackfs.filter_objects import FilterState
+from stackfs.filterlib import INSTANCE_NAME_MAX_CHARS
 from stackfs.fltkernel import (
     FltAttachVolume,
     FltAttachVolumeAtAltitude,
@@ -88,7 +91,7 @@ def Unload(Flags):
     return STATUS_SUCCESS
 
 def Setup(FltObjects, Flags, VolumeDeviceType, VolumeFilesystemType):
-    trace.append(("setup", FltObjects.Instance.name, Flags, VolumeDeviceType))
+    trace.append(("setup", FltObjects.Instance.name, Flags, VolumeDeviceType, VolumeFilesystemType))
     return STATUS_SUCCESS
 
 def Query(FltObjects, Flags):
@@ -156,7 +159,7 @@ def test_a_driver_from_entry_to_unload(bench: Bench, mandatory: bool) -> None:
             )
             assert trace == [
                 ("entry", r"\Registry\Machine\System\CurrentControlSet\Services\f"),
-                ("setup", "f", api.FLTFL_INSTANCE_SETUP_AUTOMATIC_ATTACHMENT, 8),
+                ("setup", "f", api.FLTFL_INSTANCE_SETUP_AUTOMATIC_ATTACHMENT, 8, 0),
                 ("pre", "f", "v"),
                 ("post", "f", 0),
                 ("unload", int(mandatory)),
@@ -190,6 +193,7 @@ def test_a_driver_from_entry_to_unload(bench: Bench, mandatory: bool) -> None:
          "    return FltRegisterFilter(DriverObject, Registration, gFilter)", "IRP_MJ_POWER cannot be registered"),
     ],
 )  # fmt: skip
+@pytest.mark.verifier_errors("^a reference on volume 'v' was not dropped")
 def test_a_driver_entry_that_fails(bench: Bench, entry: str, words: str) -> None:
     """A2.13: what it did is undone, its unload callback is not called, and it may be loaded when it is mended."""
 
@@ -256,6 +260,36 @@ def DriverEntry(DriverObject, RegistryPath):
     test(bench)
 
 
+def test_registrations_with_statuses_of_their_own(bench: Bench) -> None:
+    """A2.13, B2.2: contexts that cannot be, an operation that is there twice; then one that can be is the first."""
+    entry = """
+seen = []
+def DriverEntry(DriverObject, RegistryPath):
+    read = FLT_OPERATION_REGISTRATION(IRP_MJ_READ, 0, PreFlush)
+    end = FLT_OPERATION_REGISTRATION(IRP_MJ_OPERATION_END)
+    for contexts, operations in (
+        ([FLT_CONTEXT_REGISTRATION(3, 0, None, 8)], []),
+        ([FLT_CONTEXT_REGISTRATION(FLT_STREAM_CONTEXT, 0, None, 8)], [read, read]),
+        ([FLT_CONTEXT_REGISTRATION(FLT_STREAM_CONTEXT, 0, None, 8)], [read, end, read]),
+    ):
+        registration = FLT_REGISTRATION(ContextRegistration=contexts, OperationRegistration=operations)
+        seen.append(FltRegisterFilter(DriverObject, registration, gFilter))
+    return seen[-1]
+"""
+
+    @on_trio
+    async def test(bench: Bench) -> None:
+        bench.drop_driver(DRIVER + entry)
+        await bench.manager.load("f")
+        assert bench.module().seen == [
+            STATUS_FLT_INVALID_CONTEXT_REGISTRATION,
+            STATUS_FLT_DUPLICATE_ENTRY,
+            STATUS_SUCCESS,
+        ]
+
+    test(bench)
+
+
 def test_a_driver_that_starts_filtering_later(bench: Bench) -> None:
     """A2.14: registered and not started, it is loaded and has no instances; its automatic ones come with the start."""
 
@@ -276,6 +310,142 @@ def test_a_driver_that_starts_filtering_later(bench: Bench) -> None:
                 await trio.sleep(0.001)
         assert FltStartFiltering(loaded) == STATUS_INVALID_PARAMETER
         await bench.manager.unload("f")
+
+    test(bench)
+
+
+def driver_with(fields: str, head: str = "") -> str:
+    """A driver that registers the operations of DRIVER and nothing else but what `fields` say."""
+    body = DRIVER[: DRIVER.index("    FilterUnloadCallback=")] + f"    {fields}\n)\n"
+    return body.replace("Registration = ", f"{head}\nRegistration = ", 1) + ENTRY
+
+
+def test_callbacks_of_a_registration_may_be_left_out(bench: Bench) -> None:
+    """A2.8, A3.2, A3.6: without them it is always attached, never detached by hand, never unloaded."""
+
+    @on_trio
+    async def test(bench: Bench) -> None:
+        bench.drop_driver(driver_with(""))
+        volume = bench.volume()
+        assert len(await bench.manager.load("f")) == 1
+        loaded = bench.manager.filter("f")
+        flush(bench, volume)
+        assert [each[0] for each in bench.module().trace] == ["entry", "pre", "post"]
+        assert await in_thread(FltDetachVolume, loaded, volume) == STATUS_FLT_DO_NOT_DETACH
+        assert await in_thread(FltUnloadFilter, "f") == STATUS_FLT_DO_NOT_DETACH
+
+    test(bench)
+
+
+def test_the_query_teardown_of_a_registration(bench: Bench) -> None:
+    """A3.6: it is asked about this instance, and what it answers is the detach's status."""
+    head = """
+def Query(FltObjects, Flags):
+    trace.append(("query", FltObjects.Instance.name, Flags))
+    return STATUS_FLT_DO_NOT_DETACH if len(trace) < 3 else STATUS_SUCCESS
+"""
+
+    @on_trio
+    async def test(bench: Bench) -> None:
+        bench.drop_driver(driver_with("InstanceQueryTeardownCallback=Query", head))
+        volume = bench.volume()
+        await bench.manager.load("f")
+        loaded = bench.manager.filter("f")
+        answers = [await in_thread(FltDetachVolume, loaded, volume) for _ in range(3)]
+        assert answers == [STATUS_FLT_DO_NOT_DETACH, STATUS_SUCCESS, STATUS_FLT_INSTANCE_NOT_FOUND]
+        assert bench.module().trace[1:] == [("query", "f", 0)] * 2
+
+    test(bench)
+
+
+def test_what_a_registration_says_and_nothing_here_asks(bench: Bench) -> None:
+    """A2.9, A2.13: any Size; the flags of pipes, DAX and small systems; a callback for transactions."""
+    fields = ("Size=12345, FilterUnloadCallback=Unload, TransactionNotificationCallback=Unload, "
+              "Flags=FLTFL_REGISTRATION_SUPPORT_NPFS_MSFS | FLTFL_REGISTRATION_SUPPORT_DAX_VOLUME"
+              " | FLTFL_REGISTRATION_SUPPORT_WCOS")  # fmt: skip
+
+    @on_trio
+    async def test(bench: Bench) -> None:
+        bench.drop_driver(driver_with(fields))
+        volume = bench.volume()
+        assert len(await bench.manager.load("f")) == 1
+        flush(bench, volume)
+        trace = bench.module().trace
+        await bench.manager.unload("f", mandatory=True)
+        assert [each[0] for each in trace] == ["entry", "pre", "post", "unload", "unregistered"]
+
+    test(bench)
+
+
+def test_an_operation_that_this_release_does_not_know(bench: Bench) -> None:
+    """A2.6: it may be registered, and never comes; what is known is called all the same."""
+
+    @on_trio
+    async def test(bench: Bench) -> None:
+        rows = "(Operation(0x7B, pre='pre', post='post'), Operation(IRP_MJ_FLUSH_BUFFERS, pre='pre'))"
+        pre = "def pre(self, data, objects):\n        self.seen.append(data.major)\n        return 1"
+        bench.drop(PLAIN % f"operations = {rows}\n    seen = []\n    {pre}\n    def post(self, *_): 1 / 0\n")
+        volume = bench.volume()
+        await bench.manager.load("f")
+        flush(bench, volume)
+        assert bench.manager.filter("f").object.seen == [api.IRP_MJ_FLUSH_BUFFERS]  # type: ignore[attr-defined]
+        assert volume.core.stack.registered(0x7B)
+
+    test(bench)
+
+
+def test_callbacks_may_come_before_the_load_has_returned(bench: Bench) -> None:
+    """A2.4: one instance sees operations while another is still being set up."""
+
+    @on_trio
+    async def test(bench: Bench) -> None:
+        body = TRACES.replace(
+            "        instance.context = {\"mine\"}\n",
+            "        instance.context = {\"mine\"}\n"
+            "        if instance.volume.name == \"two\":\n"
+            "            self.asked.set()\n"
+            "            assert self.answer.wait(20)\n",
+        )
+        events = "    import threading\n    asked, answer = threading.Event(), threading.Event()\n\n    def __init__"
+        bench.drop(body.replace("    def __init__", events, 1))
+        one = bench.volume("one")
+        bench.volume("two")
+        loaded = trio.Event()
+
+        async def load() -> None:
+            await bench.manager.load("f")
+            loaded.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(load)
+            while "f" not in bench.manager.loaded:
+                await trio.sleep(0.001)
+            waits: Any = bench.manager.filter("f").object
+            await in_thread(waits.asked.wait)
+            flush(bench, one)
+            assert [each[0] for each in bench.trace()] == ["setup", "pre", "post"] and not loaded.is_set()
+            waits.answer.set()
+        assert loaded.is_set() and bench.trace()[-1][0] == "setup"
+
+    test(bench)
+
+
+def test_a_filter_that_cannot_be_loaded_leaves_the_others_at_work(bench: Bench) -> None:
+    """A2.3: the volume goes on, with the instances it had."""
+
+    @on_trio
+    async def test(bench: Bench) -> None:
+        bench.drop(TRACES)
+        bench.drop(PLAIN % "def __init__(self, options): raise SystemExit", name="g", altitude="380000")
+        bench.drop("5 +\n", name="h", altitude="380001")
+        volume = bench.volume()
+        await bench.manager.load("f")
+        for name, status in (("g", STATUS_FAILED_DRIVER_ENTRY), ("h", STATUS_INVALID_IMAGE_FORMAT)):
+            async with refused(status, f"{name}.py"):
+                await bench.manager.load(name)
+        flush(bench, volume)
+        assert [each[0] for each in bench.trace()] == ["setup", "pre", "post"]
+        assert [each.name for each in volume.instances] == ["f"] and list(bench.manager.loaded) == ["f"]
 
     test(bench)
 
@@ -345,6 +515,7 @@ def test_a_filter_does_not_unload_itself(bench: Bench) -> None:
 # ---- references -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.verifier_errors("keeps a filter from being unloaded")
 def test_an_unload_waits_for_references(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A2.16: it names who holds them; meanwhile all else about the filter is DELETING_OBJECT, and the rest goes on."""
     monkeypatch.setattr(manager, "PATIENCE", 0.01)
@@ -519,6 +690,7 @@ def test_work_under_way_holds_up_a_teardown(bench: Bench, monkeypatch: pytest.Mo
     test(bench)
 
 
+@pytest.mark.verifier_errors("was not dropped before the end of the volume")
 def test_references_do_not_hold_up_a_detach_or_a_dismount(bench: Bench) -> None:
     """A2.16: an instance is torn down at once, and freed when nobody holds it; a volume is dismounted."""
 
@@ -599,6 +771,23 @@ def test_attach_and_detach_by_the_ddi(bench: Bench) -> None:
             STATUS_FLT_INSTANCE_NOT_FOUND,
         ]
         assert [each.name for each in volume.instances] == ["g"]
+
+    test(bench)
+
+
+def test_the_longest_name_of_an_instance(bench: Bench) -> None:
+    """A3.7: the name that an attach at an altitude makes is cut to INSTANCE_NAME_MAX_CHARS; the altitude is not."""
+
+    @on_trio
+    async def test(bench: Bench) -> None:
+        bench.drop(PLAIN % "pass", fields='"attach": "manual"')
+        volume = bench.volume()
+        await bench.manager.load("f")
+        altitude = "370000." + "1" * 400
+        assert await in_thread(FltAttachVolumeAtAltitude, bench.manager.filter("f"), volume, altitude) == STATUS_SUCCESS
+        (instance,) = volume.instances
+        assert instance.name == f"f - {altitude}"[:INSTANCE_NAME_MAX_CHARS] and len(instance.name) == 255
+        assert instance.altitude == altitude
 
     test(bench)
 

@@ -260,7 +260,8 @@ def registration(operations: str, methods: str = "    def pre(self, data, object
         ("Sample = 5\n", "filter", "not a subclass"),
         (registration("5"), "Sample.operations", "must be a tuple"),
         (registration("(5,)"), "Sample.operations[0]", "not an Operation"),
-        (registration("(api.Operation(0x77),)"), "Sample.operations[0].major", "not an IRP_MJ_"),
+        (registration("(api.Operation(0x100),)"), "Sample.operations[0].major", "not an IRP_MJ_"),
+        (registration("(api.Operation('read'),)"), "Sample.operations[0].major", "not an IRP_MJ_"),
         (registration("(api.Operation(0x16),)"), "Sample.operations[0].major", "IRP_MJ_POWER cannot be registered"),
         (registration("(api.Operation(0x18),)"), "Sample.operations[0].major", "DEVICE_CHANGE cannot be registered"),
         (

@@ -42,6 +42,7 @@ from stackfs.api import (
     FLT_FILE_NAME_REQUEST_FROM_CURRENT_PROVIDER,
     FLT_FILE_NAME_SHORT,
     FLT_PREOP_SUCCESS_WITH_CALLBACK,
+    FLT_PREOP_SYNCHRONIZE,
     IRP_MJ_CLOSE,
     IRP_MJ_CREATE,
     IRP_MJ_NETWORK_QUERY_OPEN,
@@ -78,7 +79,7 @@ OWNER = 2
 
 
 class Layer:
-    """An instance made by hand; `see(when, data)` is called in each of its callbacks."""
+    """An instance made by hand; `see(when, data)` is called in each of its callbacks, at PASSIVE_LEVEL."""
 
     def __init__(
         self, core: Volume, see: Callable[[str, Any], Any] = go_on, *majors: int,
@@ -95,7 +96,7 @@ class Layer:
 
     def pre(self, data: Any, objects: Any) -> int:
         self.see("pre", data)
-        return FLT_PREOP_SUCCESS_WITH_CALLBACK
+        return FLT_PREOP_SUCCESS_WITH_CALLBACK if data.major == IRP_MJ_CREATE else FLT_PREOP_SYNCHRONIZE
 
     def post(self, data: Any, objects: Any, context: Any, flags: int) -> None:
         self.see("post", data)
@@ -169,7 +170,10 @@ def test_a_name_and_its_parts(core: Volume, tree: Path, options: int) -> None:
         "/folder/below/", "deep.tar.gz", "gz",
     )  # fmt: skip
     assert information.volume + information.parent_dir + information.final_component == information.name
-    assert information.format == options & 0xFF and information.names_parsed == 15
+    assert information.format == options & 0xFF and information.names_parsed == (
+        api.FLTFL_FILE_NAME_PARSED_FINAL_COMPONENT | api.FLTFL_FILE_NAME_PARSED_EXTENSION
+        | api.FLTFL_FILE_NAME_PARSED_STREAM | api.FLTFL_FILE_NAME_PARSED_PARENT_DIR
+    )  # fmt: skip
 
 
 def test_names_that_are_no_utf_8(core: Volume, tree: Path) -> None:
@@ -734,6 +738,29 @@ def test_normalizing_component_by_component(core: Volume, tree: Path) -> None:
     calls.clear()
     top.options = OPENED
     assert top.of(fh) == "vol/folder/below/deep.tar.gz" and calls == []
+
+
+def test_a_destination_is_normalized_as_one(core: Volume, tree: Path) -> None:
+    """B1.8: FLTFL_NORMALIZE_NAME_DESTINATION_FILE_NAME says which name it is about; case always matters."""
+    calls: list[tuple[str, int]] = []
+
+    def normalize(parent: str, component: str, flags: int, context: Any, instance: Any) -> Any:
+        calls.append((component, flags))
+
+    def see(when: str, data: Any) -> None:
+        if when == "pre":
+            calls.clear()
+            data.name_information()
+            data.destination_name_information()
+
+    Layer(core, name="p", at="1", names=NameProvider(lambda *_: None, normalize))
+    layer = Layer(core, see, IRP_MJ_SET_INFORMATION, name="n", at="2")
+    core.request(RENAME, name=b"file", name2=b"new", nodeid2=find(core, b"folder")).do()
+    layer.fine()
+    sensitive, destination = api.FLTFL_NORMALIZE_NAME_CASE_SENSITIVE, api.FLTFL_NORMALIZE_NAME_DESTINATION_FILE_NAME
+    assert (sensitive, destination) == (1, 2)
+    assert ("file", sensitive) in calls and ("new", sensitive | destination) in calls
+    assert not [component for component, flags in calls if flags & destination and component == "file"]
 
 
 @pytest.mark.parametrize(("missing", "expected"), [("new", "vol/folder/new"), ("folder", STATUS_NO_SUCH_FILE)])

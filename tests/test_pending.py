@@ -36,7 +36,7 @@ from stack_driver import (
 )
 from test_device import INTERRUPT, LOOKUP, READDIRPLUS, SECONDS, Wire, message, pair, readable, thread_count
 
-from stackfs import api
+from stackfs import api, fltkernel, verifier
 from stackfs.api import (
     FLT_POSTOP_MORE_PROCESSING_REQUIRED,
     FLT_PREOP_COMPLETE,
@@ -242,6 +242,7 @@ def test_a_read_is_refused_as_fast_io_and_held_as_an_irp(core: Volume, place: Pa
 
 
 @pytest.mark.parametrize("passes", [False, True])
+@pytest.mark.verifier_errors("FLT_PREOP_PENDING of what is no IRP")
 def test_pending_what_is_no_irp_is_a_mistake(core: Volume, place: Path, passes: bool) -> None:
     """A6.9: with on_error = fail the operation is STATUS_FLT_INVALID_ASYNCHRONOUS_REQUEST."""
     host, statuses = Host(), []
@@ -260,6 +261,7 @@ def test_pending_what_is_no_irp_is_a_mistake(core: Volume, place: Path, passes: 
     assert statuses == [STATUS_SUCCESS if passes else api.STATUS_FLT_INVALID_ASYNCHRONOUS_REQUEST] * 2
 
 
+@pytest.mark.verifier_errors("it failed a CLEANUP or CLOSE")
 def test_cleanup_can_be_held_and_goes_on_whatever_is_said(core: Volume, place: Path) -> None:
     keeper = Keeper()
     core.stack.insert(entry_of((IRP_MJ_CLEANUP, keeper.pre, None)))
@@ -336,6 +338,7 @@ def test_a_held_post_that_fails_an_open_has_it_closed_below(core: Volume, place:
     assert core.open_files == 0 and (place / "made").exists()
 
 
+@pytest.mark.verifier_errors("FLT_POSTOP_MORE_PROCESSING_REQUIRED of what is no IRP")
 def test_more_processing_of_what_is_no_irp_is_a_mistake(core: Volume, place: Path) -> None:
     host = Host()
     core.stack.insert(entry_of((IRP_MJ_QUERY_OPEN, go_on, answering(FLT_POSTOP_MORE_PROCESSING_REQUIRED)), host=host))
@@ -346,6 +349,7 @@ def test_more_processing_of_what_is_no_irp_is_a_mistake(core: Volume, place: Pat
 # ---- the data of what is held ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.verifier_errors("callback data was used after")
 def test_completed_data_is_dead_and_nobody_completes_twice(core: Volume, place: Path) -> None:
     keeper = Keeper()
     core.stack.insert(entry_of((IRP_MJ_CREATE, keeper.pre, None)))
@@ -365,6 +369,7 @@ def test_completed_data_is_dead_and_nobody_completes_twice(core: Volume, place: 
 
 
 @pytest.mark.parametrize("passes", [False, True])
+@pytest.mark.verifier_errors("let go of its data")
 def test_data_that_is_forgotten_fails_or_passes_its_operation(core: Volume, place: Path, passes: bool) -> None:
     host, keeper = Host(), Keeper()
     core.stack.insert(entry_of((IRP_MJ_CREATE, keeper.pre, None), host=host, passes=passes))
@@ -376,6 +381,7 @@ def test_data_that_is_forgotten_fails_or_passes_its_operation(core: Volume, plac
     assert host.told == [("raised", "pre", IRP_MJ_CREATE, "/new", RuntimeError)]
 
 
+@pytest.mark.verifier_errors("no status of a pre callback")
 def test_a_callback_that_completes_and_does_not_pend_is_told_so(core: Volume, place: Path) -> None:
     host, seen = Host(), []
 
@@ -422,7 +428,7 @@ def test_a_listing_and_each_lookup_in_it_may_be_held(core: Volume, place: Path) 
     keeper = Keeper()
     core.stack.insert(entry_of((IRP_MJ_DIRECTORY_CONTROL, keeper.pre, keeper.post),
                                (IRP_MJ_QUERY_OPEN, answering(FLT_PREOP_DISALLOW_FSFILTER_IO), None),
-                               (IRP_MJ_CREATE, keeper.pre, None)))  # fmt: skip
+                               (IRP_MJ_CREATE, keeper.pre, lambda *_: None)))  # fmt: skip
     done = threading.Event()
     majors = []
 
@@ -680,6 +686,31 @@ def test_what_an_instance_holds_is_cancelled_together(core: Volume, place: Path)
     assert waiting.is_set()
 
 
+def test_cancelling_under_the_names_of_the_ddi(core: Volume, place: Path) -> None:
+    keeper, calls = Keeper(), []
+
+    def routine(data: Data) -> None:
+        calls.append(data.name)
+        fltkernel.FltCompletePendedPreOperation(data, data.complete(STATUS_CANCELLED), None)
+
+    def pre(data: Data, objects: object) -> int:
+        assert fltkernel.FltSetCancelCompletion(data, routine) == STATUS_SUCCESS
+        keeper.kept.put(data)
+        return FLT_PREOP_PENDING
+
+    core.stack.insert(entry_of((IRP_MJ_CREATE, pre, None)))
+    first, second = held_mkdir(core, b"one"), held_mkdir(core, b"two")
+    woken = [parked(first), parked(second)]
+    one, two = keeper.take(), keeper.take()
+    assert not fltkernel.FltIsIoCanceled(one)
+    assert fltkernel.FltClearCancelCompletion(one) == STATUS_SUCCESS
+    assert fltkernel.FltClearCancelCompletion(one) == STATUS_CANCELLED
+    assert not fltkernel.FltCancelIo(one) and fltkernel.FltIsIoCanceled(one), "nobody has said how: it is marked"
+    assert fltkernel.FltCancelIo(two) and calls == [b"two"] and woken[1].is_set() and not woken[0].is_set()
+    fltkernel.FltCompletePendedPreOperation(one, FLT_PREOP_SUCCESS_NO_CALLBACK, None)
+    assert woken[0].is_set() and [each.error for each in (first, second) if each.run()] == [0, errno.EINTR]
+
+
 def test_cancel_and_completion_race_and_one_of_them_wins(core: Volume, place: Path) -> None:
     keeper, calls = Keeper(), []
     core.stack.insert(entry_of((IRP_MJ_FLUSH_BUFFERS, cancelling(keeper, calls), None)))
@@ -752,20 +783,19 @@ def test_posts_know_the_level_they_run_at(core: Volume, place: Path) -> None:
     assert levels.current_irql() == 0
 
 
+@pytest.mark.verifier_errors("^path was called at level 2, and may be at 1 at most")
 def test_the_verifier_refuses_what_is_called_at_too_high_a_level(core: Volume, place: Path) -> None:
     host, paths = Host(), []
 
     def post(data: Data, objects: object, context: object, flags: int) -> None:
         paths.append(data.path)
 
+    verifier.enable(False)
     core.stack.insert(entry_of((IRP_MJ_FLUSH_BUFFERS, go_on, post), host=host))
     fh = opened(core, lookup(core, b"file"))
     core.request(FSYNC, fh=fh).do()
-    levels.set_verifier(True)
-    try:
-        assert error_of(core, FSYNC, fh=fh) == errno.EIO
-    finally:
-        levels.set_verifier(False)
+    verifier.enable(True)
+    assert error_of(core, FSYNC, fh=fh) == errno.EIO
     assert paths == ["/file"] and [each[:3] for each in host.told] == [("raised", "post", IRP_MJ_FLUSH_BUFFERS)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -30,6 +31,7 @@ from stackfs.api import (
     STATUS_PORT_DISCONNECTED,
     STATUS_TIMEOUT,
 )
+from stackfs.cext.requests import VfsError
 from stackfs.cext.requests import Volume as CoreVolume
 from stackfs.manager import FilterManager, running
 
@@ -137,6 +139,42 @@ def test_unload_ends_what_waits_for_a_program(managed: Managed) -> None:
     filterlib.connect(NAME).close()
 
 
+def test_a_wait_ends_with_the_program_that_is_asked_about(managed: Managed) -> None:
+    """B3.8: with a signal that ends it, not with one that it survives. A stopped process keeps what it is sent."""
+    managed.call(managed.manager.load, "asking")
+    node = lookup(managed.core, b"file")
+    with filterlib.connect(NAME) as port, subprocess.Popen(["sleep", "60"]) as asked:
+        try:
+            asked.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, asked.pid, os.WSTOPPED)
+            request = managed.core.request(OPEN, node, tid=asked.pid)
+            opening = Worker(request.do)
+            message = port.get()
+            managed.core.interrupt(request.number)
+            opening.join(0.3)
+            assert opening.is_alive()
+            asked.terminate()
+            with pytest.raises(VfsError) as caught:
+                opening.result()
+            assert caught.value.errno == errno.EINTR
+            assert message.reply(b"1") is False, "nobody waits for it any more"
+        finally:
+            asked.kill()
+
+
+def test_a_time_out_in_a_callback(managed: Managed) -> None:
+    """B3.6"""
+    managed.file.write_text(managed.file.read_text().replace("reply_size=1)", "reply_size=1, timeout=0.25)"))
+    managed.call(managed.manager.load, "asking")
+    node = lookup(managed.core, b"file")
+    with filterlib.connect(NAME) as port:
+        begun = time.monotonic()
+        opening = Worker(error_of, managed.core, OPEN, node)
+        message = port.get()
+        assert opening.result() != 0 and time.monotonic() - begun >= 0.25
+        assert message.reply(b"1") is False
+
+
 def test_a_filter_that_cannot_be_made_leaves_no_port(managed: Managed) -> None:
     managed.file.write_text(ASKING.replace("FAIL", "raise KeyError('x')"))
     with refused(0xC0000365):
@@ -179,6 +217,7 @@ class Ported(api.Filter):
         attributes.SecurityDescriptor = "everyone"
         assert self.create(attributes) == api.STATUS_INVALID_PARAMETER
         FltFreeSecurityDescriptor(descriptor.value)
+        assert not descriptor.value.allows(0, [])           # the port keeps what it said when it was opened
         return 0
 
     def create(self, attributes):
@@ -213,6 +252,7 @@ def test_the_ddi_names(managed: Managed) -> None:
     managed.file.write_text(DDI.replace("CLOSES", "True"))
     managed.call(managed.manager.load, "asking")
     loaded: Any = managed.manager.filter("asking")
+    assert loaded.instances, "its set-up has come to its end"
     ported = loaded.object
     never: Out[Any] = Out()
     assert FltSendMessage(loaded, never, b"x", 1, None, None, None) == STATUS_PORT_DISCONNECTED
@@ -255,6 +295,7 @@ def test_the_ddi_names(managed: Managed) -> None:
 
 
 @needs_root
+@pytest.mark.verifier_errors("^a client port of .* was not closed")
 def test_a_client_port_that_the_filter_does_not_close(managed: Managed, capsys: pytest.CaptureFixture[str]) -> None:
     """B3.10: the unload says so, and does not hang."""
     managed.file.write_text(DDI.replace("CLOSES", "False"))
@@ -430,6 +471,29 @@ def test_unload_and_unmount_while_a_program_is_asked(gatekeeper: Drive, tmp_path
         assert silent.wait(30) == 1
     gatekeeper.wait_gone()
     assert time.monotonic() - begun < 40
+
+
+SURVIVES = """
+import signal, sys
+signal.signal(signal.SIGUSR1, lambda *_: None)
+open(sys.argv[1]).read()
+"""
+
+
+@pytest.mark.skipif(not (ROOT / "docs").exists(), reason="needs the source tree")
+@pytest.mark.usefixtures("lanes")
+def test_a_program_is_killed_while_a_program_is_asked_about_it(gatekeeper: Drive) -> None:
+    """B3.8: it does not wait for the answer; one that only gets a signal does."""
+    with program(SILENT) as silent:
+        command = [sys.executable, "-c", SURVIVES, str(gatekeeper.mnt / "plain.txt")]
+        with subprocess.Popen(command, cwd="/", stderr=subprocess.DEVNULL) as opens:
+            assert silent.stdout is not None and silent.stdout.readline() == "/plain.txt\n"
+            opens.send_signal(signal.SIGUSR1)
+            time.sleep(0.4)
+            assert opens.poll() is None
+            begun = time.monotonic()
+            opens.kill()
+            assert opens.wait(60) == -signal.SIGKILL and time.monotonic() - begun < 20
 
 
 OPENING = """

@@ -202,6 +202,12 @@ def test_skip_flags(core: Volume, place: Path, what: str, skipped_by: set[int]) 
     ids=["ValueError", "Bare", "KeyboardInterrupt", "SystemExit", "GeneratorExit", "StopIteration", "text", "three",
          "nothing", "huge", "7", "-1", "pending"],
 )  # fmt: skip
+@pytest.mark.verifier_errors(
+    "FLT_POSTOP_DISALLOW_FSFILTER_IO of what is no QUERY_OPEN",
+    "let go of its data",
+    "no status of a post callback",
+    "no status of a pre callback",
+)
 def test_a_callback_that_errs_fails_its_operation_or_lets_it_by(
     core: Volume, place: Path, callback: Callable[..., Any], where: str, passes: bool
 ) -> None:
@@ -229,6 +235,7 @@ def test_a_callback_that_errs_fails_its_operation_or_lets_it_by(
 
 
 @pytest.mark.parametrize("answer", [None, FLT_PREOP_COMPLETE])
+@pytest.mark.verifier_errors("it completed the operation with STATUS_PENDING")
 def test_a_pre_that_answers_nothing_or_completes_without_an_outcome(core: Volume, place: Path, answer: Any) -> None:
     """None is no pre status. COMPLETE with STATUS_PENDING, or STATUS_FLT_DISALLOW_FAST_IO, is no outcome (A6.5)."""
 
@@ -242,6 +249,7 @@ def test_a_pre_that_answers_nothing_or_completes_without_an_outcome(core: Volume
     assert len(host.told) == 1
 
 
+@pytest.mark.verifier_errors("no status of a pre callback")
 def test_what_a_callback_that_errs_had_changed_does_not_count(core: Volume, place: Path) -> None:
     """A6.13: names, offsets, outcomes, sizes and listings are as if it had not been called."""
     (place / "other").write_bytes(b"elsewhere")
@@ -315,6 +323,7 @@ def test_after_a_hundred_errors(core: Volume, place: Path, passes: bool) -> None
 @pytest.mark.parametrize(
     "does", [raising(Bare), answering(99), lambda data, *_: data.complete(STATUS_ACCESS_DENIED)], ids=["r", "99", "c"]
 )
+@pytest.mark.verifier_errors("it failed a CLEANUP or CLOSE", "no status of a pre callback")
 def test_cleanup_and_close_always_reach_the_base(
     core: Volume, place: Path, does: Callable[..., Any], passes: bool
 ) -> None:

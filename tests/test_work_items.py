@@ -176,6 +176,40 @@ def test_a_generic_work_item_holds_its_owner_and_may_queue_itself_again() -> Non
     assert FltQueueGenericWorkItem(item, owner, routine, DelayedWorkQueue, 0) == STATUS_FLT_DELETING_OBJECT
 
 
+def test_a_generic_routine_that_raises_is_logged(capsys: pytest.CaptureFixture[str]) -> None:
+    """A7.6; and its owner is not held any longer."""
+    owner = Holder()
+    assert FltQueueGenericWorkItem(FltAllocateGenericWorkItem(), owner, lambda *_: 1 // 0) == STATUS_SUCCESS
+    end = time.monotonic() + SECONDS
+    while owner.rundown.held and time.monotonic() < end:
+        time.sleep(0.001)
+    assert not owner.rundown.held and "ZeroDivisionError" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("queue_type", "threads"), [(DelayedWorkQueue, 4), (CriticalWorkQueue, 2)])
+def test_so_many_threads_serve_a_queue(queue_type: int, threads: int) -> None:
+    """A7.5: as many run at once, and one more waits for one of them; the other queue does not."""
+    go = threading.Event()
+    running: list[str] = []
+    over = threading.Semaphore(0)
+
+    def routine(_: object) -> None:
+        running.append(threading.current_thread().name)
+        go.wait(SECONDS)
+        over.release()
+
+    for _ in range(threads + 1):
+        ExQueueWorkItem(ExInitializeWorkItem(routine), queue_type)
+    end = time.monotonic() + SECONDS
+    while len(running) < threads and time.monotonic() < end:
+        time.sleep(0.001)
+    passing = threading.Event()
+    ExQueueWorkItem(ExInitializeWorkItem(lambda _: passing.set()), 1 - queue_type)
+    assert passing.wait(SECONDS) and len(running) == threads and len(set(running)) == 1
+    go.set()
+    assert all(over.acquire(timeout=SECONDS) for _ in range(threads + 1)) and len(running) == threads + 1
+
+
 def test_an_unprotected_work_item_runs_with_its_parameter() -> None:
     got: list[object] = []
     done = threading.Event()
@@ -244,6 +278,34 @@ def test_paging_io_cannot_be_posted(core: Volume, place: Path) -> None:
     fh = opened(core, lookup(core, b"file"))
     core.request(READ, fh=fh, buffer=bytearray(4), size=4).do()
     assert returned == [(False, FLT_POSTOP_FINISHED_PROCESSING)]
+
+
+@pytest.mark.parametrize("where", ["in pre", "fast I/O", "draining"])
+def test_completion_when_safe_is_for_the_posts_of_irps(core: Volume, place: Path, where: str) -> None:
+    """A7.7: anywhere else it is a mistake of the filter, and the safe post is not called."""
+    raised: list[str] = []
+    called: list[object] = []
+
+    def complete(data: Data, flags: int) -> None:
+        with pytest.raises(ValueError, match="post callback of an IRP") as caught:
+            FltDoCompletionProcessingWhenSafe(data, None, None, flags, called.append, Out())
+        raised.append(str(caught.value))
+
+    def pre(data: Data, objects: object) -> int:
+        if where == "in pre":
+            complete(data, 0)
+        return FLT_PREOP_SUCCESS_WITH_CALLBACK
+
+    def post(data: Data, objects: object, context: object, flags: int) -> None:
+        if where != "in pre":
+            complete(data, api.FLTFL_POST_OPERATION_DRAINING if where == "draining" else flags)
+
+    host = Holder()
+    core.stack.insert(entry_of((IRP_MJ_READ, pre, post), host=host))
+    fh = opened(core, lookup(core, b"file"))
+    open_flags = 2 if where == "fast I/O" else 0
+    core.request(READ, fh=fh, buffer=bytearray(4), size=4, open_flags=open_flags).do()
+    assert len(raised) == 1 and called == [] and host.told == []
 
 
 # ---- with the manager: async callbacks, teardown --------------------------------------------------------------------
@@ -461,6 +523,7 @@ class Held(Filter):
 '''
 
 
+@pytest.mark.verifier_errors("does not complete them when it is torn down")
 def test_a_teardown_waits_for_what_is_not_let_go_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -503,6 +566,74 @@ def test_an_unload_waits_for_generic_work_items(tmp_path: Path, owner: str) -> N
             held.go.set()
         assert held.trace.index("work") < (held.trace.index("complete") if owner == "instance" else 3)
         assert bench.manager.loaded == {}
+
+    in_trio(scenario, tmp_path)
+
+
+def test_an_unload_does_not_wait_for_an_unprotected_work_item(tmp_path: Path) -> None:
+    """A7.4: the filter is gone when its routine runs."""
+
+    async def scenario(bench: Bench) -> None:
+        await bench.load(STUBBORN)
+        go, done = threading.Event(), threading.Event()
+        there: list[bool] = []
+
+        def routine(_: object) -> None:
+            go.wait(SECONDS)
+            there.append("held" in bench.manager.loaded)
+            done.set()
+
+        ExQueueWorkItem(ExInitializeWorkItem(routine))
+        with trio.fail_after(3):
+            await bench.manager.unload("held")
+        go.set()
+        assert await trio.to_thread.run_sync(done.wait, SECONDS) and there == [False]
+
+    in_trio(scenario, tmp_path)
+
+
+QUEUES = MANIFEST % "" + '''
+from stackfs.api import *
+
+class Held(Filter):
+    operations = (Operation(IRP_MJ_FLUSH_BUFFERS, pre="pre"),)
+
+    def instance_setup(self, instance, flags):
+        self.queue = CancelSafeQueue(instance)
+        self.statuses, self.empties = [], False
+        return STATUS_SUCCESS
+
+    def pre(self, data, objects):
+        self.statuses.append(self.queue.insert(data))
+        return FLT_PREOP_PENDING if self.statuses[-1] == STATUS_SUCCESS else data.complete(STATUS_ACCESS_DENIED)
+
+    def instance_teardown_start(self, instance, reason):
+        if self.empties:
+            self.queue.disable()
+            while (data := self.queue.remove_next()) is not None:
+                data.complete_pended_pre(FLT_PREOP_SUCCESS_NO_CALLBACK)
+'''
+
+
+@pytest.mark.parametrize("empties", [True, False])
+def test_a_teardown_empties_a_cancel_safe_queue(tmp_path: Path, empties: bool) -> None:
+    """A8.9: the filter by itself, each operation as it likes; what it leaves there is cancelled."""
+
+    async def scenario(bench: Bench) -> None:
+        held = await bench.load(QUEUES)
+        held.empties = empties
+        errors: list[int] = []
+
+        async def ask() -> None:
+            errors.append(await bench.flush())
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert errors == [] and len(held.queue) == 3
+            await bench.manager.unload("held")
+        assert errors == [0 if empties else errno.EINTR] * 3 and len(held.queue) == 0
 
     in_trio(scenario, tmp_path)
 

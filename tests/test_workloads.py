@@ -85,7 +85,7 @@ def mount(top: Path, *options: str) -> Volume:
     volume = Volume(drive, top / "source", top / "trail", top / "audit.key")
     volume.drive.mkdir()
     volume.source.mkdir()
-    words = [command("stackfs"), "mount", str(volume.source), str(volume.drive)]
+    words = [command("stackfs"), "mount", str(volume.source), str(volume.drive), "-o", "verifier"]
     for option in (*options, f"audit.directory={volume.trail}", f"audit.key={volume.key}"):
         words += ["-o", option]
     said = top / "said"

@@ -17,6 +17,7 @@ from stackfs.ddi.out import Out
 
 __all__ = [
     "FltDecodeParameters",
+    "FltGetNewSystemBufferAddress",
     "FltGetSwappedBufferMdlAddress",
     "FltLockUserBuffer",
     "FltRetainSwappedBufferMdlAddress",
@@ -117,3 +118,14 @@ def FltGetSwappedBufferMdlAddress(CallbackData: CallbackData) -> Mdl | None:
 def FltRetainSwappedBufferMdlAddress(CallbackData: CallbackData) -> Mdl | None:
     """The same; and the filter has to IoFreeMdl it, the manager no longer does."""
     return buffers.swapped_mdl_of(CallbackData, True)
+
+
+def FltGetNewSystemBufferAddress(CallbackData: CallbackData) -> memoryview | None:
+    """In a post callback: the system buffer, where another one stands there than the manager's own
+    (FLTFL_CALLBACK_DATA_NEW_SYSTEM_BUFFER: a filter above has swapped it); else None."""
+    if not CallbackData.flags & api.FLTFL_CALLBACK_DATA_POST_OPERATION or not (
+        CallbackData.flags & api.FLTFL_CALLBACK_DATA_NEW_SYSTEM_BUFFER
+    ):
+        return None
+    buffer: memoryview | None = CallbackData.buffer
+    return buffer

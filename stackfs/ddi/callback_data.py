@@ -2,32 +2,65 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from stackfs import api
 from stackfs.cext.callback_data import CallbackData
 from stackfs.cext.filter_file import FileObject
+from stackfs.cext.pending import require_irql
 from stackfs.cext.reparse import replace_name
+from stackfs.ddi.out import Out
 
 if TYPE_CHECKING:
     from stackfs.manager import Instance
 
 __all__ = [
+    "FLTFL_CALLBACK_DATA_REISSUE_MASK",
     "FLT_IS_FASTIO_OPERATION",
     "FLT_IS_FS_FILTER_OPERATION",
     "FLT_IS_IRP_OPERATION",
     "FLT_IS_REISSUED_IO",
     "FLT_IS_SYSTEM_BUFFER",
+    "FS_BPIO_OP_DISABLE",
+    "FS_BPIO_OP_ENABLE",
+    "FS_BPIO_OP_QUERY",
     "IO_REPARSE",
+    "PEPROCESS",
+    "SUPPORTED_FS_FEATURES_BYPASS_IO",
     "FltCancelFileOpen",
     "FltClearCallbackDataDirty",
+    "FltGetRequestorProcess",
+    "FltGetRequestorProcessId",
+    "FltGetRequestorProcessIdEx",
+    "FltGetRequestorSessionId",
     "FltIsCallbackDataDirty",
+    "FltIsOperationSynchronous",
     "FltReissueSynchronousIo",
+    "FltRequestOperationStatusCallback",
     "FltSetCallbackDataDirty",
+    "FltVetoBypassIo",
     "IoReplaceFileObjectName",
+    "PsGetProcessId",
 ]
 
+FLTFL_CALLBACK_DATA_REISSUE_MASK = 0xFFFF
+"""The flags of an operation that it keeps when it is sent down again (A6.19): its kind, and SYSTEM_BUFFER."""
 IO_REPARSE = 0
+FS_BPIO_OP_ENABLE = 1
+FS_BPIO_OP_DISABLE = 2
+FS_BPIO_OP_QUERY = 3
+SUPPORTED_FS_FEATURES_BYPASS_IO = 0x8
+APC_LEVEL = 1
+
+
+@dataclass(frozen=True)
+class PEPROCESS:
+    """A process, by its id and the thread group's command name at the time it was asked for."""
+
+    pid: int
+    comm: str
 
 
 def FLT_IS_IRP_OPERATION(Data: CallbackData) -> bool:
@@ -93,3 +126,64 @@ def IoReplaceFileObjectName(FileObject: FileObject, NewFileName: str | bytes, Fi
     if data is None:
         return int(api.STATUS_INVALID_PARAMETER)
     return replace_name(data, NewFileName if FileNameLength is None else NewFileName[:FileNameLength])
+
+
+# ---- who asks, and how -----------------------------------------------------------------------------------------------
+
+def FltGetRequestorProcess(CallbackData: CallbackData) -> PEPROCESS | None:
+    """Whose request it is. None: the kernel itself (pages that it writes back), or the process is gone."""
+    pid = CallbackData.pid
+    return PEPROCESS(pid, CallbackData.comm) if pid else None
+
+
+def FltGetRequestorProcessId(CallbackData: CallbackData) -> int:
+    """0: the kernel itself, or the process is gone."""
+    return CallbackData.pid
+
+
+def FltGetRequestorProcessIdEx(CallbackData: CallbackData) -> int:
+    """The same: a process id and a handle of it are one number here."""
+    return CallbackData.pid
+
+
+def PsGetProcessId(Process: PEPROCESS) -> int:
+    return Process.pid
+
+
+def FltGetRequestorSessionId(CallbackData: CallbackData, SessionId: Out[int]) -> int:
+    """getsid(2)'s number. STATUS_UNSUCCESSFUL, and 0xFFFFFFFF: the kernel itself, or the process is gone."""
+    require_irql(APC_LEVEL, "FltGetRequestorSessionId")
+    found = CallbackData.session_id
+    SessionId.value = 0xFFFFFFFF if found is None else found
+    return int(api.STATUS_UNSUCCESSFUL if found is None else api.STATUS_SUCCESS)
+
+
+def FltIsOperationSynchronous(CallbackData: CallbackData) -> bool:
+    """Does whoever asked wait for the outcome? (A6.23)"""
+    return CallbackData.is_synchronous
+
+
+def FltRequestOperationStatusCallback(
+    Data: CallbackData, CallbackRoutine: Callable[[Any, Any, int, Any], object] | None, RequesterContext: Any = None
+) -> int:
+    """In a pre callback: CallbackRoutine(FltObjects, IopbSnapshot, OperationStatus, RequesterContext) is called once,
+    when the operation has been below (A6.22). STATUS_INVALID_PARAMETER: elsewhere, without a routine, for what is no
+    IRP, or a CLOSE; STATUS_FLT_DELETING_OBJECT."""
+    require_irql(APC_LEVEL, "FltRequestOperationStatusCallback")
+    if CallbackRoutine is None:
+        return int(api.STATUS_INVALID_PARAMETER)
+    return Data.request_operation_status(CallbackRoutine, RequesterContext)
+
+
+def FltVetoBypassIo(CallbackData: CallbackData, FltObjects: Any, OperationStatus: int, FailureReason: str) -> int:
+    """In the pre callback of FSCTL_MANAGE_BYPASS_IO, which then returns FLT_PREOP_COMPLETE: this open is not bypassed,
+    and `stackfs status` says why. STATUS_INVALID_PARAMETER: another operation, its way up, or OperationStatus is a
+    success."""
+    require_irql(APC_LEVEL, "FltVetoBypassIo")
+    if api.is_success(OperationStatus) or CallbackData.flags & api.FLTFL_CALLBACK_DATA_POST_OPERATION:
+        return int(api.STATUS_INVALID_PARAMETER)
+    try:
+        CallbackData.veto_bypass(FailureReason, OperationStatus)
+    except AttributeError:
+        return int(api.STATUS_INVALID_PARAMETER)
+    return int(api.STATUS_SUCCESS)

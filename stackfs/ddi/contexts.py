@@ -29,7 +29,8 @@ from stackfs.api import (
     Context,
     ContextRegistration,
 )
-from stackfs.cext.file_object import FileObject as _FileObject
+from stackfs.cext.callback_data import CallbackData
+from stackfs.cext.file_object import FileReference
 from stackfs.cext.python_contexts import supports_contexts
 from stackfs.ddi.out import Out
 
@@ -170,8 +171,9 @@ _MEMBERS = {
 }
 
 
-def _file(thing: Any) -> _FileObject | None:
-    found: _FileObject | None = getattr(thing, "file_object", thing)
+def file_of(thing: Any) -> FileReference | None:
+    """The file object of callback data, or what is one."""
+    found: FileReference | None = thing.file if isinstance(thing, CallbackData) else thing
     return found
 
 
@@ -205,7 +207,7 @@ def FltSetVolumeContext(Volume: AVolume, Operation: int, NewContext: Context | N
 def _set(kind: int, instance: AnInstance, file: Any, operation: int, new: Context | None, old: OldContext) -> int:
     if new is None:
         return _give(STATUS_INVALID_PARAMETER, None, old)
-    return _give(*instance.entry.flt_set_context(kind, _file(file), operation, new, old is not None), old)
+    return _give(*instance.entry.flt_set_context(kind, file_of(file), operation, new, old is not None), old)
 
 
 def FltSetInstanceContext(
@@ -248,7 +250,7 @@ def FltSetTransactionContext(
 
 
 def _get(kind: int, instance: AnInstance, file: Any, out: Out[Context | None]) -> int:
-    return _give(*instance.entry.flt_get_context(kind, _file(file)), out)
+    return _give(*instance.entry.flt_get_context(kind, file_of(file)), out)
 
 
 def FltGetVolumeContext(Filter: AFilter, Volume: AVolume, Context: Out[Context | None]) -> int:
@@ -289,7 +291,7 @@ def FltGetTransactionContext(Instance: AnInstance, Transaction: Any, Context: Ou
 
 
 def _delete(kind: int, instance: AnInstance, file: Any, old: OldContext) -> int:
-    return _give(*instance.entry.flt_delete_context(kind, _file(file), old is not None), old)
+    return _give(*instance.entry.flt_delete_context(kind, file_of(file), old is not None), old)
 
 
 def FltDeleteVolumeContext(Filter: AFilter, Volume: AVolume, OldContext: OldContext) -> int:
@@ -387,7 +389,7 @@ def FltReleaseContextsEx(ContextsSize: int, Contexts: FLT_RELATED_CONTEXTS_EX) -
 
 def FltSupportsFileContexts(FileObject: Any) -> bool:
     """From a CREATE that succeeded to the CLOSE (B2.1)."""
-    file = _file(FileObject)
+    file = file_of(FileObject)
     return file is not None and supports_contexts(file)
 
 

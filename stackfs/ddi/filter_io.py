@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from stackfs import api
 from stackfs.cext import filter_file
+from stackfs.cext.buffers import Mdl
 from stackfs.cext.callback_data import CallbackData, DirectoryEntry
 from stackfs.cext.filter_file import FileInformation, FileObject, FilterFile, GeneratedData
 from stackfs.cext.filter_io import IoFlags
 from stackfs.cext.filter_names import CreateResult
+from stackfs.cext.pending import require_irql
 from stackfs.cext.stack import InstanceEntry
 from stackfs.ddi.object_attributes import OBJECT_ATTRIBUTES
 from stackfs.ddi.out import Out
@@ -52,35 +54,43 @@ __all__ = [
     "FLT_FLUSH_TYPE_FILE_DATA_ONLY",
     "FLT_FLUSH_TYPE_FLUSH_AND_PURGE",
     "FLT_FLUSH_TYPE_NO_SYNC",
+    "IO_DRIVER_CREATE_CONTEXT",
     "IO_FORCE_ACCESS_CHECK",
     "IO_IGNORE_SHARE_ACCESS_CHECK",
     "IO_STATUS_BLOCK",
     "SECURITY_DESCRIPTOR",
+    "SL_INDEX_SPECIFIED",
+    "SL_RESTART_SCAN",
+    "SL_RETURN_SINGLE_ENTRY",
     "FltAllocateCallbackData",
     "FltAllocateCallbackDataEx",
     "FltClose",
     "FltCreateFile",
     "FltCreateFileEx",
+    "FltCreateFileEx2",
     "FltDeviceIoControlFile",
     "FltFlushBuffers",
     "FltFlushBuffers2",
     "FltFreeCallbackData",
     "FltFsControlFile",
+    "FltIsDirectory",
     "FltOpenVolume",
     "FltPerformAsynchronousIo",
     "FltPerformSynchronousIo",
     "FltQueryDirectoryFile",
+    "FltQueryDirectoryFileEx",
     "FltQueryEaFile",
     "FltQueryInformationByName",
     "FltQueryInformationFile",
     "FltQuerySecurityObject",
-    "FltQueryVolumeInformation",
     "FltReadFile",
+    "FltReadFileEx",
     "FltReuseCallbackData",
     "FltSetEaFile",
     "FltSetInformationFile",
     "FltSetSecurityObject",
     "FltWriteFile",
+    "FltWriteFileEx",
 ]
 
 FLTFL_IO_OPERATION_NON_CACHED = int(IoFlags.FLTFL_IO_OPERATION_NON_CACHED)
@@ -101,11 +111,17 @@ FLT_FLUSH_TYPE_FILE_DATA_ONLY = 2
 FLT_FLUSH_TYPE_NO_SYNC = 4
 FLT_FLUSH_TYPE_DATA_SYNC_ONLY = 8
 FILE_RENAME_REPLACE_IF_EXISTS = 0x1
+SL_RESTART_SCAN = 0x1
+SL_RETURN_SINGLE_ENTRY = 0x2
+SL_INDEX_SPECIFIED = 0x4
 QUERIES = frozenset({4, 5, 6, 7, 18, 34})
 """FILE_INFORMATION_CLASS numbers that FltQueryInformationFile answers, all with a FileInformation: FileBasic-,
 FileStandard-, FileInternal-, FileEa-, FileAll- and FileNetworkOpenInformation."""
 
+SYNCHRONOUS_PAGING = int(api.IRP_NOCACHE | api.IRP_PAGING_IO | api.IRP_SYNCHRONOUS_PAGING_IO)
+
 NTSTATUS = int
+APC_LEVEL = 1
 ABOVE_EVERYTHING = "9" * 60
 """An altitude that no instance has: what is started below it goes to the top of a volume's stack."""
 
@@ -164,6 +180,18 @@ class FILE_LINK_INFORMATION:
 
 
 @dataclass
+class IO_DRIVER_CREATE_CONTEXT:
+    """What FltCreateFileEx2 takes beside. ExtraCreateParameter and TxnParameters have to be None: neither is on Linux.
+    SiloContext and DeviceObjectHint mean nothing."""
+
+    Size: int = 0
+    ExtraCreateParameter: Any = None
+    DeviceObjectHint: Any = None
+    TxnParameters: Any = None
+    SiloContext: Any = None
+
+
+@dataclass
 class SECURITY_DESCRIPTOR:
     """Owner, group and permission bits: which of them count is said beside it (OWNER_SECURITY_INFORMATION, ...)."""
 
@@ -172,7 +200,7 @@ class SECURITY_DESCRIPTOR:
     Gid: int = 0
 
 
-def _run(what: Callable[[], Any]) -> NTSTATUS:
+def run(what: Callable[[], Any]) -> NTSTATUS:
     """The status of what raises an OSError when it fails."""
     try:
         what()
@@ -183,7 +211,7 @@ def _run(what: Callable[[], Any]) -> NTSTATUS:
     return int(api.STATUS_SUCCESS)
 
 
-def _ended(block: IO_STATUS_BLOCK | None, status: NTSTATUS, information: int = 0) -> NTSTATUS:
+def ended(block: IO_STATUS_BLOCK | None, status: NTSTATUS, information: int = 0) -> NTSTATUS:
     if block is not None:
         block.Status, block.Information = status, information
     return status
@@ -228,13 +256,13 @@ def FltCreateFileEx(
     if Instance is None:
         top = _top_of(Filter, path)
         if top is None:
-            return _ended(IoStatusBlock, int(api.STATUS_OBJECT_PATH_NOT_FOUND))
+            return ended(IoStatusBlock, int(api.STATUS_OBJECT_PATH_NOT_FOUND))
         entry, path = top
     else:
         entry = Instance.entry
     requestor = ObjectAttributes.SecurityDescriptor if Flags & IO_FORCE_ACCESS_CHECK else None
     if Flags & IO_FORCE_ACCESS_CHECK and requestor is None:
-        return _ended(IoStatusBlock, int(api.STATUS_INVALID_PARAMETER))
+        return ended(IoStatusBlock, int(api.STATUS_INVALID_PARAMETER))
     mode = (0o700 if CreateOptions & api.FILE_DIRECTORY_FILE else 0o600) & (
         ~0o222 if FileAttributes & FILE_ATTRIBUTE_READONLY else ~0
     )
@@ -255,12 +283,42 @@ def FltCreateFileEx(
             raise
         FileHandle.value = file
 
-    status = _run(create)
+    status = run(create)
     if not api.is_success(status):
-        return _ended(IoStatusBlock, status)
+        return ended(IoStatusBlock, status)
     if FileObject is not None:
         FileObject.value = FileHandle.value
-    return _ended(IoStatusBlock, status, FileHandle.value.information)
+    return ended(IoStatusBlock, status, FileHandle.value.information)
+
+
+def FltCreateFileEx2(
+    Filter: LoadedFilter | None,
+    Instance: Instance | None,
+    FileHandle: Out[FilterFile],
+    FileObject: Out[FilterFile] | None,
+    DesiredAccess: int,
+    ObjectAttributes: OBJECT_ATTRIBUTES,
+    IoStatusBlock: IO_STATUS_BLOCK | None = None,
+    AllocationSize: int | None = None,
+    FileAttributes: int = 0,
+    ShareAccess: int = 0,
+    CreateDisposition: int = int(api.FILE_OPEN),
+    CreateOptions: int = 0,
+    EaBuffer: dict[str, bytes] | None = None,
+    EaLength: int = 0,
+    Flags: int = 0,
+    DriverContext: IO_DRIVER_CREATE_CONTEXT | None = None,
+) -> NTSTATUS:
+    """FltCreateFileEx with a driver's context. STATUS_NOT_SUPPORTED: it has extra create parameters, or a
+    transaction."""
+    if DriverContext is not None and (
+        DriverContext.ExtraCreateParameter is not None or DriverContext.TxnParameters is not None
+    ):
+        return ended(IoStatusBlock, int(api.STATUS_NOT_SUPPORTED))
+    return FltCreateFileEx(
+        Filter, Instance, FileHandle, FileObject, DesiredAccess, ObjectAttributes, IoStatusBlock, AllocationSize,
+        FileAttributes, ShareAccess, CreateDisposition, CreateOptions, EaBuffer, EaLength, Flags,
+    )  # fmt: skip
 
 
 def FltCreateFile(
@@ -290,7 +348,7 @@ def FltOpenVolume(
     Instance: Instance, VolumeHandle: Out[FilterFile], VolumeFileObject: Out[FilterFile] | None = None
 ) -> NTSTATUS:
     """The volume's root directory, opened below Instance."""
-    status = _run(lambda: setattr(VolumeHandle, "value", Instance.open("", os.O_RDONLY | os.O_DIRECTORY)))
+    status = run(lambda: setattr(VolumeHandle, "value", Instance.open("", os.O_RDONLY | os.O_DIRECTORY)))
     if VolumeFileObject is not None and api.is_success(status):
         VolumeFileObject.value = VolumeHandle.value
     return status
@@ -315,6 +373,7 @@ def _transfer(
     moved: Out[int] | None,
     routine: FltAsyncCallback | None,
     context: Any,
+    key: int = 0,
 ) -> NTSTATUS:
     if offset == FILE_USE_FILE_POINTER_POSITION:
         offset = None
@@ -326,9 +385,9 @@ def _transfer(
 
         def transfer() -> None:
             move = file.read_into if major == api.IRP_MJ_READ else file.write
-            done.append(move(offset, part, flags=flags))
+            done.append(move(offset, part, flags=flags, key=key))
 
-        status = _run(transfer)
+        status = run(transfer)
         if moved is not None:
             moved.value = done[0] if done else 0
         return status
@@ -340,8 +399,11 @@ def _transfer(
     made.major = major
     made.buffer = part
     made.offset = 0 if offset is None else offset
-    made.irp_flags = (api.IRP_NOCACHE if flags & FLTFL_IO_OPERATION_NON_CACHED else 0) | (
-        api.IRP_NOCACHE | api.IRP_PAGING_IO if flags & FLTFL_IO_OPERATION_PAGING else 0
+    made.key = key
+    made.irp_flags = (
+        (api.IRP_NOCACHE if flags & FLTFL_IO_OPERATION_NON_CACHED else 0)
+        | (api.IRP_NOCACHE | api.IRP_PAGING_IO if flags & FLTFL_IO_OPERATION_PAGING else 0)
+        | (SYNCHRONOUS_PAGING if flags & FLTFL_IO_OPERATION_SYNCHRONOUS_PAGING else 0)
     )
     callback = routine
 
@@ -400,9 +462,52 @@ def FltWriteFile(
     )  # fmt: skip
 
 
+def FltReadFileEx(
+    InitiatingInstance: Instance,
+    FileObject: FileObject,
+    ByteOffset: int | None,
+    Length: int,
+    Buffer: Any,
+    Flags: int = 0,
+    BytesRead: Out[int] | None = None,
+    CallbackRoutine: FltAsyncCallback | None = None,
+    CallbackContext: Any = None,
+    Key: int | None = None,
+    Mdl: Mdl | None = None,
+) -> NTSTATUS:
+    """FltReadFile with the key of byte-range locks, for filters below that keep such (`data.key`). Buffer None: what
+    Mdl describes; STATUS_INVALID_PARAMETER: that is None too, or shorter than Length."""
+    room = Buffer if Buffer is not None else b"" if Mdl is None else Mdl.address()
+    return _transfer(
+        InitiatingInstance, FileObject, int(api.IRP_MJ_READ), ByteOffset, Length, room, Flags, BytesRead,
+        CallbackRoutine, CallbackContext, Key or 0,
+    )  # fmt: skip
+
+
+def FltWriteFileEx(
+    InitiatingInstance: Instance,
+    FileObject: FileObject,
+    ByteOffset: int | None,
+    Length: int,
+    Buffer: Any,
+    Flags: int = 0,
+    BytesWritten: Out[int] | None = None,
+    CallbackRoutine: FltAsyncCallback | None = None,
+    CallbackContext: Any = None,
+    Key: int | None = None,
+    Mdl: Mdl | None = None,
+) -> NTSTATUS:
+    """FltWriteFile, as FltReadFileEx is FltReadFile."""
+    room = Buffer if Buffer is not None else b"" if Mdl is None else Mdl.address()
+    return _transfer(
+        InitiatingInstance, FileObject, int(api.IRP_MJ_WRITE), ByteOffset, Length, room, Flags, BytesWritten,
+        CallbackRoutine, CallbackContext, Key or 0,
+    )  # fmt: skip
+
+
 def FltFlushBuffers(Instance: Instance, FileObject: FileObject) -> NTSTATUS:
     """fsync(2)."""
-    return _run(FileObject.flush)
+    return run(FileObject.flush)
 
 
 def FltFlushBuffers2(
@@ -413,7 +518,7 @@ def FltFlushBuffers2(
     if FlushType & FLT_FLUSH_TYPE_NO_SYNC:
         return int(api.STATUS_SUCCESS)
     only = bool(FlushType & (FLT_FLUSH_TYPE_FILE_DATA_ONLY | FLT_FLUSH_TYPE_DATA_SYNC_ONLY))
-    return _run(lambda: FileObject.flush(data_only=only))
+    return run(lambda: FileObject.flush(data_only=only))
 
 
 def FltQueryInformationFile(
@@ -427,7 +532,7 @@ def FltQueryInformationFile(
     """A FileInformation, for each class in QUERIES; STATUS_INVALID_PARAMETER for others. Length means nothing here."""
     if FileInformationClass not in QUERIES:
         return int(api.STATUS_INVALID_PARAMETER)
-    status = _run(lambda: setattr(FileInformation, "value", FileObject.stat()))
+    status = run(lambda: setattr(FileInformation, "value", FileObject.stat()))
     if LengthReturned is not None:
         LengthReturned.value = Length if api.is_success(status) else 0
     return status
@@ -445,7 +550,7 @@ def FltQueryInformationByName(
 ) -> NTSTATUS:
     """The same without opening the file; of a symbolic link, the link's."""
     if FileInformationClass not in QUERIES:
-        return _ended(IoStatusBlock, int(api.STATUS_INVALID_PARAMETER))
+        return ended(IoStatusBlock, int(api.STATUS_INVALID_PARAMETER))
 
     def query() -> None:
         FileInformation.value = Instance.stat(
@@ -453,7 +558,7 @@ def FltQueryInformationByName(
             requestor=ObjectAttributes.SecurityDescriptor,
         )  # fmt: skip
 
-    return _ended(IoStatusBlock, _run(query))
+    return ended(IoStatusBlock, run(query))
 
 
 def FltSetInformationFile(
@@ -490,7 +595,7 @@ def FltSetInformationFile(
     kind, act = table.get(FileInformationClass, (type(None), lambda: None))
     if not isinstance(what, kind) or kind is type(None):
         return int(api.STATUS_INVALID_PARAMETER)
-    return _run(act)
+    return run(act)
 
 
 def _rename(file: FilterFile, what: FILE_RENAME_INFORMATION) -> None:
@@ -526,13 +631,42 @@ def FltQueryDirectoryFile(
                 FileInformation.value = matching
                 return
 
-    status = _run(query)
+    status = run(query)
     count = len(FileInformation.value)
     if LengthReturned is not None:
         LengthReturned.value = count
     if api.is_success(status) and not count:
         return int(api.STATUS_NO_SUCH_FILE if RestartScan and FileName is not None else api.STATUS_NO_MORE_FILES)
     return status
+
+
+def FltQueryDirectoryFileEx(
+    Instance: Instance,
+    FileObject: FilterFile,
+    FileInformation: Out[list[DirectoryEntry]],
+    Length: int,
+    FileInformationClass: int,
+    QueryFlags: int = 0,
+    FileName: str | None = None,
+    LengthReturned: Out[int] | None = None,
+) -> NTSTATUS:
+    """FltQueryDirectoryFile with flags: SL_RESTART_SCAN, SL_RETURN_SINGLE_ENTRY. STATUS_INVALID_PARAMETER: another
+    one."""
+    if QueryFlags & ~(SL_RESTART_SCAN | SL_RETURN_SINGLE_ENTRY):
+        return int(api.STATUS_INVALID_PARAMETER)
+    return FltQueryDirectoryFile(
+        Instance, FileObject, FileInformation, Length, FileInformationClass, bool(QueryFlags & SL_RETURN_SINGLE_ENTRY),
+        FileName, bool(QueryFlags & SL_RESTART_SCAN), LengthReturned,
+    )  # fmt: skip
+
+
+def FltIsDirectory(FileObject: FileObject, Instance: Instance, IsDirectory: Out[bool]) -> NTSTATUS:
+    """Of a file that is open, or whose inode is known. STATUS_INVALID_HANDLE: it is closed, or is not open yet."""
+    require_irql(APC_LEVEL, "FltIsDirectory")
+    if not FileObject.alive or FileObject.nodeid == 0:
+        return int(api.STATUS_INVALID_HANDLE)
+    IsDirectory.value = FileObject.is_directory
+    return int(api.STATUS_SUCCESS)
 
 
 def FltQueryEaFile(
@@ -556,7 +690,7 @@ def FltQueryEaFile(
         names = names[(EaIndex or 1) - 1 :][: 1 if ReturnSingleEntry else None]
         ReturnedEaData.value = {name: FileObject.get_ea(name) for name in names}
 
-    status = _run(query)
+    status = run(query)
     if LengthReturned is not None:
         LengthReturned.value = sum(map(len, ReturnedEaData.value.values())) if api.is_success(status) else 0
     return status
@@ -572,7 +706,7 @@ def FltSetEaFile(Instance: Instance, FileObject: FileObject, EaBuffer: dict[str,
             else:
                 FileObject.remove_ea(name)
 
-    return _run(change)
+    return run(change)
 
 
 def FltQuerySecurityObject(
@@ -589,7 +723,7 @@ def FltQuerySecurityObject(
         info = FileObject.stat()
         SecurityDescriptor.value = SECURITY_DESCRIPTOR(info.mode & 0o7777, info.uid, info.gid)
 
-    status = _run(query)
+    status = run(query)
     if LengthNeeded is not None:
         LengthNeeded.value = 0
     return status
@@ -599,24 +733,13 @@ def FltSetSecurityObject(
     Instance: Instance, FileObject: FileObject, SecurityInformation: int, SecurityDescriptor: SECURITY_DESCRIPTOR
 ) -> NTSTATUS:
     """What SecurityInformation names: DACL_ (Mode), OWNER_, GROUP_SECURITY_INFORMATION."""
-    return _run(
+    return run(
         lambda: FileObject.set_security(
             mode=SecurityDescriptor.Mode if SecurityInformation & api.DACL_SECURITY_INFORMATION else None,
             uid=SecurityDescriptor.Uid if SecurityInformation & api.OWNER_SECURITY_INFORMATION else None,
             gid=SecurityDescriptor.Gid if SecurityInformation & api.GROUP_SECURITY_INFORMATION else None,
         )
     )
-
-
-def FltQueryVolumeInformation(
-    Instance: Instance,
-    Iosb: IO_STATUS_BLOCK | None,
-    FsInformation: Out[tuple[int, ...]],
-    Length: int,
-    FsInformationClass: int,
-) -> NTSTATUS:
-    """What statvfs(3) gives, for every class: bsize, frsize, blocks, bfree, bavail, files, ffree, favail, namemax."""
-    return _ended(Iosb, _run(lambda: setattr(FsInformation, "value", Instance.statvfs())))
 
 
 def _control(
@@ -632,7 +755,7 @@ def _control(
 
     if got is not None:
         got.value = 0
-    return _run(control)
+    return run(control)
 
 
 def FltFsControlFile(
@@ -670,7 +793,7 @@ def FltAllocateCallbackData(
 ) -> NTSTATUS:
     """Callback data to be filled by hand: see GeneratedData."""
     entry = Instance.entry
-    return _run(lambda: setattr(RetNewCallbackData, "value", filter_file.allocate_below(entry, FileObject)))
+    return run(lambda: setattr(RetNewCallbackData, "value", filter_file.allocate_below(entry, FileObject)))
 
 
 def FltAllocateCallbackDataEx(

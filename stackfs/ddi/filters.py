@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from stackfs import api, loader, manager
+from stackfs import api, contexts, loader, manager
 from stackfs.cext.python_names import NameProvider
 from stackfs.ddi.contexts import registered_contexts
 from stackfs.ddi.names import name_provider
@@ -93,6 +93,7 @@ class RegisteredFilter(api.Filter):
             "instance_query_teardown": registration.InstanceQueryTeardownCallback,
             "instance_teardown_start": registration.InstanceTeardownStartCallback,
             "instance_teardown_complete": registration.InstanceTeardownCompleteCallback,
+            "section_notification": registration.SectionNotificationCallback,
         }
         operations = []
         for index, each in enumerate(registration.OperationRegistration):
@@ -158,7 +159,8 @@ def holder(routine: str) -> str:
 
 def FltRegisterFilter(Driver: DriverObject, Registration: FLT_REGISTRATION, RetFilter: Out[LoadedFilter]) -> int:
     """A2.13. INVALID_PARAMETER: another version than 0x02xx, half a name provider, or operations that cannot be
-    registered; FLT_INSTANCE_ALTITUDE_COLLISION: the second time; FLT_NOT_INITIALIZED: no manager runs."""
+    registered; FLT_DUPLICATE_ENTRY: one operation twice; FLT_INVALID_CONTEXT_REGISTRATION: contexts that cannot be
+    (B2.2); FLT_INSTANCE_ALTITUDE_COLLISION: the second time; FLT_NOT_INITIALIZED: no manager runs."""
     names = Registration
     normalizes = names.NormalizeNameComponentCallback is not None or names.NormalizeNameComponentExCallback is not None
     if names.Version & 0xFF00 != 0x0200:
@@ -167,6 +169,15 @@ def FltRegisterFilter(Driver: DriverObject, Registration: FLT_REGISTRATION, RetF
         Driver.refused = "a name provider needs GenerateFileNameCallback and a NormalizeNameComponent callback"
     else:
         filter_object = RegisteredFilter(Driver.options, Registration)
+        try:
+            contexts.check(filter_object)
+        except ValueError as error:
+            Driver.refused = f"ContextRegistration: {error}"
+            return api.STATUS_FLT_INVALID_CONTEXT_REGISTRATION
+        majors = [each.major for each in filter_object.operations]
+        if len(set(majors)) < len(majors):
+            Driver.refused = "an operation is registered twice"
+            return api.STATUS_FLT_DUPLICATE_ENTRY
         try:
             loader.check_registration(Driver.found, "FLT_REGISTRATION", filter_object)
         except FilterImageError as error:

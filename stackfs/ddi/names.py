@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from stackfs import verifier
 from stackfs.api import (
     FLT_FILE_NAME_SHORT,
     STATUS_INSUFFICIENT_RESOURCES,
@@ -21,6 +22,7 @@ from stackfs.api import (
     NtStatusError,
 )
 from stackfs.cext.python_names import NameProvider, parse_file_name
+from stackfs.ddi.contexts import file_of
 from stackfs.ddi.out import Out
 
 if TYPE_CHECKING:
@@ -62,6 +64,15 @@ class FLT_NAME_CONTROL:
         return len(self.Name)
 
 
+def _given(information: FileNameInformation | None, instance: Any) -> FileNameInformation | None:
+    """It has to be released: the verifier looks at the end of the instance."""
+    if information is not None:
+        verifier.acquired(
+            information, f"the file name information {information.name!r}", "FltGetFileNameInformation", owner=instance
+        )
+    return information
+
+
 def FltGetFileNameInformation(CallbackData: CallbackData, NameOptions: int, FileNameInformation: Information) -> int:
     """The file's name as it is called below the instance whose callback this is (B1.2 to B1.5).
 
@@ -71,7 +82,7 @@ def FltGetFileNameInformation(CallbackData: CallbackData, NameOptions: int, File
     """
     FileNameInformation.value = None
     try:
-        FileNameInformation.value = CallbackData.name_information(NameOptions)
+        FileNameInformation.value = _given(CallbackData.name_information(NameOptions), CallbackData.instance)
     except NtStatusError as error:
         return error.status
     return STATUS_SUCCESS
@@ -82,10 +93,11 @@ def FltGetFileNameInformationUnsafe(
 ) -> int:
     """The name of an open file (B1.6). Instance is needed: it has the volume. Errors: as FltGetFileNameInformation."""
     FileNameInformation.value = None
-    file = getattr(FileObject, "file_object", FileObject)
+    file = file_of(FileObject)
     if Instance is None or file is None:
         return STATUS_INVALID_PARAMETER
-    status, FileNameInformation.value = Instance.entry.flt_get_name(file, NameOptions)
+    status, found = Instance.entry.flt_get_name(file, NameOptions)
+    FileNameInformation.value = _given(found, Instance)
     return status
 
 
@@ -106,13 +118,16 @@ def FltGetDestinationFileNameInformation(
     RetFileNameInformation.value = None
     name = os.fsencode(FileName)[:FileNameLength]
     if RootDirectory is None:
-        file = getattr(FileObject, "file_object", FileObject)
-        status, RetFileNameInformation.value = Instance.entry.flt_get_destination_name(file, name, NameOptions)
+        file = file_of(FileObject)
+        if file is None:
+            return STATUS_INVALID_PARAMETER
+        status, found = Instance.entry.flt_get_destination_name(file, name, NameOptions)
+        RetFileNameInformation.value = _given(found, Instance)
         return status
     try:
         if RootDirectory.target_name != name:
             return STATUS_INVALID_PARAMETER
-        RetFileNameInformation.value = RootDirectory.destination_name_information(NameOptions)
+        RetFileNameInformation.value = _given(RootDirectory.destination_name_information(NameOptions), Instance)
     except AttributeError:
         return STATUS_INVALID_PARAMETER
     except NtStatusError as error:
@@ -151,11 +166,13 @@ def FltReferenceFileNameInformation(FileNameInformation: FileNameInformation) ->
 def FltReleaseFileNameInformation(FileNameInformation: FileNameInformation) -> None:
     """One reference less; with the last one that was given it is dead."""
     FileNameInformation.release()
+    if FileNameInformation.references == 0:
+        verifier.given_back(FileNameInformation)
 
 
 def FltPurgeFileNameInformationCache(Instance: AnInstance, FileObject: Any | None) -> int:
     """Forget the cached names of the file, or (None) of the whole volume (B1.5)."""
-    return Instance.entry.flt_purge_names(getattr(FileObject, "file_object", FileObject))
+    return Instance.entry.flt_purge_names(file_of(FileObject))
 
 
 def name_provider(

@@ -127,8 +127,8 @@ def FltSendMessage(
     """B3.5 to B3.8. ReplyLength: in, the bytes that ReplyBuffer takes; out, those that the reply has.
 
     Timeout, in units of 100 ns: negative, from now; positive, a point in time since 1601; None and 0: for ever (F17).
-    STATUS_TIMEOUT (a success code), PORT_DISCONNECTED, BUFFER_OVERFLOW, INSUFFICIENT_RESOURCES, POSSIBLE_DEADLOCK, or
-    what the program replied with.
+    STATUS_TIMEOUT (a success code), PORT_DISCONNECTED, THREAD_IS_TERMINATING (in a callback: the requestor is being
+    killed), BUFFER_OVERFLOW, INSUFFICIENT_RESOURCES, POSSIBLE_DEADLOCK, or what the program replied with.
     """
     if ReplyBuffer is not None and ReplyLength is None:
         return int(NtStatus.STATUS_INVALID_PARAMETER)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from stackfs import verifier
 from stackfs.cext.callback_data import CallbackData
 from stackfs.work_items import DeferredIoWorkItem, GenericWorkItem, WorkQueueItem, WorkQueueType
 
@@ -27,12 +28,15 @@ DelayedWorkQueue = int(WorkQueueType.DelayedWorkQueue)
 
 def FltAllocateDeferredIoWorkItem() -> DeferredIoWorkItem:
     """A work item for one operation at a time."""
-    return DeferredIoWorkItem()
+    item = DeferredIoWorkItem()
+    verifier.acquired(item, "a deferred work item", "FltAllocateDeferredIoWorkItem")
+    return item
 
 
 def FltFreeDeferredIoWorkItem(FltWorkItem: DeferredIoWorkItem) -> None:
     """DeferredIoWorkItem.free."""
     FltWorkItem.free()
+    verifier.given_back(FltWorkItem)
 
 
 def FltQueueDeferredIoWorkItem(
@@ -48,12 +52,15 @@ def FltQueueDeferredIoWorkItem(
 
 def FltAllocateGenericWorkItem() -> GenericWorkItem:
     """A work item that belongs to no operation."""
-    return GenericWorkItem()
+    item = GenericWorkItem()
+    verifier.acquired(item, "a generic work item", "FltAllocateGenericWorkItem")
+    return item
 
 
 def FltFreeGenericWorkItem(FltWorkItem: GenericWorkItem) -> None:
     """GenericWorkItem.free."""
     FltWorkItem.free()
+    verifier.given_back(FltWorkItem)
 
 
 def FltQueueGenericWorkItem(

@@ -26,7 +26,7 @@ from stackfs.filterlib import names
 from stackfs.filterlib.management import attach, detach, filters, instances, load, unload, volumes
 from stackfs.filterlib.names import *  # noqa: F403
 from stackfs.filterlib.port import Message, Port, connect
-from stackfs.hresult import FAILED, S_OK, SUCCEEDED
+from stackfs.hresult import ERRORS, FAILED, S_OK, SUCCEEDED
 from stackfs.hresult import from_error as hresult_of
 from stackfs.information import *  # noqa: F403
 
@@ -48,6 +48,9 @@ __all__ = [
     "load",
     "unload",
     "volumes",
+    *ERRORS,
     *information.__all__,
     *names.__all__,
 ]
+
+globals().update(ERRORS)

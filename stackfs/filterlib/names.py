@@ -425,6 +425,8 @@ def FilterReplyMessage(hPort: Port, lpReplyBuffer: bytes, dwReplyBufferSize: int
 
 
 __all__ = [
+    "ERROR_INSUFFICIENT_BUFFER",
+    "ERROR_NO_MORE_ITEMS",
     "FILTER_MESSAGE_HEADER",
     "FILTER_REPLY_HEADER",
     "FIND",
