@@ -19,7 +19,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from stackfs.cext.callback_data cimport (
-    FLTFL_CALLBACK_DATA_IRP_OPERATION, FLTFL_CALLBACK_DATA_POST_OPERATION, FLT_CALLBACK_DATA, FLT_INSTANCE,
+    FLTFL_CALLBACK_DATA_DRAINING_IO, FLTFL_CALLBACK_DATA_IRP_OPERATION, FLTFL_CALLBACK_DATA_POST_OPERATION, FLT_CALLBACK_DATA, FLT_INSTANCE,
     FLT_PREOP_COMPLETE, FLT_PREOP_SUCCESS_NO_CALLBACK, FLT_PREOP_SUCCESS_WITH_CALLBACK, IRP_MJ_CREATE)
 from stackfs.cext.impersonation cimport revert_to_self
 from stackfs.cext.ntstatus cimport STATUS_CANCELLED, STATUS_NOT_SUPPORTED, STATUS_SUCCESS
@@ -378,8 +378,10 @@ cdef bint FltCancelIo(FLT_CALLBACK_DATA *Data) noexcept nogil:
 # ---- levels ----
 
 cdef int operation_irql(const operation_t *op) noexcept nogil:
-    """A post of an IRP may come in any thread, at DISPATCH_LEVEL, but for CREATE and what was synchronised (A6.12)."""
-    if not goes_up(op) or not op.data.Flags & FLTFL_CALLBACK_DATA_IRP_OPERATION or \
+    """A post of an IRP may come in any thread, at DISPATCH_LEVEL, but for CREATE, what was synchronised and what is drained
+    (A6.12)."""
+    cdef uint32_t kind = op.data.Flags & (FLTFL_CALLBACK_DATA_IRP_OPERATION | FLTFL_CALLBACK_DATA_DRAINING_IO)
+    if not goes_up(op) or kind != FLTFL_CALLBACK_DATA_IRP_OPERATION or \
             op.current.MajorFunction == IRP_MJ_CREATE or op.layers[op.bottom].post_owed >= POST_SYNCHRONISED:
         return PASSIVE_LEVEL
     return DISPATCH_LEVEL

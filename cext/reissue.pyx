@@ -11,7 +11,7 @@ from libc.stdlib cimport calloc, free, malloc
 
 from stackfs.cext.backing cimport backing_t
 from stackfs.cext.callback_data cimport (
-    CallbackData, FILE_OBJECT, FLTFL_CALLBACK_DATA_DIRTY, FLTFL_CALLBACK_DATA_IRP_OPERATION,
+    CallbackData, FILE_OBJECT, FLTFL_CALLBACK_DATA_DIRTY, FLTFL_CALLBACK_DATA_DRAINING_IO, FLTFL_CALLBACK_DATA_IRP_OPERATION,
     FLTFL_CALLBACK_DATA_POST_OPERATION, FLTFL_CALLBACK_DATA_REISSUED_IO, FO_FILE_OPEN_CANCELLED, FO_SYNTHESISED,
     IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE)
 from stackfs.cext.generated_io cimport run_in_place
@@ -29,7 +29,8 @@ cdef extern from "<unistd.h>" nogil:
 
 
 cdef bint in_post_of(const operation_t *op, const FLT_INSTANCE *instance) noexcept nogil:
-    return op.data.Flags & FLTFL_CALLBACK_DATA_POST_OPERATION != 0 and op.list is not NULL and \
+    cdef uint32_t where = op.data.Flags & (FLTFL_CALLBACK_DATA_POST_OPERATION | FLTFL_CALLBACK_DATA_DRAINING_IO)
+    return where == FLTFL_CALLBACK_DATA_POST_OPERATION and op.list is not NULL and \
         op.list.callbacks[op.bottom].instance is instance
 
 

@@ -113,7 +113,7 @@ ctypedef struct hold_t:                  # pending.pyx's part; meaningless until
     operation_t *previous
     const FLT_INSTANCE *instance         # whose callback holds it, or is about to
     FLT_RELATED_OBJECTS related          # for a Python callback's data, which then outlives the callback
-    IO_STATUS_BLOCK before               # post: as the callback found it
+    IO_STATUS_BLOCK before               # as the callback found it
     int layer                            # whose completion it is: two may not complete one hold
     int status                           # FLT_PREOP_*, as the completion said
     void *context                        # the completion context that came with it

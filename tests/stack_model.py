@@ -60,7 +60,7 @@ class Parameters:
         return self
 
 
-# ---- what filters do --------------------------------------------------------------------------------------------------
+# ---- what filters do -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,10 @@ class Layer:
     def skips(self, step: Step) -> bool:
         """A2.7. All that these tests do is about files, and none of it with O_DIRECT."""
         moves = step.major in MOVES_BYTES
+        cached = step.fast or (moves and not step.paging)
         return bool(
             (self.flags & api.FLTFL_OPERATION_REGISTRATION_SKIP_PAGING_IO and moves and step.paging)
-            or (self.flags & api.FLTFL_OPERATION_REGISTRATION_SKIP_CACHED_IO and (step.fast or moves and not step.paging))
+            or (self.flags & api.FLTFL_OPERATION_REGISTRATION_SKIP_CACHED_IO and cached)
             or self.flags & api.FLTFL_OPERATION_REGISTRATION_SKIP_NON_DASD_IO
         )
 
@@ -130,7 +131,7 @@ class Layer:
         return actions[turn % len(actions)]
 
 
-# ---- operations and requests ------------------------------------------------------------------------------------------
+# ---- operations and requests ---------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -601,7 +602,7 @@ class Model:
         return flight
 
 
-# ---- the base -----------------------------------------------------------------------------------------------------------
+# ---- the base ------------------------------------------------------------------------------------------------------
 
 
 class Directory:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,9 +19,30 @@ import stack_driver
 import stack_model as model
 from stack_driver import GETATTR, LOOKUP, MKDIR, OPEN, RELEASE, RMDIR, Host, lookup, opened
 from stack_model import (
-    CLEANUP, CLOSE, COMPLETE, CREATE, FINISHED, MORE_PROCESSING, NETWORK_QUERY_OPEN, NO_CALLBACK, PENDING,
-    QUERY_INFORMATION, QUERY_OPEN, RAISES, SET_INFORMATION, SYNCHRONIZE, WITH_CALLBACK, AT_BASE, Completion, Hold,
-    Layer, Parameters, Post, Pre, Step, nothing,
+    AT_BASE,
+    CLEANUP,
+    CLOSE,
+    COMPLETE,
+    CREATE,
+    FINISHED,
+    MORE_PROCESSING,
+    NETWORK_QUERY_OPEN,
+    NO_CALLBACK,
+    PENDING,
+    QUERY_INFORMATION,
+    QUERY_OPEN,
+    RAISES,
+    SET_INFORMATION,
+    SYNCHRONIZE,
+    WITH_CALLBACK,
+    Completion,
+    Hold,
+    Layer,
+    Parameters,
+    Post,
+    Pre,
+    Step,
+    nothing,
 )  # fmt: skip
 
 from stackfs import api
@@ -39,43 +59,50 @@ class Program:
     events: list[Event]
 
 
-# ---- from a tape to a program -------------------------------------------------------------------------------------------
+# ---- from a tape to a program --------------------------------------------------------------------------------------
 
 NAMES = (b"file", b"folder", b"one", b"two", b"\xff")
 ALTITUDES = (
-    "370030", "1", "2", "10", "9", "9.5", "9.50000000000000000000000000000000000001", "09.4999999999999999999999", "100",
-    "0.1", "370030.0000000000000001", "370029.9999999999999999",
+    "370030", "1", "2", "10", "9", "9.5", "9.50000000000000000000000000000000000001", "09.4999999999999999999999",
+    "100", "0.1", "370030.0000000000000001", "370029.9999999999999999", "3", "4", "5", "6",
 )  # fmt: skip
 IO_STATUSES = (
     0, api.STATUS_ACCESS_DENIED, api.STATUS_PENDING, api.STATUS_FLT_DISALLOW_FAST_IO, api.STATUS_NO_MORE_FILES,
 )  # fmt: skip
 PRE_STATUSES: tuple[int | str, ...] = (
-    *[WITH_CALLBACK] * 12, *[SYNCHRONIZE] * 4, *[NO_CALLBACK] * 2, *[PENDING] * 10, COMPLETE, COMPLETE,
-    api.FLT_PREOP_DISALLOW_FASTIO, api.FLT_PREOP_DISALLOW_FSFILTER_IO, 7, -1, 1 << 30, RAISES,
-    model.REPARSE,
+    *[WITH_CALLBACK] * 10, *[SYNCHRONIZE] * 4, *[NO_CALLBACK] * 2, *[PENDING] * 9, COMPLETE,
+    api.FLT_PREOP_DISALLOW_FASTIO, api.FLT_PREOP_DISALLOW_FSFILTER_IO, 7, -1, RAISES, model.REPARSE,
 )  # fmt: skip
-POST_STATUSES: tuple[int | str, ...] = (*[FINISHED] * 10, *[MORE_PROCESSING] * 4, 2, 99, -1, RAISES)
-HOWS = ("bare", "cancel", "queue", "now", "cancel", "queue")
+POST_STATUSES: tuple[int | str, ...] = (*[FINISHED] * 9, *[MORE_PROCESSING] * 3, 2, 99, -1, RAISES)
+HOWS = ("bare", "bare", "bare", "cancel", "cancel", "queue", "queue", "now")
 COMPLETIONS = (WITH_CALLBACK, WITH_CALLBACK, NO_CALLBACK, COMPLETE, WITH_CALLBACK, NO_CALLBACK, COMPLETE, SYNCHRONIZE)
 KINDS = (
     "lookup", "mkdir", "rmdir", "create", "getattr", "query", "open", "read", "write", "fsync", "truncate", "release",
     "read", "write", "fsync", "open",
 )  # fmt: skip
 
+WHATS = (
+    *["start"] * 12, *["complete"] * 5, *["drain"] * 3, *["detach"] * 3, *["attach"] * 2, "unload", "base", "interrupt",
+    "cancel", "cancel held", "fail", "forget",
+)  # fmt: skip
+
 T = TypeVar("T")
 
 
 class Tape:
-    """Choices. Behind its end every one is the first, which is the simplest."""
+    """Choices, of as few bits as they need. Behind the tape's end every one is the first, which is the simplest."""
 
     def __init__(self, tape: bytes) -> None:
-        self.bytes = iter(tape)
+        self.bits = int.from_bytes(tape, "little")
 
     def below(self, limit: int) -> int:
-        return next(self.bytes, 0) % limit
+        width = (limit - 1).bit_length()
+        taken = self.bits & ((1 << width) - 1)
+        self.bits >>= width
+        return taken % limit
 
     def one_of(self, choices: tuple[T, ...]) -> T:
-        return choices[next(self.bytes, 0) % len(choices)]
+        return choices[self.below(len(choices))]
 
     def sometimes(self, one_in: int) -> bool:
         return self.below(one_in) == one_in - 1
@@ -116,10 +143,10 @@ class Tape:
         status = self.one_of(POST_STATUSES)
         if status == RAISES and native:
             status = 7
-        return Post(status, self.io(), self.sometimes(3), self.name(), self.sometimes(4), self.sometimes(4),
-                    self.sometimes(6))  # fmt: skip
+        return Post(status, self.io(), self.sometimes(3), self.name(), self.sometimes(4), self.sometimes(8),
+                    self.sometimes(8))  # fmt: skip
 
-    def layer(self) -> Layer:
+    def layer(self, name: str = "") -> Layer:
         native = self.sometimes(3)
         all_majors = not self.sometimes(3)
         registered = {
@@ -129,15 +156,12 @@ class Tape:
         }
         pres = [self.pre(native) for _ in range(1 + self.below(4))]
         posts = [self.post(native) for _ in range(1 + self.below(3))]
-        name, altitude = self.one_of(("a", "b", "c", "d", "e", "f", "g", "h")), self.one_of(ALTITUDES)
+        name, altitude = name or self.one_of(tuple("abcdefgh")), self.one_of(ALTITUDES)
         return Layer(name, altitude, registered, pres, posts, self.sometimes(3), native, self.one_of(("f", "g", "h")),
                      self.one_of((1, 2, 4, 8)) if self.sometimes(8) else 0)  # fmt: skip
 
     def event(self) -> Event:
-        what = self.one_of(
-            ("start", "start", "start", "start", "start", "start", "complete", "complete", "complete", "base",
-             "interrupt", "cancel", "cancel held", "attach", "detach", "drain", "drain", "unload", "fail", "forget")
-        )  # fmt: skip
+        what = self.one_of(WHATS)
         if what == "start":
             kind = self.one_of(KINDS)
             if kind in ("lookup", "mkdir", "rmdir", "create"):
@@ -154,11 +178,11 @@ class Tape:
         return what, self.below(8)
 
     def program(self) -> Program:
-        layers = [self.layer() for _ in range(1 + self.below(8))]
-        return Program(layers, [self.event() for _ in range(3 + self.below(22))])
+        layers = [self.layer(name) for name in "abcdefgh"[: 1 + self.below(8)]]
+        return Program(layers, [self.event() for _ in range(3 + self.below(24))])
 
 
-# ---- the compiled stack ---------------------------------------------------------------------------------------------------
+# ---- the compiled stack --------------------------------------------------------------------------------------------
 
 
 class Raised(BaseException):
@@ -276,10 +300,8 @@ class Played(Host):
         assert not data.is_dirty, "a mark of somebody else's"
         run = self.compiled.run_of(data.request_number)
         seen, io = self.parameters(data), (data.status, data.information)
-        run.trace.append(
-            (self.layer.name, when, data.major, data.flags, seen, io, context,
-             data.irql if when == "post" and not self.layer.native else None, data.is_canceled)  # fmt: skip
-        )
+        level = data.irql if when == "post" and not self.layer.native else None
+        run.trace.append((self.layer.name, when, data.major, data.flags, seen, io, context, level, data.is_canceled))
         return run, self.layer.act(when, run.turns)
 
     @staticmethod
@@ -366,6 +388,8 @@ class Played(Host):
         assert drained == bool(data.flags & api.FLTFL_CALLBACK_DATA_DRAINING_IO)
         run, act = self.see("post", data, value)
         irp = bool(data.flags & api.FLTFL_CALLBACK_DATA_IRP_OPERATION)
+        if drained and (act.reissue or act.cancel_open):
+            assert not data.reissue() and not data.cancel_open(), "on a copy"
         run.nested += 1
         if act.cancel_open and not drained:
             run.trace.append((self.layer.name, "took the open back", data.cancel_open()))
@@ -384,14 +408,26 @@ class Played(Host):
         return act.status
 
 
+def restore(top: Path) -> None:
+    """The backing directory as the model's Directory begins. What is so already costs nothing."""
+    file = top / "file"
+    kinds = {entry.name: entry.is_dir() for entry in os.scandir(top)}
+    for name, is_directory in kinds.items():
+        if (name, is_directory) not in (("file", False), ("folder", True)):
+            (top / name).rmdir() if is_directory else (top / name).unlink()
+    if not kinds.get("folder"):
+        (top / "folder").mkdir()
+    if "file" not in kinds:
+        file.write_bytes(model.Directory.CONTENT)
+    elif file.stat().st_size != len(model.Directory.CONTENT):
+        os.truncate(file, len(model.Directory.CONTENT))
+
+
 class Compiled:
     """A volume over `top`, without a mount."""
 
     def __init__(self, top: Path, native: Any) -> None:
-        with open(top / "file", "wb") as file:
-            file.write(model.Directory.CONTENT)
-        (top / "folder").mkdir()
-        self.top = top
+        restore(top)
         self.volume = Volume(os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         self.native = native
         self.by_number: dict[int, Run] = {}
@@ -439,13 +475,9 @@ class Compiled:
         for run in self.runs:
             run.held = None
         self.volume.close()
-        for name in os.listdir(self.top):
-            if name != "file":
-                path = self.top / name
-                path.rmdir() if path.is_dir() else path.unlink()
 
 
-# ---- side by side -----------------------------------------------------------------------------------------------------------
+# ---- side by side --------------------------------------------------------------------------------------------------
 
 
 class Both:
@@ -511,11 +543,13 @@ class Both:
         elif kind in ("read", "write"):
             offset, size, own = argument  # a program's own is fast I/O, the page cache's is not
             reads = kind == "read"
-            step = Step(model.READ if reads else model.WRITE, directory.read if reads else directory.write, True, own, paging=not own)
-            owner = 2 if own else 0  # FUSE_READ_LOCKOWNER, FUSE_WRITE_LOCKOWNER
+            major, base = (model.READ, directory.read) if reads else (model.WRITE, directory.write)
+            step = Step(major, base, True, own, paging=not own)
+            cached = 0 if reads else 1  # FUSE_WRITE_CACHE
             self.ask(stack_driver.READ if reads else stack_driver.WRITE, [step], Parameters(b"", offset, size),
                      by_path=False, room=size, fh=fh, offset=offset, size=size,
-                     buffer=bytearray(size) if reads else bytes(size), open_flags=owner if reads or own else 1)  # fmt: skip
+                     buffer=bytearray(size) if reads else bytes(size),
+                     open_flags=2 if own else cached)  # FUSE_READ_LOCKOWNER, FUSE_WRITE_LOCKOWNER  # fmt: skip
         elif kind == "release" and self.handles:
             handle = self.handles.pop(argument % len(self.handles))
             closing[0] = replace(closing[0], principal=True)

@@ -150,7 +150,7 @@ def test_setting_volume_information_reaches_the_filters_below(peer: Any, core: V
     label = ddi.FILE_FS_LABEL_INFORMATION
     assert ddi.FltSetVolumeInformation(peer, block, label("mine"), 4, ddi.FileFsLabelInformation) == STATUS_SUCCESS
     ddi.FltSetVolumeInformation(peer, block, label("other"), 5, ddi.FileFsLabelInformation)
-    assert block.Status == api.STATUS_NOT_SUPPORTED
+    assert block.Status == api.STATUS_INVALID_DEVICE_REQUEST
     assert seen == [(2, b"mine"), (2, b"other")]
     for which, what in ((ddi.FileFsSizeInformation, label("x")), (ddi.FileFsLabelInformation, "x")):
         assert ddi.FltSetVolumeInformation(peer, block, what, 1, which) == api.STATUS_INVALID_INFO_CLASS
@@ -282,7 +282,7 @@ def test_b5_3_what_an_open_says(peer: Any, core: Volume, place: Path) -> None:
     def post(data: Any, *_: Any) -> None:
         seen.append(data.reparse_point)
 
-    rows = [(major, go_on, post) for major in (api.IRP_MJ_CREATE, api.IRP_MJ_READ)]
+    rows = [(major, go_on, post) for major in (api.IRP_MJ_CREATE,)]
     core.stack.insert(entry_of(*rows, name="looks", at="1"))
     with peer.open("file", os.O_RDWR) as file:
         file.set_reparse_point(TAG, b"d", guid=GUID.bytes_le)
@@ -290,7 +290,7 @@ def test_b5_3_what_an_open_says(peer: Any, core: Volume, place: Path) -> None:
         with peer.open("file") as again:
             again.read(0, 1)
     tagged = api.ReparsePoint(TAG, b"d", GUID.bytes_le)
-    assert set(seen) == {tagged} and len(seen) >= 2
+    assert set(seen) == {tagged}
     os.symlink("file", place / "link")
     seen.clear()
     assert peer.readlink("link") == b"file"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import Drive, needs_root
-from stack_driver import OPEN, READ, RELEASE, WRITE, entry_of, error_of, lookup, opened, read
+from stack_driver import OPEN, READ, RELEASE, WRITE, entry_of, error_of, lookup, opened
 
 from stackfs import api
 from stackfs.api import (
@@ -24,7 +24,6 @@ from stackfs.api import (
     IRP_MJ_WRITE,
     STATUS_FILE_LOCK_CONFLICT,
 )
-from stackfs.cext import pending
 from stackfs.cext.requests import VfsError, Volume
 from stackfs.ddi import file_locks as ddi
 from stackfs.ddi.file_locks import FILE_LOCK_INFO
@@ -239,29 +238,6 @@ def test_what_is_no_lock_is_refused(core: Volume, place: Path) -> None:
     core.stack.insert(entry_of((IRP_MJ_READ, lambda data, _: ddi.FltProcessFileLock(lock, data), None)))
     fh = opened(core, lookup(core, b"file"))
     assert error_of(core, READ, fh=fh, buffer=bytearray(4), size=4) == errno.EOPNOTSUPP, "INVALID_DEVICE_REQUEST"
-
-
-def test_levels(core: Volume, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    raised: list[Any] = []
-    lock = ddi.FltAllocateFileLock()
-    assert lock is not None
-
-    def post(data: Any, *_: Any) -> None:
-        for routine in (lambda: ddi.FltCheckLockForReadAccess(lock, data), lambda: ddi.FltGetNextFileLock(lock, True)):
-            with pytest.raises(RuntimeError, match="at level 2"):
-                routine()
-            raised.append(1)
-
-    def pre(data: Any, *_: Any) -> int:
-        return api.FLT_PREOP_DISALLOW_FASTIO if data.is_fast_io else api.FLT_PREOP_SUCCESS_WITH_CALLBACK
-
-    core.stack.insert(entry_of((IRP_MJ_READ, pre, post)))
-    pending.set_verifier(True)
-    try:
-        read(core, opened(core, lookup(core, b"file")))
-    finally:
-        pending.set_verifier(False)
-    assert raised == [1, 1]
 
 
 KEEPS = '''MANIFEST = {"name": "keeps", "altitude": "370100", "group": "FSFilter Activity Monitor", "filter": "Keeps"}

@@ -149,10 +149,10 @@ def test_a6_22_only_in_the_pre_callback_of_an_irp_that_is_no_close(core: Volume,
         up = bool(data.flags & api.FLTFL_CALLBACK_DATA_POST_OPERATION)
         answers[data.major, up, data.is_irp] = ddi.FltRequestOperationStatusCallback(data, lambda *_: None)
         assert ddi.FltRequestOperationStatusCallback(data, None) == STATUS_INVALID_PARAMETER
-        return 0
+        return FLT_PREOP_SUCCESS_WITH_CALLBACK if data.major == IRP_MJ_CREATE and not up else 1 - up
 
     majors = IRP_MJ_CREATE, IRP_MJ_READ, IRP_MJ_CLEANUP, IRP_MJ_CLOSE
-    core.stack.insert(entry_of(*[(major, ask, ask) for major in majors]))
+    core.stack.insert(entry_of(*[(major, ask, ask if major == IRP_MJ_CREATE else None) for major in majors]))
     fh = opened(core, lookup(core, b"file"))
     assert read(core, fh) == b"0123456789"
     core.request(READ, fh=fh, buffer=bytearray(4), size=4, open_flags=2).do()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from stackfs.api import FLT_PREOP_SUCCESS_NO_CALLBACK
 from stackfs.cext.requests import Volume
 from stackfs.cext.stack import InstanceEntry
 
-TAPES = st.binary(min_size=160, max_size=400)
+TAPES = st.binary(min_size=100, max_size=240)
 EVERYTHING = dict.fromkeys(model.MAJORS, (True, True))
 HERE = Completion()
 
@@ -75,7 +76,7 @@ def test_the_stack_does_what_the_model_does_100_000_times(play: Play, number: in
     compared(play, 5000, number)
 
 
-# ---- cases in which the two have once disagreed -----------------------------------------------------------------------
+# ---- cases in which the two have once disagreed --------------------------------------------------------------------
 
 
 def creates(name: str, altitude: str, pres: list[Pre], posts: list[Post], *more: int) -> Layer:
@@ -84,6 +85,7 @@ def creates(name: str, altitude: str, pres: list[Pre], posts: list[Post], *more:
 
 
 DENIED = (api.STATUS_ACCESS_DENIED, 0)
+# fmt: off
 OPENS = [("start", "open", 0)]
 ONCE = {
     "an open taken back and called a success is an I/O error for those above": Program(
@@ -92,19 +94,19 @@ ONCE = {
     "an open that a lower post has failed has not succeeded, and cannot be taken back": Program(
         [creates("low", "1", [Pre()], [Post(io=DENIED)]), creates("mid", "2", [Pre()], [Post()], model.CLEANUP),
          creates("high", "3", [Pre()], [Post(cancel_open=True)])], OPENS,
-    ),  # fmt: skip
+    ),
     "a post that reissues an open, and then fails it, does not see it closed": Program(
         [creates("low", "1", [Pre(COMPLETE, io=DENIED), Pre()], [Post()], model.CLEANUP),
          creates("high", "2", [Pre()], [Post("raises", reissue=True)], model.CLEANUP)], OPENS,
-    ),  # fmt: skip
+    ),
     "an open that a lower post fails when it is reissued is closed below that one": Program(
         [creates("low", "1", [Pre()], [Post(), Post(io=DENIED)], model.CLEANUP),
          creates("high", "2", [Pre()], [Post(cancel_open=True, reissue=True)], model.CLEANUP)], OPENS,
-    ),  # fmt: skip
+    ),
     "what was cancelled is cancelled when it is reissued": Program(
         [creates("low", "1", [Pre(PENDING, how="cancel")], [Post()]),
          creates("high", "2", [Pre()], [Post(reissue=True)])], [*OPENS, ("cancel", 0)],
-    ),  # fmt: skip
+    ),
     "what was cancelled is cancelled when it is drained": Program(
         [creates("low", "1", [Pre(PENDING)], [Post()]), creates("high", "2", [Pre()], [Post()])],
         [*OPENS, ("cancel", 0), ("detach", 0), ("drain", 0, True)],
@@ -112,13 +114,14 @@ ONCE = {
     "a close with another name below the one who takes an open back": Program(
         [creates("low", "1", [Pre()], [Post()], model.CLEANUP), creates("mid", "2", [Pre()], [Post(cancel_open=True)]),
          creates("high", "3", [Pre(change=b"two", dirty=True)], [Post()])], [("start", "create", b"one")],
-    ),  # fmt: skip
+    ),
     "what was changed without a post to come is waited for": Program(
         [Layer("low", "1", EVERYTHING, [Pre(PENDING)], [Post()]),
          Layer("high", "2", EVERYTHING, [Pre(model.NO_CALLBACK, dirty=True, change=b"")], [Post()])],
         [("start", "read", (1, 5, False)), ("detach", 0), ("drain", 0, True), ("complete", 0, HERE, True)],
-    ),  # fmt: skip
+    ),
 }
+# fmt: on
 
 
 @pytest.mark.verifier_errors("")
@@ -127,7 +130,7 @@ def test_once(play: Play, program: Program) -> None:
     play(program)
 
 
-# ---- what only C can do ---------------------------------------------------------------------------------------------
+# ---- what only C can do --------------------------------------------------------------------------------------------
 
 
 def test_a_native_callback_cannot_change_the_operation_or_its_target(

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import os
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import stack_model as model
 from conftest import Drive, needs_root
-from stack_model import Flight, Instance, Layer, Model, Operation, Parameters, Post, Pre, Step, is_success
+from stack_model import Flight, Instance, Layer, Model, Parameters, Post, Pre, Step
 from stack_player import Tape
 
 from stackfs import api
@@ -82,7 +82,8 @@ class Plays(Filter):
         if act.status != FLT_PREOP_PENDING:
             return act.status if act.context is None else (act.status, act.context)
         if not data.is_irp:
-            return (FLT_PREOP_DISALLOW_FASTIO if data.is_fast_io else FLT_PREOP_DISALLOW_FSFILTER_IO) if act.polite else 2
+            refusal = FLT_PREOP_DISALLOW_FASTIO if data.is_fast_io else FLT_PREOP_DISALLOW_FSFILTER_IO
+            return refusal if act.polite else FLT_PREOP_PENDING
         if act.how == "now":
             self.complete(data, act.then)
         else:
@@ -153,7 +154,8 @@ def agrees(lines: list[tuple[Any, ...]], layers: list[Layer]) -> int:
         major, flags = first[3], first[4]
         based = [(line[8], line[9]) for line in one if line[1:3] == ("bottom", "post")]
         outcome = based[0] if based else (0, 0)
-        step = Step(major, lambda _, outcome=outcome: outcome, fast=flags & api.FLTFL_CALLBACK_DATA_FAST_IO_OPERATION != 0)  # type: ignore[misc]
+        fast = flags & api.FLTFL_CALLBACK_DATA_FAST_IO_OPERATION != 0
+        step = Step(major, functools.partial(lambda made, _: made, outcome), fast=fast)
         flight.trace.clear()
         walk = walker.walk(flight, step, Parameters(*first[5:8]))
         sent = None

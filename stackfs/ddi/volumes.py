@@ -300,7 +300,8 @@ def FltQueryVolumeInformationFile(
 def FltSetVolumeInformation(
     Instance: Instance, Iosb: IO_STATUS_BLOCK | None, FsInformation: Any, Length: int, FsInformationClass: int
 ) -> NTSTATUS:
-    """SET_VOLUME_INFORMATION below. A FILE_FS_LABEL_INFORMATION is the only one there is; it is STATUS_NOT_SUPPORTED
+    """SET_VOLUME_INFORMATION below. A FILE_FS_LABEL_INFORMATION is the only one there is; it is
+    STATUS_INVALID_DEVICE_REQUEST
     unless a filter below completes it: the label of the backing filesystem is not changed while it is mounted."""
     if FsInformationClass != FileFsLabelInformation or not isinstance(FsInformation, FILE_FS_LABEL_INFORMATION):
         return ended(Iosb, int(api.STATUS_INVALID_INFO_CLASS))
