@@ -78,7 +78,8 @@ cdef struct FLT_INSTANCE:
 cdef struct operation_t
 
 ctypedef struct callback_list_t:
-    long references                      # atomic: 1 for being published, 1 for each operation
+    long references                      # atomic: 1 for being published, 1 for whoever holds it without walking it
+    long walkers                         # operations that walk it; under FLT_VOLUME.lock
     operation_t *operations              # those that walk it, newest first; under FLT_VOLUME.lock
     uint32_t count
     int awaits                           # some callback is `async def`: never offered as fast I/O, and not to the device lane

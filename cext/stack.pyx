@@ -8,8 +8,8 @@ keeps the operation, it stops, leaves everything in operation_t, and is resumed 
 thread that completes what was kept (pending.pyx).
 
 Who may touch what: callback lists are immutable once published. FLT_VOLUME.lists is read and replaced under
-FLT_VOLUME.lock, a spin lock held for a few instructions. An operation holds one reference on its list, and is in the
-list's own list of operations; a replaced list is freed when its count has fallen to zero, and until then its instances
+FLT_VOLUME.lock, a spin lock held for a few instructions. Under it an operation is entered into its list's own list of
+operations, which holds it as a reference does; a replaced list is freed when it has neither, and until then its instances
 live. An operation_t belongs to one thread at a time, but for what a drain reads of it (drain.pxd). Stack and
 InstanceEntry are used under the GIL, by the thread that manages the volume, Stack.drain() by any.
 """
@@ -94,8 +94,8 @@ cdef enum:
 # --- the walk -----------------------------------------------------------------------------------------------------
 
 cdef inline void join(operation_t *op, callback_list_t *callbacks) noexcept nogil:
-    """Under the volume's lock: a reference on the list, and a place among the operations that walk it."""
-    stackfs_add(&callbacks.references, 1)
+    """Under the volume's lock: a place among the operations that walk the list, which keeps it."""
+    callbacks.walkers += 1
     op.next = callbacks.operations
     op.at = &callbacks.operations
     if op.next is not NULL:
@@ -130,19 +130,33 @@ cdef void operation_begin(operation_t *op, FLT_VOLUME *volume, uint8_t major) no
     if callbacks is not NULL and callbacks.count > INLINE_LAYERS:
         op.layers = <layer_t *>malloc(callbacks.count * cython.sizeof(layer_t))
         if op.layers is NULL:
-            list_release(operation_take_list(op))
+            leave(op)
             op.layers = op.inline_layers
             if not always_goes_on(op):
                 op.data.IoStatus.Status = STATUS_FLT_INTERNAL_ERROR
                 op.state = OPERATION_DONE
 
 
-cdef callback_list_t *operation_take_list(operation_t *op) noexcept nogil:
-    cdef callback_list_t *callbacks = op.list
-    stackfs_spin_lock(&op.volume.lock)
+cdef inline void unlink(operation_t *op) noexcept nogil:
+    """Under the volume's lock."""
     op.at[0] = op.next
     if op.next is not NULL:
         op.next.at = op.at
+    op.list.walkers -= 1
+
+
+cdef void leave(operation_t *op) noexcept nogil:
+    stackfs_spin_lock(&op.volume.lock)
+    unlink(op)
+    stackfs_spin_unlock(&op.volume.lock)
+    op.list = NULL
+
+
+cdef callback_list_t *operation_take_list(operation_t *op) noexcept nogil:
+    cdef callback_list_t *callbacks = op.list
+    stackfs_spin_lock(&op.volume.lock)
+    stackfs_hold_list(callbacks)
+    unlink(op)
     stackfs_spin_unlock(&op.volume.lock)
     op.list = NULL
     return callbacks
@@ -152,7 +166,7 @@ cdef void operation_end(operation_t *op) noexcept nogil:
     if <uintptr_t>op.passed_down | <uintptr_t>op.mdls:
         end_buffers(op)
     if op.list is not NULL:
-        list_release(operation_take_list(op))
+        leave(op)
     if op.layers is not op.inline_layers:
         free(op.layers)
         op.layers = op.inline_layers
@@ -961,9 +975,18 @@ cdef FLT_INSTANCE *instance_pointer(object entry) except NULL:
 
 cdef class _Retired:
     """A replaced list, and the instances it points to, until nobody walks it any more."""
+    cdef FLT_VOLUME *volume
     cdef callback_list_t *callbacks
     cdef list entries
     cdef bint providers                  # of names: whoever asks one holds the list, and walks no operation
+
+    cdef long users(self):
+        """Operations that walk it, and others that hold it."""
+        cdef long users
+        stackfs_spin_lock(&self.volume.lock)
+        users = stackfs_load(&self.callbacks.references) + self.callbacks.walkers
+        stackfs_spin_unlock(&self.volume.lock)
+        return users
 
     cdef bint has(self, const FLT_INSTANCE *instance):
         return self.callbacks is not NULL and position_of(self.callbacks, instance) >= 0
@@ -971,7 +994,7 @@ cdef class _Retired:
     cdef bint settled(self):
         if self.callbacks is NULL:
             return True
-        if stackfs_load(&self.callbacks.references) > 0:
+        if self.users() > 0:
             return False
         free(self.callbacks)
         self.callbacks = NULL
@@ -979,11 +1002,11 @@ cdef class _Retired:
 
     cdef bint only_held(self, holds_t *holds):
         """Nobody walks it, but for operations that filters hold."""
-        return stackfs_load(&self.callbacks.references) <= <long>holds_on_list(holds, self.callbacks)
+        return self.users() <= <long>holds_on_list(holds, self.callbacks)
 
     def __dealloc__(self):
-        if self.callbacks is not NULL and stackfs_load(&self.callbacks.references) <= 0:
-            free(self.callbacks)
+        if self.callbacks is not NULL and stackfs_load(&self.callbacks.references) + self.callbacks.walkers <= 0:
+            free(self.callbacks)         # the volume may be gone, and with it whoever could walk it
 
 
 cdef class Stack(VolumeContexts):
@@ -1112,6 +1135,7 @@ cdef class Stack(VolumeContexts):
                     free(new[i])
                 raise MemoryError()
             new[major].references = 1
+            new[major].walkers = 0
             new[major].operations = NULL
             new[major].count = 0
             new[major].awaits = 0
@@ -1125,6 +1149,7 @@ cdef class Stack(VolumeContexts):
         self.retired.extend(retired)
         for major, one in zip(majors, retired):
             (<_Retired>one).providers = major == NAME_PROVIDERS
+            (<_Retired>one).volume = &self.volume
             (<_Retired>one).callbacks = self.exchange(major, new[<int>major])
 
     cdef callback_list_t *exchange(self, int major, callback_list_t *new) noexcept:
