@@ -7,7 +7,9 @@ import contextlib
 import io
 import json
 import os
+import random
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -367,6 +369,40 @@ def test_links_and_attributes(volume: Volume) -> None:
     assert set(volume.fsck(code=ExitCode.DAMAGED)) == {("link-target", "link"), *attributes}
 
 
+def test_any_changed_byte_is_found(volume: Volume) -> None:
+    """Wherever it is: in a header, a block, a directory's file, a link, a long name's file."""
+    volume.write("b", LONG_NAME, data=os.urandom(9000))
+    root = volumes.open_directory(str(volume.root))
+    credential = volumes.passphrase(bytearray(b"one phrase"))
+    opened = fsck.open_volume(root, "", lambda: credential)
+    dice = random.Random(5)
+
+    def found() -> list[fsck.Finding]:
+        state = State.opened(volume.keys.id, os.fstat(root), restart=True)
+        report = fsck.Fsck(root, opened, state, threads=1).run()
+        state.close(finished=True)
+        return report.findings
+
+    own = (volumes.VOLUME_FILE, volumes.COPY, mark.NAME)
+    files = [each for each in sorted(volume.root.rglob("*")) if each.is_file() and each.name not in own]
+    assert found() == [] and len(files) == 9
+    for each in [*files, *(dice.choice(files) for _ in range(30))]:
+        offset = dice.randrange(each.stat().st_size)
+        flip(each, offset)
+        assert found() != [], (each.name, offset)
+        flip(each, offset)
+    assert found() == []
+    os.close(root)
+
+
+def test_a_file_that_nobody_may_write_is_repaired(volume: Volume) -> None:
+    """git's objects are like that. (As root it is like any other.)"""
+    place = volume.write("file", data=b"x" * 5000, clean=False)
+    place.chmod(0o444)
+    volume.repaired("unsealed")
+    assert stat.S_IMODE(place.stat().st_mode) == 0o444
+
+
 # --- names and directories ------------------------------------------------------------------------------------------
 
 
@@ -500,13 +536,13 @@ def test_an_empty_directory_gets_a_new_iv(volume: Volume) -> None:
 
 
 def test_the_volume_file_and_its_copy(volume: Volume) -> None:
-    main, copy, text = volume.root / volumes.VOLUME_FILE, volume.root / volumes.COPY, None
+    main, copy = volume.root / volumes.VOLUME_FILE, volume.root / volumes.COPY
     text = main.read_bytes()
     for broken, kind in ((main, "volume-file"), (copy, "volume-copy")):
         for damage in (
             None,
             b"{",
-            text.replace(b"aes-256-gcm", b"aes-256-siv"),
+            text.replace(b'"names": "encrypted"', b'"names": "plain"'),
             text.replace(b'"wrapped": "', b'"wrapped": "00'),
         ):
             broken.unlink() if damage is None else broken.write_bytes(damage)

@@ -50,6 +50,8 @@ IN_ROOT = frozenset(each.encode() for each in (VOLUME_FILE, COPY, mark.NAME, LOS
 OUTSTANDING = 64
 TRIES = 200_000
 """Places that a block which is nowhere at home is tried in: about a second."""
+HOMES_TRIED = 2_000_000
+"""Directories in which foreign names are tried, all of them together."""
 
 Progress = Callable[[Report, bytes], None]
 
@@ -196,6 +198,7 @@ class Fsck:
         self.unknown: list[Directory] = []
         self.foreign: list[tuple[Directory, bytes, bool]] = []
         self.damaged: list[DamagedFile] = []
+        self.homes_tried = 0
         self.links: set[int] = set()
         self.waiting: deque[tuple[Future[Checked], Directory, bytes, bytes, os.stat_result]] = deque()
 
@@ -303,7 +306,7 @@ class Fsck:
             with contextlib.suppress(FileNotFoundError, VolumeError):
                 directory.file = volumes.read_file(directory.descriptor, DIRECTORY_FILE, 4096)
         except OSError as error:
-            self._found(Kind.UNREADABLE, stored, directory.path, f"the disk answers: {error.strerror}")
+            self._found(Kind.UNREADABLE, stored, directory.path, f"cannot be read: {error.strerror}")
             return False
         if directory.place is not None:
             try:
@@ -337,7 +340,7 @@ class Fsck:
         try:
             names = sorted(map(os.fsencode, os.listdir(directory.descriptor)))
         except OSError as error:
-            self._found(Kind.UNREADABLE, stored, directory.path, f"the disk answers: {error.strerror}")
+            self._found(Kind.UNREADABLE, stored, directory.path, f"cannot be read: {error.strerror}")
             return
         present = set(names)
         for name in names:
@@ -350,7 +353,7 @@ class Fsck:
                     Kind.UNREADABLE,
                     below(stored, name),
                     below(directory.path, name),
-                    f"the disk answers: {error.strerror}",
+                    f"cannot be read: {error.strerror}",
                 )
                 continue
             is_directory = stat.S_ISDIR(status.st_mode)
@@ -457,7 +460,7 @@ class Fsck:
                 if error.errno == errno.EBADMSG:
                     self._found(Kind.LINK_TARGET, stored, path, "its target is damaged, or is that of no link")
                 else:
-                    self._found(Kind.UNREADABLE, stored, path, f"the disk answers: {error.strerror}")
+                    self._found(Kind.UNREADABLE, stored, path, f"cannot be read: {error.strerror}")
         elif stat.S_ISREG(status.st_mode):
             if status.st_nlink > 1:
                 if status.st_ino in self.links:
@@ -476,21 +479,18 @@ class Fsck:
             self.report.files += 1
 
     def _check(self, directory: Directory, name: bytes, stored: bytes, path: bytes) -> Checked:
-        """On a worker."""
-        flags = os.O_RDWR if self.repair else os.O_RDONLY
+        """On a worker. Nothing is opened for writing that needs no repair."""
         try:
-            descriptor = os.open(
-                name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory.descriptor
-            )
+            handle = Handle(opened(directory.descriptor, name, writable=False))
+            checked = StoredFile(self.keys, handle.descriptor, stored, path, self.suite).check()
+            if self.repair and checked.findings:
+                handle = Handle(opened(directory.descriptor, name, writable=True))
+                checked = StoredFile(self.keys, handle.descriptor, stored, path, self.suite).check(repair=True)
         except OSError as error:
-            return Checked([Finding(Kind.UNREADABLE, stored, path, f"the disk answers: {error.strerror}")])
-        try:
-            checked = StoredFile(self.keys, descriptor, stored, path, self.suite).check(repair=self.repair)
-            if checked.id:
-                checked.findings.extend(self._values(descriptor, checked.id, stored, path))
-            return checked
-        finally:
-            os.close(descriptor)
+            return Checked([Finding(Kind.UNREADABLE, stored, path, f"cannot be read: {error.strerror}")])
+        if checked.id:
+            checked.findings.extend(self._values(handle.descriptor, checked.id, stored, path))
+        return checked
 
     def _result(self) -> None:
         future, directory, name, path, status = self.waiting.popleft()
@@ -656,6 +656,8 @@ class Fsck:
             if directory.file is not None and directory.file[16:32] == iv:
                 detail = f"its {DIRECTORY_FILE} is that of {os.fsdecode(path) or '.'}"
         empty = all(os.fsencode(each).startswith(RESERVED_BYTES) for each in os.listdir(directory.descriptor))
+        if directory.place is None and len(directory.file or b"") == 96 and empty:
+            return  # below one whose own IV is lost: nothing vouches for it, and nothing speaks against it
         if not empty:
             detail += ": the names in it cannot be read, what the files have in them can"
         finding = self._found(Kind.DIRECTORY_IV, b"/".join(directory.parts), directory.path, detail)
@@ -720,6 +722,9 @@ class Fsck:
     def _home(self, name: bytes, text: bytes) -> tuple[tuple[bytes, tuple[bytes, ...], bytes] | None, bytes]:
         """The directory whose IV a name was encrypted with, and the plain name."""
         for known in () if self.plain else self.known:
+            self.homes_tried += 1
+            if self.homes_tried > HOMES_TRIED:
+                break
             with contextlib.suppress(OSError):
                 return known, self.keys.decrypt_name(known[0], name, text)
         return None, b""
@@ -835,9 +840,8 @@ class Fsck:
         )
 
     def opened_file(self, parts: tuple[bytes, ...], name: bytes) -> int:
-        flags = os.O_RDWR if self.repair else os.O_RDONLY
         directory = self._open(parts)
-        return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory.descriptor)
+        return opened(directory.descriptor, name, writable=self.repair)
 
 
 class Search:
@@ -907,8 +911,12 @@ class Search:
         wanted = {slot[-16:]: place for place, slot in self.strays.items()}
         damaged = {(each.directory, each.name) for each in self.files}
         for iv, parts, path in list(self.fsck.known):
-            directory = self.fsck._open(parts)
-            for name in sorted(map(os.fsencode, os.listdir(directory.descriptor))):
+            try:
+                directory = self.fsck._open(parts)
+                names = sorted(map(os.fsencode, os.listdir(directory.descriptor)))
+            except OSError:
+                continue
+            for name in names:
                 if not wanted:
                     return
                 status = os.stat(name, dir_fd=directory.descriptor, follow_symlinks=False)
@@ -996,6 +1004,23 @@ def tags(directory: int, name: bytes, size: int) -> Iterator[tuple[int, bytes]]:
         if 1 <= length <= 4096:
             yield block, os.pread(handle.descriptor, 16, offset + 20 + length)
         block += 1
+
+
+def opened(directory: int, name: bytes, *, writable: bool) -> int:
+    """A stored file's descriptor; `writable` also of a file that its owner may not write."""
+    flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    if not writable:
+        return os.open(name, flags | os.O_RDONLY, dir_fd=directory)
+    try:
+        return os.open(name, flags | os.O_RDWR, dir_fd=directory)
+    except PermissionError:
+        handle = Handle(os.open(name, flags | os.O_RDONLY, dir_fd=directory))
+        mode = stat.S_IMODE(os.fstat(handle.descriptor).st_mode)
+        os.fchmod(handle.descriptor, mode | stat.S_IWUSR)
+        try:
+            return os.open(name, flags | os.O_RDWR, dir_fd=directory)
+        finally:
+            os.fchmod(handle.descriptor, mode)
 
 
 def below(path: bytes, name: bytes) -> bytes:

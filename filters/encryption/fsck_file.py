@@ -54,7 +54,7 @@ class StoredFile:
         try:
             self._check(before.st_size, repair, seal_damaged)
         except OSError as error:
-            self._find(Kind.UNREADABLE, f"the disk answers: {error.strerror}")
+            self._find(Kind.UNREADABLE, f"cannot be read: {error.strerror}")
         if repair and os.fstat(self.descriptor).st_mtime_ns != before.st_mtime_ns:
             with contextlib.suppress(OSError):
                 os.utime(self.descriptor, ns=(before.st_atime_ns, before.st_mtime_ns))
