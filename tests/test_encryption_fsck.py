@@ -4,17 +4,22 @@ says it has repaired. Volumes are made with the core, faults by moving and chang
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import os
+import pty
 import random
 import shutil
+import signal
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import encryption_reader as reader
 import pytest
+from conftest import STACKFS
 
 from stackfs import mark
 from stackfs.cli import stackfs_main
@@ -44,7 +49,14 @@ class Volume:
         self.root, self.passfile = place / "volume", place / "pass"
         self.passfile.write_text("one phrase\n")
         words = ["init", str(self.root), "--passfile", str(self.passfile), "--argon2-memory", "1"]
-        words += ["--argon2-passes", "1", "--no-recovery-key", *(["--plain-names"] if names == "plain" else [])]
+        words += [
+            "--argon2-passes",
+            "1",
+            "--no-recovery-key",
+            "--suite",
+            "aes-256-gcm",
+            *(["--plain-names"] if names == "plain" else []),
+        ]
         with contextlib.redirect_stdout(io.StringIO()):
             assert stackfs_main.main(["encryption", *words]) == 0
         master, file = reader.unlock((self.root / volumes.VOLUME_FILE).read_bytes(), "passphrase", b"one phrase")
@@ -115,16 +127,26 @@ class Volume:
         assert self.fsck() == []
 
 
-@pytest.fixture
-def volume(tmp_path: Path) -> Volume:
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Volume:
     """Two directories, files of all sizes in them."""
-    volume = Volume(tmp_path)
+    volume = Volume(tmp_path_factory.mktemp("template"))
     volume.mkdir("a")
     volume.mkdir("b")
     volume.mkdir("b", "below")
     for name in ("one", "two"):
         volume.write("a", name, data=os.urandom(50_000))
     volume.write("b", "below", "deep", data=b"deep")
+    return volume
+
+
+@pytest.fixture
+def volume(tmp_path: Path, template: Volume) -> Volume:
+    """A copy of it."""
+    volume = copy.copy(template)
+    volume.root, volume.passfile = tmp_path / "volume", tmp_path / "pass"
+    shutil.copytree(template.root, volume.root)
+    shutil.copyfile(template.passfile, volume.passfile)
     return volume
 
 
@@ -386,7 +408,7 @@ def test_any_changed_byte_is_found(volume: Volume) -> None:
     own = (volumes.VOLUME_FILE, volumes.COPY, mark.NAME)
     files = [each for each in sorted(volume.root.rglob("*")) if each.is_file() and each.name not in own]
     assert found() == [] and len(files) == 9
-    for each in [*files, *(dice.choice(files) for _ in range(30))]:
+    for each in [*files, *(dice.choice(files) for _ in range(20))]:
         offset = dice.randrange(each.stat().st_size)
         flip(each, offset)
         assert found() != [], (each.name, offset)
@@ -536,9 +558,9 @@ def test_an_empty_directory_gets_a_new_iv(volume: Volume) -> None:
 
 
 def test_the_volume_file_and_its_copy(volume: Volume) -> None:
-    main, copy = volume.root / volumes.VOLUME_FILE, volume.root / volumes.COPY
+    main, other = volume.root / volumes.VOLUME_FILE, volume.root / volumes.COPY
     text = main.read_bytes()
-    for broken, kind in ((main, "volume-file"), (copy, "volume-copy")):
+    for broken, kind in ((main, "volume-file"), (other, "volume-copy")):
         for damage in (
             None,
             b"{",
@@ -548,9 +570,9 @@ def test_the_volume_file_and_its_copy(volume: Volume) -> None:
             broken.unlink() if damage is None else broken.write_bytes(damage)
             assert volume.fsck(code=ExitCode.DAMAGED) == [(kind, broken.name)]
             volume.repaired(kind)
-            assert main.read_bytes() == copy.read_bytes() == text
+            assert main.read_bytes() == other.read_bytes() == text
     os.unlink(main)
-    os.rename(copy, str(copy) + ".new")
+    os.rename(other, str(other) + ".new")
     volume.repaired("volume-file", "volume-copy")
 
 
@@ -603,6 +625,31 @@ def test_lines_for_people(volume: Volume) -> None:
     assert first == "\\x1b[31m: block 1 is damaged" and last.endswith(
         "4 files and 4 directories, 0.1 MB; 1 findings, 1 of them left (--repair repairs what can be repaired)"
     )
+
+
+def test_on_a_terminal_it_shows_how_far_it_is_and_can_be_interrupted(volume: Volume) -> None:
+    """Ctrl-C ends it with the exit code of that; the same command then goes on."""
+    for each in range(300):
+        volume.write("a", f"{each:03}", data=b"x" * 100)
+    ours, theirs = pty.openpty()
+    line = [STACKFS, "encryption", "fsck", str(volume.root), "--passfile", str(volume.passfile), "--threads", "1"]
+    stopped = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    seen = b""
+    with contextlib.suppress(OSError):  # EIO: it has ended
+        while more := os.read(ours, 4096):
+            if not seen:
+                stopped.send_signal(signal.SIGINT)
+            seen += more
+    os.close(ours)
+    assert stopped.stdout is not None
+    shown = stopped.stdout.read()
+    stopped.stdout.close()
+    assert stopped.wait(20) in (0, 130) and b" files, " in seen
+    if stopped.returncode == 130:
+        assert b"goes on from here" in seen and shown == b""
+    found = volume.document()
+    assert found["findings"] == [] and found["files"] == 303
 
 
 def test_an_interrupted_check_goes_on(volume: Volume) -> None:

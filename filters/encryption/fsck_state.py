@@ -3,7 +3,8 @@
 A SQLite file for each volume (its id, and which directory it lies in) under $XDG_STATE_HOME/stackfs: never in the
 volume, so that a check of one that is mounted read-only, or kept as evidence, changes nothing. It has inode numbers,
 times, ids of files and stored names: nothing that the backing directory does not show. A file counts as looked at while
-its inode, size and time of change are what they were. Main thread only; gone when a check came to its end.
+its inode, size and time of change are what they were. The state is not synced: one that a crash has damaged is made
+anew. Main thread only; gone when a check came to its end.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ class State:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
         database = sqlite3.connect(path)
         try:
-            if database.execute("PRAGMA user_version").fetchone()[0] == VERSION:
+            quick = database.execute("PRAGMA quick_check").fetchone()[0]
+            database.execute("PRAGMA synchronous = OFF")
+            if quick == "ok" and database.execute("PRAGMA user_version").fetchone()[0] == VERSION:
                 (since,) = database.execute("SELECT begun FROM begun").fetchone()
                 (count,) = database.execute("SELECT count(*) FROM healthy").fetchone()
                 if 0 <= time.time() - since < FORGOTTEN_SECONDS:
@@ -62,10 +65,11 @@ class State:
     @classmethod
     def _new(cls, path: Path | None, database: sqlite3.Connection) -> State:
         database.executescript(
+            "PRAGMA synchronous = OFF; PRAGMA journal_mode = MEMORY; BEGIN;"
             "CREATE TABLE healthy (inode INTEGER PRIMARY KEY, changed INTEGER, size INTEGER) WITHOUT ROWID;"
             "CREATE TABLE ids (id BLOB PRIMARY KEY, inode INTEGER, stored BLOB) WITHOUT ROWID;"
             "CREATE TABLE begun (begun REAL);"
-            f"PRAGMA user_version = {VERSION};"
+            f"PRAGMA user_version = {VERSION}; COMMIT;"
         )
         now = time.time()
         database.execute("INSERT INTO begun VALUES (?)", (now,))
