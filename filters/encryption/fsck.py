@@ -44,6 +44,9 @@ from stackfs.filters.encryption.volume import (
 LOST = ".stackfs-lost"
 """In the root: what a repair has moved aside, and a list of where it was."""
 
+PENDING = ".stackfs-fsck.new"
+"""What is being written."""
+
 LONG = b".stackfs-long-"
 RESERVED_BYTES, DIRECTORY_NAME = RESERVED.encode(), DIRECTORY_FILE.encode()
 IN_ROOT = frozenset(each.encode() for each in (VOLUME_FILE, COPY, mark.NAME, LOST))
@@ -243,6 +246,9 @@ class Fsck:
             if opened.copy is not None and source != main:
                 finding.detail += ". What you unlocked the volume with is in the copy alone: neither is changed"
             elif self.repair:
+                if opened.copy is None:
+                    with contextlib.suppress(FileNotFoundError):
+                        self._aside((), COPY.encode())
                 self._put(self.root.descriptor, COPY, main.text(), 0o600)
                 finding.repaired = "restored from the volume file"
         try:
@@ -261,15 +267,20 @@ class Fsck:
             finding.repaired = "written anew"
 
     def _put(self, directory: int, name: str, data: bytes, mode: int) -> None:
-        """A file of the volume's own, as the one before or the directory is owned."""
+        """A file of the volume's own, as the one before or the directory is owned.
+
+        Under a name of its own until it is there: what another one ending in .new has may be all that is left.
+        """
         try:
             before = os.stat(name, dir_fd=directory, follow_symlinks=False)
             mode = stat.S_IMODE(before.st_mode) if stat.S_ISREG(before.st_mode) else mode
         except FileNotFoundError:
             before = os.fstat(directory)
-        volumes.write_file(directory, name, data, mode)
+        volumes.write_file(directory, PENDING, data, mode)
         if os.geteuid() == 0:
-            os.chown(name, before.st_uid, before.st_gid, dir_fd=directory, follow_symlinks=False)
+            os.chown(PENDING, before.st_uid, before.st_gid, dir_fd=directory, follow_symlinks=False)
+        os.rename(PENDING, name, src_dir_fd=directory, dst_dir_fd=directory)
+        os.fsync(directory)
 
     # --- the tree
 
@@ -281,7 +292,10 @@ class Fsck:
                 continue
             self.report.directories += 1
             self.progress(self.report, directory.path)
-            self._attributes(directory.descriptor, directory.iv or self.id, directory.parts, directory.path)
+            if directory.iv is not None or self.plain:
+                owner = self.id if directory.iv is None else directory.iv
+                stored = b"/".join(directory.parts)
+                self.report.findings.extend(self._values(directory.descriptor, owner, stored, directory.path))
             stack.extend(self._list(directory))
         while self.waiting:
             self._result()
@@ -511,9 +525,6 @@ class Fsck:
         if checked.bad:
             self.damaged.append(DamagedFile(directory.parts, name, path, checked))
         self.progress(self.report, path)
-
-    def _attributes(self, descriptor: int, owner: bytes, parts: tuple[bytes, ...], path: bytes) -> None:
-        self.report.findings.extend(self._values(descriptor, owner, b"/".join(parts), path))
 
     def _values(self, descriptor: int, owner: bytes, stored: bytes, path: bytes) -> Iterator[Finding]:
         try:
