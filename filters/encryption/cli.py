@@ -450,6 +450,7 @@ def _progress(*, quiet: bool) -> Iterator[Callable[[Report, bytes], None]]:
             where = escape(os.fsdecode(path))
             shown.update(
                 task,
+                refresh=True,
                 description=f"{report.files} files, {report.bytes / 1e6:.0f} MB, {len(report.findings)} findings  "
                 f"{where if len(where) <= 40 else '...' + where[-37:]}",
             )
