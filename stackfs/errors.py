@@ -30,13 +30,15 @@ class ExitCode(enum.IntEnum):
     TAMPERED = 8
     """Verification found a change that stackfs did not make (``audit verify``)."""
     UNCLEAN = 9
-    """Verification found an unclean end, and nothing worse (``audit verify``)."""
+    """Verification found an unclean end, and nothing worse (``audit verify``, ``encryption fsck``)."""
     WRONG_KEY = 10
     """A passphrase, key file or recovery key does not open what it was given for."""
     DAMAGED = 11
     """What is stored is damaged, or was changed by somebody else."""
     UNSUPPORTED = 12
     """What is stored has a version or a feature that this release does not know."""
+    REPAIRED = 13
+    """Something was damaged or left by a crash; all of it has been repaired (``encryption fsck --repair``)."""
 
 
 class StackfsError(Exception):

@@ -22,10 +22,13 @@ class EncryptedFile:
     generation: int
     """Of the last seal."""
 
-    def __init__(self, volume: VolumeKeys, below: Any, *, suite: int = 0, stored: int | None = None) -> None:
+    def __init__(
+        self, volume: VolumeKeys, below: Any, *, suite: int = 0, stored: int | None = None, one_seal: bool = False
+    ) -> None:
         """`below`: a descriptor, which stays the caller's, or an object with read(offset, length), write(offset, data),
         sync(), resize(size) and punch(offset, length). `suite`: makes the file, which is empty; else it is opened, with
-        `stored` the stored file's size (of a descriptor it is known)."""
+        `stored` the stored file's size (of a descriptor it is known). `one_seal`: one of the header's two seals may be
+        damaged (fsck)."""
 
     def read(self, offset: int, length: int) -> bytes:
         """Fewer bytes at the end of the file only."""
@@ -47,6 +50,14 @@ class EncryptedFile:
 
     def seal(self, clean: bool = False) -> None:
         """fsync; `clean`: nobody has it open for writing any more."""
+
+    def examine(self, first: int, count: int) -> bytes:
+        """What each block is, for as many as one transfer takes (at most 256), a byte for each: 0 good, 1 a hole, 2 its
+        part of the map is damaged, 3 zeros where a block was, 4 not authentic in this place, 5 another version than the
+        map has, 6 not as long as the size says."""
+
+    def seal_again(self) -> None:
+        """Both seals anew, clean."""
 
 def sizes(plain: int) -> tuple[int, int]:
     """The stored size of a plain one, and the plain size of that."""

@@ -6,9 +6,10 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from datetime import datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +20,9 @@ from stackfs.filters.encryption import volume as volumes
 from stackfs.filters.encryption._secrets import Secret, no_core_dumps
 from stackfs.filters.encryption.passphrase import Source
 from stackfs.filters.encryption.volume import Argon2, Credential, Unlocked, VolumeError, VolumeFile
+
+if TYPE_CHECKING:
+    from stackfs.filters.encryption.findings import Report
 
 app = typer.Typer(help="Make encrypted volumes and look after them.", no_args_is_help=True)
 
@@ -303,6 +307,109 @@ def speed(
         )
 
 
+@app.command("fsck")
+def fsck(
+    directory: Directory,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Put right what can be put right without losing anything.")
+    ] = False,
+    new_names: Annotated[
+        bool, typer.Option("--new-names", help="With --repair: files whose names are lost get new ones.")
+    ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="From the beginning, also if a check was interrupted before.")
+    ] = False,
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", metavar="N", min=1, max=256, help="Files at a time; else one a processor."),
+    ] = None,
+    passfile: Passfile = None,
+    extpass: Extpass = None,
+    passfd: Passfd = None,
+    keyfile: Keyfile = None,
+    recovery_file: Annotated[
+        str | None, typer.Option("--recovery-file", metavar="FILE", help="A file with the recovery key.")
+    ] = None,
+    json: Json = False,
+) -> int:
+    """Check everything in an unmounted volume: names, directories, every block of every file.
+
+    Exit code 0: healthy. 13: all that was wrong is repaired. 9: a crash left something, and nothing is damaged.
+    11: damage is left.
+    """
+    from stackfs.filters.encryption import fsck as checks
+    from stackfs.filters.encryption.fsck_state import State
+
+    no_core_dumps()
+    if new_names and not repair:
+        raise VolumeError("--new-names goes with --repair", ExitCode.USAGE)
+    source = Source(passfile, extpass, passfd, keyfile)
+    if recovery_file is not None and not source.asks:
+        raise VolumeError("a recovery key goes without a passphrase or key file", ExitCode.USAGE)
+
+    def credential() -> Credential:
+        if recovery_file is not None:
+            return volumes.recovery_key(Source(passfile=recovery_file).line("Recovery key"))
+        return source.credential(f"Passphrase of {escape(directory)}")
+
+    with _locked(directory) as descriptor:
+        opened = checks.open_volume(descriptor, directory, credential)
+        state = State.opened(opened.unlocked.file.id, os.fstat(descriptor), restart=restart)
+        if state.resumed:
+            print(
+                f"stackfs: goes on where the check of {_when(int(state.since))} was interrupted: {state.resumed} files "
+                "were healthy then (--restart looks at them again)",
+                file=sys.stderr,
+            )
+        finished = False
+        try:
+            with _progress(quiet=json) as progress:
+                report = _written(
+                    directory,
+                    lambda: checks.Fsck(
+                        descriptor,
+                        opened,
+                        state,
+                        repair=repair,
+                        new_names=new_names,
+                        threads=threads,
+                        progress=progress,
+                    ).run(),
+                )
+            finished = True
+        except KeyboardInterrupt:
+            if state.path is not None:
+                print("stackfs: the same command goes on from here", file=sys.stderr)
+            raise
+        finally:
+            state.close(finished=finished)
+    if json:
+        print_json(
+            {
+                "volume": opened.unlocked.file.id.hex(),
+                "files": report.files,
+                "directories": report.directories,
+                "bytes": report.bytes,
+                "resumed": report.resumed,
+                "findings": [each.document() for each in report.findings],
+                "left": len(report.left),
+            }
+        )
+    else:
+        for each in report.findings:
+            print(f"{escape(os.fsdecode(each.path)) or '.'}: {escape(each.text())}")
+        looked = f"{report.files} files and {report.directories} directories, {report.bytes / 1e6:.1f} MB"
+        count, left = len(report.findings), len(report.left)
+        if not count:
+            print(f"{escape(directory)} is healthy: {looked}")
+        elif not left:
+            print(f"{escape(directory)}: {looked}; {count} findings, all repaired")
+        else:
+            hint = "" if repair else " (--repair repairs what can be repaired)"
+            print(f"{escape(directory)}: {looked}; {count} findings, {left} of them left{hint}")
+    return int(report.exit_code())
+
+
 # --- parts ----------------------------------------------------------------------------------------------------------
 
 
@@ -314,6 +421,41 @@ def _locked(directory: str) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _progress(*, quiet: bool) -> Iterator[Callable[[Report, bytes], None]]:
+    """On a terminal a line that says how far a check has got; elsewhere nothing."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda report, path: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    with Progress(
+        SpinnerColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
+        console=Console(stderr=True),
+        transient=True,
+    ) as shown:
+        task = shown.add_task("")
+        seen = 0.0
+
+        def progress(report: Report, path: bytes) -> None:
+            nonlocal seen
+            if time.monotonic() - seen < 0.1:
+                return
+            seen = time.monotonic()
+            where = escape(os.fsdecode(path))
+            shown.update(
+                task,
+                refresh=True,
+                description=f"{report.files} files, {report.bytes / 1e6:.0f} MB, {len(report.findings)} findings  "
+                f"{where if len(where) <= 40 else '...' + where[-37:]}",
+            )
+
+        yield progress
 
 
 def _written(directory: str, write: Any) -> Any:
