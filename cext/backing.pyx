@@ -17,12 +17,13 @@ from libc.errno cimport (
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memmove, strlen, strncmp
+from libc.string cimport memcmp, memcpy, memmove, strcmp, strlen, strncmp
 
 from stackfs.cext.bypass cimport bypass_free, bypass_new
 from stackfs.cext.callback_data cimport (
     CONTROL_PARAMETERS, DACL_SECURITY_INFORMATION, DIRECTORY_PARAMETERS, EA_PARAMETERS, FILE_DELETE_ON_CLOSE,
-    FILE_DIRECTORY_FILE, FILE_NAME, FILE_OBJECT, FILE_OPEN, FILE_OPEN_REPARSE_POINT, FLT_IO_PARAMETER_BLOCK,
+    FILE_DIRECTORY_FILE, FILE_NAME, FILE_OBJECT, FILE_OPEN, FILE_OPEN_REPARSE_POINT, FLTFL_CALLBACK_DATA_GENERATED_IO,
+    FLT_IO_PARAMETER_BLOCK,
     FO_CLOSED, FO_CREATED, FO_DIRECTORY, FO_SYNTHESISED, FO_UNREADABLE, FO_VOLUME_OPEN, FSCTL_DELETE_REPARSE_POINT,
     FSCTL_DISMOUNT_VOLUME, FSCTL_DUPLICATE_EXTENTS_TO_FILE, FSCTL_GET_REPARSE_POINT, FSCTL_LOCK_VOLUME,
     FSCTL_MANAGE_BYPASS_IO, FSCTL_SET_REPARSE_POINT, FSCTL_SET_ZERO_DATA, FSCTL_UNLOCK_VOLUME,
@@ -62,6 +63,8 @@ cdef extern from *:
     #ifndef _GNU_SOURCE
     #define _GNU_SOURCE
     #endif
+    #define VOLUME_MARK ".stackfs-filters"       /* stackfs/mark.py */
+    #define VOLUME_MARK_LENGTH (sizeof(VOLUME_MARK) - 1)
     #include <fcntl.h>
     #include <sys/stat.h>
     #include <sys/statvfs.h>
@@ -109,6 +112,8 @@ cdef extern from *:
         long tv_nsec
     struct c_statvfs "statvfs":
         pass
+    const char *VOLUME_MARK
+    size_t VOLUME_MARK_LENGTH
     int openat(int directory, const char *path, int flags, ...) nogil
     int open(const char *path, int flags, ...) nogil
     int close(int fd) nogil
@@ -175,6 +180,7 @@ cdef backing_t *backing_new(int root_fd, uint32_t descriptor_limit, int checks) 
     identify(&found, &what)
     backing.device = what.device
     backing.checks = checks
+    backing.special = BACKING_CHECKS if checks else 0
     backing.bypass = bypass_new()
     backing.handles = handles_new()
     backing.locks = locks_new()
@@ -307,6 +313,17 @@ cdef int terminate(const FILE_NAME *name, char *buffer) noexcept nogil:
     return 0
 
 
+cdef int component(backing_t *backing, const node_t *directory, const FILE_NAME *name, char *buffer, int mark_answer) noexcept nogil:
+    """The same, but for the volume's mark, of which nobody is to know: what is asked of it gets `mark_answer`."""
+    if is_mark(backing, directory, name.Buffer, name.Length):
+        return mark_answer
+    return terminate(name, buffer)
+
+
+cdef inline bint is_mark(backing_t *backing, const node_t *directory, const char *name, size_t length) noexcept nogil:
+    return length == VOLUME_MARK_LENGTH and directory is backing.nodes.root and memcmp(name, VOLUME_MARK, length) == 0
+
+
 cdef int may_connect(backing_t *backing, vfs_request_t *request) noexcept nogil:
     """The kernel opens a FIFO, and connects to a socket, without a request that could be refused: only who may do
     anything to one may so much as find it. Its owner could give himself the right."""
@@ -319,7 +336,7 @@ cdef int may_connect(backing_t *backing, vfs_request_t *request) noexcept nogil:
 cdef int look_up(backing_t *backing, vfs_request_t *request, const FLT_IO_PARAMETER_BLOCK *p, FILE_OBJECT *file) noexcept nogil:
     """The inode under FileName in Directory becomes the request's entry."""
     cdef char name[256]
-    cdef int result = terminate(&p.FileName, name)
+    cdef int result = component(backing, file.Directory, &p.FileName, name, -ENOENT)
     cdef int fd
     if result < 0:
         return result
@@ -388,7 +405,7 @@ cdef int create_under(backing_t *backing, vfs_request_t *request, operation_t *o
     cdef credentials_t credentials
     cdef uint32_t options = p.Parameters.Create.Options
     cdef uint32_t mode
-    cdef int result = terminate(&p.FileName, name)
+    cdef int result = component(backing, file.Directory, &p.FileName, name, -EPERM)
     cdef int directory_fd, fd = -1
     cdef REQUESTOR who
     cdef statx_t info
@@ -669,7 +686,7 @@ cdef int set_times(backing_t *backing, FILE_OBJECT *file, const SET_FILE_PARAMET
 
 cdef int remove_name(backing_t *backing, FILE_OBJECT *file, const FILE_NAME *name, int flags) noexcept nogil:
     cdef char terminated[256]
-    cdef int result = terminate(name, terminated)
+    cdef int result = component(backing, file.Directory, name, terminated, -ENOENT)
     cdef int fd
     cdef node_t *pinned
     if result < 0:
@@ -691,7 +708,7 @@ cdef int rename_name(backing_t *backing, const REQUESTOR *who, FILE_OBJECT *file
                      const SET_FILE_PARAMETERS *p) noexcept nogil:
     cdef char old[256]
     cdef char new[256]
-    cdef int result = terminate(name, old)
+    cdef int result = component(backing, file.Directory, name, old, -ENOENT)
     cdef int old_fd, new_fd
     cdef bint exchange = p.Flags & <uint32_t>RENAME_EXCHANGE != 0
     cdef bint linked
@@ -699,7 +716,7 @@ cdef int rename_name(backing_t *backing, const REQUESTOR *who, FILE_OBJECT *file
     cdef credentials_t credentials
     cdef node_t *pinned
     if result == 0:
-        result = terminate(&p.TargetName, new)
+        result = component(backing, p.TargetDirectory, &p.TargetName, new, -EPERM)
     if result < 0:
         return result
     old_fd = node_open(backing.nodes, file.Directory)
@@ -732,7 +749,7 @@ cdef int rename_name(backing_t *backing, const REQUESTOR *who, FILE_OBJECT *file
 cdef int link_name(backing_t *backing, vfs_request_t *request, FILE_OBJECT *file, const SET_FILE_PARAMETERS *p) noexcept nogil:
     cdef char name[256]
     cdef char path[PROC_PATH]
-    cdef int result = terminate(&p.TargetName, name)
+    cdef int result = component(backing, p.TargetDirectory, &p.TargetName, name, -EPERM)
     cdef int fd, directory_fd
     if result < 0:
         return result
@@ -855,18 +872,37 @@ cdef int64_t read_directory(vfs_request_t *request, const DIRECTORY_PARAMETERS *
             got = -errno
         else:
             handle.position = p.Offset
-    if got == 0:
+    while got == 0:
         got = stackfs_getdents(handle.file.fd, p.Buffer, p.Length)
         if got < 0:
             got = -errno
             handle.position = -1
-        elif got > 0:                    # the last record's d_off is where the descriptor stands now
+        elif got == 0:
+            break
+        else:                            # the last record's d_off is where the descriptor stands now
             handle.position = last_offset(<const char *>p.Buffer, got)
+            if handle.file.Node is (<backing_t *>request.volume.backing).nodes.root:
+                got = without_mark(<char *>p.Buffer, got)
     if got >= 0:
         request.listed = got
         request.listed_to = handle.position
     store_int(&handle.reading, 0)
     return got
+
+
+cdef int64_t without_mark(char *records, int64_t length) noexcept nogil:
+    """The records but for that of the volume's mark; their length."""
+    cdef uint16_t record
+    cdef int64_t at = 0
+    while at + 19 <= length:
+        memcpy(&record, records + at + 16, 2)
+        if record == 0:
+            break
+        if strcmp(records + at + 19, VOLUME_MARK) == 0:
+            memmove(records + at, records + at + record, length - at - record)
+            return length - record
+        at += record
+    return length
 
 
 cdef int64_t last_offset(const char *records, long length) noexcept nogil:
@@ -1050,7 +1086,7 @@ cdef int64_t perform_control(backing_t *backing, vfs_request_t *request, operati
         return 0                         # what stands in the way is asked where the open is answered (bypass.pyx)
     if p.Parameters.Control.ControlCode != FSCTL_SET_REPARSE_POINT:
         return NO_SUCH_CONTROL
-    result = terminate(&p.FileName, name)
+    result = component(backing, file.Directory, &p.FileName, name, -EPERM)
     if result < 0:
         return result
     if p.Parameters.Control.InputBufferLength > 4096:
@@ -1126,9 +1162,22 @@ cdef int take_rights(vfs_request_t *request, const operation_t *op) noexcept nog
     return impersonate(op.data.Thread)
 
 
+cdef void backing_refuse(backing_t *backing, bint refuse) noexcept nogil:
+    store_int(&backing.special, (BACKING_CHECKS if backing.checks else 0) | (BACKING_REFUSES if refuse else 0))
+
+
 cdef void backing_perform(operation_t *op) noexcept nogil:
+    cdef backing_t *backing = <backing_t *>op.volume.backing
     cdef int result
-    if not (<backing_t *>op.volume.backing).checks:
+    if not backing.special:
+        perform(op)
+        return
+    if load_int(&backing.special) & BACKING_REFUSES and op.current.MajorFunction != IRP_MJ_CLEANUP and \
+            op.current.MajorFunction != IRP_MJ_CLOSE and not op.data.Flags & FLTFL_CALLBACK_DATA_GENERATED_IO:
+        op.data.IoStatus.Status = errno_to_nt(EIO)
+        op.data.IoStatus.Information = 0
+        return
+    if not backing.checks:
         perform(op)
         return
     result = take_rights(<vfs_request_t *>op.request, op)

@@ -64,6 +64,9 @@ class Volume:
     @property
     def bypassed_opens(self) -> int:
         """Open files whose reads and writes no filter sees."""
+    def refuse(self, refuse: bool) -> None:
+        """Whether the base answers EIO to all but closing and filters' own I/O: a filter that the volume needs is gone,
+        or failed."""
     def allow_bypass(self, allowed: bool, *, unless_bypassed: bool = False) -> int:
         """May opens that begin now be bypassed? Returns how many are. unless_bypassed: if some are, change nothing."""
     def bypass_state(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset, strncmp
 
-from stackfs.cext.backing cimport backing_free, backing_new, backing_perform, backing_t
+from stackfs.cext.backing cimport backing_free, backing_new, backing_perform, backing_refuse, backing_t
 from stackfs.cext.includes.pthread cimport pthread_cond_broadcast, pthread_cond_wait, pthread_self
 from stackfs.cext.includes.pthread cimport pthread_mutex_lock as mutex_lock, pthread_mutex_unlock as mutex_unlock
 from stackfs.cext.pending cimport (
@@ -1436,6 +1436,10 @@ cdef class Volume:
             store_int(&bypass.allowed, allowed)
         pthread_mutex_unlock(<pthread_mutex_t *>&bypass.mutex)
         return bypassed
+
+    def refuse(self, bint refuse):
+        """Whether the base answers EIO to all but closing and filters' own I/O: a filter that the volume needs is gone, or failed."""
+        backing_refuse(self.open_backing(), refuse)
 
     def bypass_state(self):
         """The bypass lane: negotiated, allowed, refused (the errno with which the kernel did), bypassed, granted, vetoed, veto."""

@@ -272,11 +272,14 @@ class Mounted:
         """The further volumes, the configured instances; then one open of the root: they have seen the volume."""
         flags = api.FLTFL_INSTANCE_SETUP_AUTOMATIC_ATTACHMENT | api.FLTFL_INSTANCE_SETUP_NEWLY_MOUNTED_VOLUME
         specs = self.config.instances
+        raw = self.config.options.raw
+        self.manager.check_needs(self.volume, {each.filter for each in specs if each.volume is None}, raw)
         await self.manager.load_configured(specs)
         for name, source in self.config.further_volumes:
-            await self.manager.open_volume(name, source, [each for each in specs if each.volume == name])
+            await self.manager.open_volume(name, source, [each for each in specs if each.volume == name], raw)
         await volume_operations.mount(self.volume, self.manager.loaded.values())
         await self.manager.attach_configured(self.volume, [each for each in specs if each.volume is None], flags)
+        self.manager.settle_needs(self.volume)
         await self.manager.open_root(self.volume)
 
     async def _mount(self, nursery: trio.Nursery) -> None:

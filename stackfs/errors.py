@@ -31,6 +31,12 @@ class ExitCode(enum.IntEnum):
     """Verification found a change that stackfs did not make (``audit verify``)."""
     UNCLEAN = 9
     """Verification found an unclean end, and nothing worse (``audit verify``)."""
+    WRONG_KEY = 10
+    """A passphrase, key file or recovery key does not open what it was given for."""
+    DAMAGED = 11
+    """What is stored is damaged, or was changed by somebody else."""
+    UNSUPPORTED = 12
+    """What is stored has a version or a feature that this release does not know."""
 
 
 class StackfsError(Exception):

@@ -283,6 +283,12 @@ class Instance(FltObject, Told, contexts.InstanceFace, FilterIo):
     def failed(self) -> bool:
         return self.entry.failed
 
+    def mark_failed(self) -> None:
+        """Its filter can no longer do its work here: the operations it registers answer EIO from now on, or are passed
+        by (on_error). Any thread."""
+        self.entry.mark_failed()
+        self.volume.settle_needs()
+
     @property
     def sees_data(self) -> bool:
         return not {api.IRP_MJ_READ, api.IRP_MJ_WRITE}.isdisjoint(self.entry.registered)
@@ -304,6 +310,7 @@ class Instance(FltObject, Told, contexts.InstanceFace, FilterIo):
             instance=self.name,
             outcome="detached" if passes else "the operations it registers answer EIO; detach it, or load it again",
         )
+        self.volume.settle_needs()
         if passes:
             self.volume.manager.detach_soon(self)
 
@@ -329,6 +336,10 @@ class Volume(FltObject):
         """Makes the kernel forget what it cached; set by whoever mounted the volume."""
         self.write_back: Callable[[], Awaitable[None]] | None = None
         """Makes the kernel write the page cache's dirty pages; set by whoever mounted the volume."""
+        self.needs: frozenset[str] = frozenset()
+        """The filters that the volume's mark names: without an instance of each it answers EIO (semantics D21)."""
+        self.needed: frozenset[str] = frozenset()
+        """The same before they are attached."""
         self.read_only = False
         """The mount is; whether the backing filesystem is, is asked of it (stackfs/volume_properties.py)."""
         self.is_mounted: Callable[[], bool] | None = None
@@ -345,6 +356,19 @@ class Volume(FltObject):
     def attached(self, filter: LoadedFilter) -> list[Instance]:
         """The list that instances of this filter belong to while they are attached."""
         return self.instances if filter.legacy is None else self.legacies
+
+    def settle_needs(self) -> bool:
+        """Whether the filters that the volume needs are all there and at work; the base refuses everything while not.
+
+        Any thread.
+        """
+        if not self.needs:
+            return True
+        attached = [each for each in list(self.instances) if each.state is InstanceState.ATTACHED]
+        at_work = {each.filter.name for each in attached if not each.failed}
+        complete = self.needs <= at_work
+        self.core.refuse(not complete)
+        return complete
 
     def settle_bypass(self) -> None:
         """Opens may be bypassed while no instance stands in the way."""

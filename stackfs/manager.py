@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import structlog
 import trio
 
-from stackfs import api, contexts, discovery, loader, verifier, volume_operations, volume_properties
+from stackfs import api, contexts, discovery, loader, mark, verifier, volume_operations, volume_properties
 from stackfs.altitude import AltitudeError, sort_key
 from stackfs.async_callbacks import AsyncCallbacks
 from stackfs.cext import filter_file, sections
@@ -168,7 +168,38 @@ class FilterManager:
         self.volumes.append(volume)
         return volume
 
-    async def open_volume(self, name: str, source: str, specs: Sequence[Any] | None = None) -> Volume:
+    @staticmethod
+    def check_needs(volume: Volume, filters: set[str] | None, raw: bool) -> None:
+        """Reads the volume's mark (stackfs/mark.py), before anything is attached. `filters`: those that will be; None:
+        not known yet. StackfsError: one that the volume needs is not among them, or the mark is damaged."""
+        if raw:
+            return
+        root = os.open(volume.source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            needs = mark.read(root, volume.source)
+        finally:
+            os.close(root)
+        if filters is not None and (missing := sorted(needs - filters)):
+            options = ",".join(f"filter={name}" for name in missing)
+            raise StackfsError(
+                f"{volume.source} is mounted only with {', '.join(missing)}, which it needs: add -o {options} (or look "
+                "at what is stored with -o filter=raw)",
+                ExitCode.REFUSED,
+            )
+        volume.needed = needs
+
+    @staticmethod
+    def settle_needs(volume: Volume) -> None:
+        """Once what is configured has been attached. StackfsError: what the volume needs is not all there."""
+        volume.needs = volume.needed
+        if not volume.settle_needs():
+            missing = volume.needs - {each.filter.name for each in volume.instances}
+            names = ", ".join(sorted(missing or volume.needs))
+            raise StackfsError(f"{volume.source} needs {names}, which is not attached to it", ExitCode.REFUSED)
+
+    async def open_volume(
+        self, name: str, source: str, specs: Sequence[Any] | None = None, raw: bool = False
+    ) -> Volume:
         """Hold a further volume, without a mount: a stack over a backing directory (A3.15).
 
         Its instances are those of the specs (options.InstanceSpec), or else the automatic ones of every filter that is
@@ -180,6 +211,7 @@ class FilterManager:
             raise StackfsError(f"volume {name!r}: {source}: {error.strerror}", ExitCode.UNUSABLE) from None
         volume = self.add_volume(name, "", source, CoreVolume(root))
         try:
+            self.check_needs(volume, None if specs is None else {each.filter for each in specs}, raw)
             await volume_operations.mount(volume, self.loaded.values())
             if specs is None:
                 for loaded in sorted(self.loaded.values(), key=lambda each: each.order, reverse=True):
@@ -188,6 +220,7 @@ class FilterManager:
             else:
                 flags = api.FLTFL_INSTANCE_SETUP_AUTOMATIC_ATTACHMENT | api.FLTFL_INSTANCE_SETUP_NEWLY_MOUNTED_VOLUME
                 await self.attach_configured(volume, specs, flags)
+            self.settle_needs(volume)
             await self.open_root(volume)
         except BaseException:
             await self.remove_volume(volume)
@@ -651,6 +684,7 @@ class FilterManager:
         attached.append(instance)
         attached.sort(key=lambda each: sort_key(each.altitude), reverse=True)
         instance.become(InstanceState.ATTACHED)
+        volume.settle_needs()
         volume.settle_timeouts()
         await self._replaced(volume)
         await self._invalidate(instance)
@@ -769,6 +803,7 @@ class FilterManager:
                 nursery.start_soon(self._cancel_what_it_holds, instance)
                 await self._write_back(instance)
                 nursery.cancel_scope.cancel()
+            volume.settle_needs()  # before anything can go past where it was
         volume.core.stack.remove(instance.entry)
         volume.attached(loaded).remove(instance)
         volume.unsettled.append(instance)

@@ -1,0 +1,69 @@
+"""One encrypted file (_file.pyx, docs/encryption-format.md). Any thread.
+
+OSError: EBADMSG what is stored is damaged or was changed, EOPNOTSUPP a later release wrote it, EFBIG, ENXIO, or what
+the file below answered.
+"""
+
+from typing import Protocol
+
+from typing_extensions import Buffer
+
+from stackfs.filters.encryption._cipher import VolumeKeys
+
+class _Below(Protocol):
+    """A stored file. Offsets and lengths in bytes; errors are OSErrors."""
+
+    def read(self, offset: int, length: int) -> bytes: ...
+    def write(self, offset: int, data: bytes) -> None: ...
+    def sync(self) -> None: ...
+    def resize(self, size: int) -> None: ...
+    def punch(self, offset: int, length: int) -> None: ...
+
+class EncryptedFile:
+    """Plain bytes above, stored bytes below."""
+
+    size: int
+    """Of the plain file."""
+    stored_size: int
+    id: bytes
+    unsealed: bool
+    """Changes are not sealed, or the seal is open."""
+    generation: int
+    """Of the last seal."""
+
+    def __init__(self, volume: VolumeKeys, below: int | _Below, *, suite: int = 0, stored: int | None = None) -> None:
+        """`below`: a descriptor, which stays the caller's, or an object. `suite`: makes the file, which is empty; else
+        it is opened, with `stored` the stored file's size (of a descriptor it is known)."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Fewer bytes at the end of the file only."""
+
+    def write(self, offset: int, data: Buffer) -> int:
+        """Bytes written."""
+
+    def append(self, data: Buffer) -> int:
+        """Where they were written."""
+
+    def resize(self, size: int) -> None:
+        """Shorter, or longer by zeros."""
+
+    def punch(self, offset: int, length: int) -> None:
+        """Zeros; whole blocks become holes."""
+
+    def seek(self, offset: int, hole: bool) -> int:
+        """SEEK_HOLE or SEEK_DATA."""
+
+    def seal(self, clean: bool = False) -> None:
+        """fsync; `clean`: nobody has it open for writing any more."""
+
+def sizes(plain: int) -> tuple[int, int]:
+    """The stored size of a plain one, and the plain size of that."""
+
+def plain_size_of(stored: int) -> int:
+    """The plain size of a stored one; -1: shorter than a header."""
+
+def slot_offset_of(block: int) -> int:
+    """Where a block's slot begins."""
+
+def node_offset_of(level: int, index: int) -> int:
+    """Where the places of a node of the map begin."""
