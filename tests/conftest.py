@@ -39,6 +39,11 @@ OF_A_MACHINE = ("/run/stackfs", "/var/log/stackfs")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "verifier_errors(*patterns): reports of the verifier that match are expected")
+    with_a_machine_of_its_own(config)
+
+
+def with_a_machine_of_its_own(config: pytest.Config) -> None:
     """Of several processes that run tests beside each other each has mounts, sockets and logs of its own: a command that
     goes to every running volume goes to those of its own tests."""
     if not hasattr(config, "workerinput") or os.geteuid() != 0:
@@ -50,10 +55,6 @@ def pytest_configure(config: pytest.Config) -> None:
     for directory in OF_A_MACHINE:
         os.makedirs(directory, mode=0o700, exist_ok=True)
         subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0700", "stackfs-tests", directory], check=True)
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "verifier_errors(*patterns): reports of the verifier that match are expected")
 
 
 @pytest.fixture(autouse=True)

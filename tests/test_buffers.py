@@ -331,6 +331,7 @@ def test_a5_what_can_be_locked(core: Volume, place: Path) -> None:
     assert ddi.MmGetSystemAddressForMdlSafe(None) is None
 
 
+@pytest.mark.verifier_errors("did not mark the data dirty")
 def test_a5_an_unmarked_swap_is_forgotten(core: Volume, place: Path) -> None:
     """The base works on the program's own buffer, and the post sees that one."""
     other = bytearray(b"-" * 10)

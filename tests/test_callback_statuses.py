@@ -99,6 +99,7 @@ def test_a_context_comes_with_the_post_that_is_owed(core: Volume, place: Path, s
     assert got == [mine] and len(trace) == 4 and trace.host.told == []
 
 
+@pytest.mark.verifier_errors("a completion context goes with", "of what is no QUERY_OPEN", "no status of a pre callback")
 @pytest.mark.parametrize(
     ("status", "open_flags", "posts"),
     [
@@ -127,6 +128,7 @@ def test_any_other_context_is_forgotten(core: Volume, place: Path, status: int, 
     assert contexts == [None] * posts and given[0]() is None
 
 
+@pytest.mark.verifier_errors("it completed the operation with STATUS_")
 @pytest.mark.parametrize("outcome", [api.STATUS_PENDING, api.STATUS_FLT_DISALLOW_FAST_IO])
 def test_what_is_no_outcome_completes_nothing(core: Volume, place: Path, outcome: int) -> None:
     """A6.5: COMPLETE with a status that is none is a mistake of the filter; the program gets an error, not silence."""
@@ -137,6 +139,7 @@ def test_what_is_no_outcome_completes_nothing(core: Volume, place: Path, outcome
     assert [each[:2] for each in trace.host.told] == [("misused", "pre")]
 
 
+@pytest.mark.verifier_errors("and has registered none")
 @pytest.mark.parametrize("status", [FLT_PREOP_SUCCESS_WITH_CALLBACK, FLT_PREOP_SYNCHRONIZE])
 def test_a_callback_that_is_owed_and_not_there(core: Volume, place: Path, status: int) -> None:
     """A6.4, F6: it goes on as SUCCESS_NO_CALLBACK, and its context is forgotten."""
@@ -197,6 +200,7 @@ def test_a_synchronised_post_above_one_that_is_held(core: Volume, place: Path) -
     assert seen == [(worker.ident, 0)]
 
 
+@pytest.mark.verifier_errors("FLT_PREOP_SYNCHRONIZE of a lock that may have to wait")
 def test_a_synchronised_lock_that_waits_holds_no_thread(core: Volume, place: Path) -> None:
     """A6.12, D17: what would be a deadlock on Windows ends as any other lock."""
     SETLK, SETLKW, WRITE_LOCK, UNLOCK = 32, 33, 1, 2
@@ -247,6 +251,7 @@ def test_what_a_post_fails_stays_done(core: Volume, place: Path) -> None:
     assert (place / "file").read_bytes() == b"xy23456789"
 
 
+@pytest.mark.verifier_errors("FLT_POSTOP_DISALLOW_FSFILTER_IO of what is no QUERY_OPEN")
 def test_a_post_that_refuses_a_query_open(core: Volume, place: Path) -> None:
     """A6.2: DISALLOW_FSFILTER_IO, for a QUERY_OPEN alone."""
     host = Host()

@@ -182,6 +182,7 @@ def test_only_irps_and_only_removed_ones_are_completed(core: Volume, place: Path
     assert outcome(asked) == 0
 
 
+@pytest.mark.verifier_errors("let go of its data")
 def test_a_completion_of_the_cancelled_that_raises_fails_the_operation(core: Volume, place: Path) -> None:
     class Raising(CancelSafeQueue):
         def complete_canceled_io(self, data: Data) -> None:
@@ -361,6 +362,7 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return build("native_queue", tmp_path_factory.mktemp("native"))
 
 
+@pytest.mark.verifier_errors("no status of a pre callback")
 @pytest.mark.parametrize("how", ["completed", "failed", "cancelled", "cancelled before"])
 def test_a_native_filter_holds_with_a_cancel_completion(core: Volume, place: Path, native: Any, how: str) -> None:
     host = Host()

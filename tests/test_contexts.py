@@ -33,6 +33,7 @@ from context_driver import (
 from context_driver import none_gone as none_gone  # a fixture of every test
 from stack_driver import (
     CREATE,
+    FSYNC,
     GETATTR,
     GETXATTR,
     LOOKUP,
@@ -62,6 +63,7 @@ from stackfs.api import (
     IRP_MJ_CLEANUP,
     IRP_MJ_CLOSE,
     IRP_MJ_CREATE,
+    IRP_MJ_FLUSH_BUFFERS,
     IRP_MJ_NETWORK_QUERY_OPEN,
     IRP_MJ_QUERY_EA,
     IRP_MJ_QUERY_OPEN,
@@ -435,6 +437,38 @@ def test_the_opens_that_requests_by_path_imply_have_contexts(
         assert len(mine) == 2 and mine[0] is mine[1]
         assert [type(each) for each in gone] == [OfHandle]
     layer.detach()
+
+
+@pytest.mark.verifier_errors("^[gs]etting a context was called at level 2, and may be at 1 at most")
+def test_at_dispatch_level_a_context_may_be_released_and_nothing_else(core: Volume, place: Path) -> None:
+    """A6.12, A11.5"""
+    held: list[Context] = []
+
+    def see(when: str, data: Any) -> None:
+        if when == "pre":
+            held.append(data.ensure_context(OfStream))
+            held[0].reference()
+            return
+        assert data.irql == 2
+        for routine in (data.get_context, data.ensure_context):
+            with pytest.raises(RuntimeError, match="at level 2"):
+                routine(OfStream)
+        with pytest.raises(RuntimeError, match="at level 2"):
+            data.set_context(held[0])
+        assert held[0].references == 2
+        held[0].release()
+
+    class NotSynchronised(Layer):
+        def pre(self, data: Any, objects: Any) -> int:
+            super().pre(data, objects)
+            return int(api.FLT_PREOP_SUCCESS_WITH_CALLBACK)
+
+    layer = NotSynchronised(core, see, IRP_MJ_FLUSH_BUFFERS)
+    core.request(FSYNC, fh=opened(core, lookup(core, b"file"))).do()
+    layer.fine()
+    assert held[0].references == 1
+    layer.detach()
+    assert gone == held
 
 
 # ---- how long they live (B2.6) --------------------------------------------------------------------------------------

@@ -284,6 +284,7 @@ def test_attributes_security_and_controls(peer: Any, place: Path) -> None:
     assert (place / "file").read_bytes() == b"\0\0\0\x00456789"
 
 
+@pytest.mark.verifier_errors("callback data was used after")
 def test_callback_data_by_hand(peer: Any) -> None:
     _, file, _ = create(peer, "file")
     data = Out[Any]()

@@ -662,6 +662,11 @@ def test_failing_writes(keys: VolumeKeys) -> None:
         done = max(0, size - 12_288)
         assert size == 10_000 or done % 4096 == 0
         assert whole(file) == (content(10_000).ljust(12_288, b"\0")[:size] + content(60_000, 2)[:done])
+        stored.left = 10
+        with pytest.raises(OSError, match="No space"):
+            file.write(300_000, b"x" * 5000)  # where a node would have been needed
+        assert file.size == size
+        stored.left = 1 << 40
         file.append(b"goes on")
         file.seal(True)
         assert whole(opened(keys, stored)) == whole(file) and whole(file).endswith(b"goes on")

@@ -1032,11 +1032,12 @@ from stackfs.api import *
 class Rewrites(Filter):
     """An fsync(2) puts something else into the file."""
 
-    operations = (Operation(IRP_MJ_FLUSH_BUFFERS, post="post_flush"),)
+    operations = (Operation(IRP_MJ_FLUSH_BUFFERS, pre="pre_flush"),)
 
-    def post_flush(self, data, objects, context, flags):
+    def pre_flush(self, data, objects):
         with data.file.reopen(os.O_RDWR) as file:
             file.write(0, b"new")
+        return FLT_PREOP_SUCCESS_NO_CALLBACK
 '''
 
 

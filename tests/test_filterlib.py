@@ -34,6 +34,7 @@ INSTANCES = [
     {"filter": "audit", "volume": "/mnt/a", "altitude": "385200", "name": "audit", "features": 8},
     {"filter": "audit", "volume": "/mnt/a", "altitude": "385100.5", "name": "low"},
 ]
+DETACHED = {"filter": "audit", "volume": "bare", "altitude": "385200", "name": "audit", "status": "Detached"}
 VOLUMES = [
     {"dos_name": "/mnt/a", "volume_name": "a", "filesystem": "stackfs", "status": "Attached"},
     {"dos_name": "", "volume_name": "bare", "filesystem": "stackfs", "status": "Detached"},
@@ -193,6 +194,14 @@ def test_enumerations(daemon: Callable[..., Daemon]) -> None:
             FLTFL_IAGGREGATE_INFO_IS_MINIFILTER, 0, 0, 0, "audit", "385200", "/mnt/a", "audit", 8),
         40 + 10 + 12 + 12 + 10,
     )
+
+
+def test_instances_of_a_volume_whose_mount_is_gone(daemon: Callable[..., Daemon]) -> None:
+    daemon(instances=[*INSTANCES, DETACHED])
+    aggregate = INSTANCE_INFORMATION_CLASS.InstanceAggregateStandardInformation
+    by_filter = FilterInstanceFindFirst, FilterInstanceFindNext, FilterInstanceFindClose
+    flags = [each.TypeFlags for each, _ in all_of(*by_filter, "audit", aggregate)]
+    assert flags == [0, 0, FLTFL_IASIM_DETACHED_VOLUME]
 
 
 def test_what_cannot_be_enumerated(daemon: Callable[..., Daemon]) -> None:

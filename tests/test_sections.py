@@ -444,6 +444,55 @@ async def test_a_scanner(bench: Bench) -> None:
         core.request(RELEASE, fh=fh).do()
 
 
+SCANNING_DRIVER = """
+gFilter, told = Out(), []
+
+def Setup(FltObjects, Flags, VolumeDeviceType, VolumeFilesystemType):
+    return FltRegisterForDataScan(FltObjects.Instance)
+
+def PreRead(Data, FltObjects, CompletionContext):
+    context, handle, section = Out(), Out(), Out()
+    status = FltAllocateContext(gFilter.value, FLT_SECTION_CONTEXT, 16, PagedPool, context)
+    if status == STATUS_SUCCESS:
+        status = FltCreateSectionForDataScan(FltObjects.Instance, Data.file, context.value, SECTION_MAP_READ, None, None,
+                                             PAGE_READONLY, SEC_COMMIT, 0, handle, section, Out())
+        FltReleaseContext(context.value)
+    told.append(("created", status))
+    return FLT_PREOP_SUCCESS_NO_CALLBACK
+
+def Conflict(Instance, SectionContext, Data):
+    told.append(("conflict", Instance.name, major_name(Data.major), FltCloseSectionForDataScan(SectionContext)))
+    return STATUS_SUCCESS
+
+def DriverEntry(DriverObject, RegistryPath):
+    registration = FLT_REGISTRATION(
+        OperationRegistration=[FLT_OPERATION_REGISTRATION(IRP_MJ_READ, 0, PreRead)],
+        ContextRegistration=[FLT_CONTEXT_REGISTRATION(FLT_SECTION_CONTEXT, 0, None, 16)],
+        InstanceSetupCallback=Setup, SectionNotificationCallback=Conflict)
+    status = FltRegisterFilter(DriverObject, registration, gFilter)
+    return FltStartFiltering(gFilter.value) if status == STATUS_SUCCESS else status
+"""
+
+
+@on_trio
+async def test_the_notification_of_a_registration(bench: Bench) -> None:
+    """A2.13, B2.13: SectionNotificationCallback is told of the instance, the section's context and the operation."""
+    bench.drop_driver(SCANNING_DRIVER)
+    volume = bench.volume()
+    await bench.manager.load("f")
+    core, told = volume.core, bench.module().told
+    fh = opened(core, lookup(core, b"file"))
+    request = core.request(READ, fh=fh, buffer=bytearray(4), size=4)
+    while not request.run():
+        request.wait()
+    assert told == [("created", 0)]
+    truncate(core, lookup(core, b"file"), 3)
+    assert told[1:] == [("conflict", "f", "IRP_MJ_SET_INFORMATION", 0)]
+    truncate(core, lookup(core, b"file"), 2)
+    assert len(told) == 2
+    core.request(RELEASE, fh=fh).do()
+
+
 @pytest.mark.skipif(not GUIDE.exists(), reason="needs the source tree")
 @on_trio
 async def test_the_scanner_of_the_guide(bench: Bench) -> None:

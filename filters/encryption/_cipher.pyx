@@ -46,11 +46,13 @@ cdef extern from *:
     static pthread_cond_t work_there = PTHREAD_COND_INITIALIZER;
     static pthread_cond_t work_done = PTHREAD_COND_INITIALIZER;
     static int workers_running, workers_waiting;
+    static void *job_queue;                 /* of job_t, under work_mutex */
 
     static void after_fork(void)
     {
         nonce_epoch++;
         workers_running = workers_waiting = 0;
+        job_queue = NULL;
         pthread_mutex_init(&work_mutex, NULL);
         pthread_cond_init(&work_there, NULL);
         pthread_cond_init(&work_done, NULL);
@@ -78,6 +80,7 @@ cdef extern from *:
     pthread_mutex_t work_mutex
     pthread_cond_t work_there, work_done
     int workers_running, workers_waiting
+    void *job_queue
     void watch_forks()
     bint next_nonce(uint8_t *nonce) nogil
     void spin_lock(int *word) nogil
@@ -411,8 +414,6 @@ cdef struct job_t:
     int helpers                          # workers that are on it; under work_mutex
     job_t *queued                        # the next in the queue; under work_mutex
 
-cdef job_t *job_queue = NULL             # under work_mutex
-
 
 cdef int work_range(job_t *job, EVP_CIPHER_CTX *ctx, size_t begin, size_t end) noexcept nogil:
     cdef size_t i, size, at
@@ -461,7 +462,7 @@ cdef void *worker(void *nothing) noexcept nogil:
             workers_waiting += 1
             pthread_cond_wait(&work_there, &work_mutex)
             workers_waiting -= 1
-        job = job_queue
+        job = <job_t *>job_queue
         if seen(&job.next_chunk) >= job.chunks:             # nothing is left to take; its caller waits for who works on it
             job_queue = job.queued
             continue
@@ -492,14 +493,14 @@ cdef void start_workers() noexcept nogil:
 
 cdef int run(job_t *job) noexcept nogil:
     global job_queue
-    cdef job_t **place
+    cdef job_t *before
     cdef bint shared = job.count >= WORTH_SHARING and workers_wanted > 0
     job.chunks = <int>((job.count + CHUNK - 1) // CHUNK)
     if shared:
         pthread_mutex_lock(&work_mutex)
         if workers_running < workers_wanted:
             start_workers()
-        job.queued = job_queue
+        job.queued = <job_t *>job_queue
         job_queue = job
         if workers_waiting:
             pthread_cond_broadcast(&work_there)
@@ -507,11 +508,14 @@ cdef int run(job_t *job) noexcept nogil:
     work_on(job)
     if shared:
         pthread_mutex_lock(&work_mutex)
-        place = &job_queue
-        while place[0] != NULL and place[0] != job:
-            place = &place[0].queued
-        if place[0] == job:
-            place[0] = job.queued
+        before = <job_t *>job_queue
+        if before == job:
+            job_queue = job.queued
+        else:
+            while before != NULL and before.queued != job:
+                before = before.queued
+            if before != NULL:
+                before.queued = job.queued
         while job.helpers:
             pthread_cond_wait(&work_done, &work_mutex)
         pthread_mutex_unlock(&work_mutex)

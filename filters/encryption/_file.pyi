@@ -4,20 +4,11 @@ OSError: EBADMSG what is stored is damaged or was changed, EOPNOTSUPP a later re
 the file below answered.
 """
 
-from typing import Protocol
+from typing import Any
 
 from typing_extensions import Buffer
 
 from stackfs.filters.encryption._cipher import VolumeKeys
-
-class _Below(Protocol):
-    """A stored file. Offsets and lengths in bytes; errors are OSErrors."""
-
-    def read(self, offset: int, length: int) -> bytes: ...
-    def write(self, offset: int, data: bytes) -> None: ...
-    def sync(self) -> None: ...
-    def resize(self, size: int) -> None: ...
-    def punch(self, offset: int, length: int) -> None: ...
 
 class EncryptedFile:
     """Plain bytes above, stored bytes below."""
@@ -31,9 +22,10 @@ class EncryptedFile:
     generation: int
     """Of the last seal."""
 
-    def __init__(self, volume: VolumeKeys, below: int | _Below, *, suite: int = 0, stored: int | None = None) -> None:
-        """`below`: a descriptor, which stays the caller's, or an object. `suite`: makes the file, which is empty; else
-        it is opened, with `stored` the stored file's size (of a descriptor it is known)."""
+    def __init__(self, volume: VolumeKeys, below: Any, *, suite: int = 0, stored: int | None = None) -> None:
+        """`below`: a descriptor, which stays the caller's, or an object with read(offset, length), write(offset, data),
+        sync(), resize(size) and punch(offset, length). `suite`: makes the file, which is empty; else it is opened, with
+        `stored` the stored file's size (of a descriptor it is known)."""
 
     def read(self, offset: int, length: int) -> bytes:
         """Fewer bytes at the end of the file only."""

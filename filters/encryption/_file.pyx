@@ -519,7 +519,10 @@ cdef int seal(encrypted_file_t *file, uint64_t generation, bint clean, bint apar
     """Rule 3. Under `sealing` and `lock`, alone; `apart`: lets go of `lock` while it syncs."""
     cdef uint8_t top[384]
     cdef uint64_t size = file.size
-    cdef int error = settle(file)
+    cdef int error = 0
+    if file.levels > levels_for(blocks_of(size)):    # a write that failed had made room for more
+        error = map_cut(file, blocks_of(size))
+    error = error or settle(file)
     if error == 0:
         memcpy(top, file.top, sizeof(top))
         file.changed = False

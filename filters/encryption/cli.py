@@ -359,9 +359,8 @@ def _faster() -> str:
 
 def _show_recovery(credential: Credential, directory: str) -> None:
     text = volumes.recovery_text(credential.secret)
-    half = len(text) // 2
     print("\nRecovery key, shown this once. Write it down, and keep it where the volume is not:\n")
-    print(f"    {text[:half].rstrip('-')}\n    {text[half:].lstrip('-')}\n")
+    print(f"    {text}\n")
     print(f"With it `stackfs encryption recover {escape(directory)}` gives the volume a new passphrase.")
     sys.stdout.flush()
 
