@@ -61,7 +61,7 @@ cdef extern from *:
     int SEEK_HOLE
 
 cdef enum:
-    VALUE_MOST = 65536
+    MKDIR = 9                            # a request, as FUSE numbers it
     TARGET_LEAST = 43                    # characters of a stored target: 32 bytes
 
 cdef struct passing_t:                   # from a pre callback to its post callback
@@ -187,6 +187,7 @@ cdef int pre_query(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, 
     cdef mounted_t *mounted = mounted_of(objects)
     cdef passing_t *passing
     cdef FILE_OBJECT *file = objects.FileObject
+    cdef FILE_OBJECT itself
     cdef use_t use
     cdef int64_t found
     cdef int error
@@ -201,6 +202,9 @@ cdef int pre_query(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, 
                           data.Iopb.Parameters.QueryFile.Whence == <uint32_t>SEEK_HOLE)
         use_end(&use)
         return complete(data, status_of(mounted, <int>found if found < 0 else 0), <uint64_t>found if found > 0 else 0)
+    if data.RequestOpcode == MKDIR and data.Iopb.MajorFunction == IRP_MJ_QUERY_INFORMATION and file.Node != NULL:
+        stands_for(file.Node, &itself)               # what the base has seen was before its file was in it
+        return complete(data, FltQueryInformationFile(mounted.instance, &itself, data.Iopb.Parameters.QueryFile.Info), 0)
     error = name_below(data, mounted, file, &passing)
     if error:
         return refuse(data, mounted, passing, -ENOENT if error == -EPERM else error)

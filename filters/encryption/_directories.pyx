@@ -45,6 +45,7 @@ cdef enum:
     RESERVED_LENGTH = 9
     RECORD_HEAD = 19                     # of a linux_dirent64: inode 8, offset 8, length 2, type 1
     LISTING = 32768
+    DT_DIR = 4
 
 
 cdef inline inode_table_t *nodes_of(const mounted_t *mounted) noexcept nogil:
@@ -293,9 +294,11 @@ cdef int64_t show_entries(mounted_t *mounted, node_t *directory, char *records, 
     cdef const char *name
     cdef uint16_t size, needed
     cdef int64_t at = 0, put = 0, shown
-    cdef int got
-    if source == NULL:
-        return -ENOMEM
+    cdef uint8_t iv[16]
+    cdef int got = -ENOMEM if source == NULL else directory_iv(mounted, directory, iv)
+    if got < 0:
+        free(source)
+        return got
     memcpy(source, records, length)
     while at + RECORD_HEAD < length:
         record = source + at
@@ -377,8 +380,8 @@ cdef int directory_made(mounted_t *mounted, node_t *parent, const stored_name_t 
     return 0
 
 
-cdef int look_through(mounted_t *mounted, node_t *directory) noexcept nogil:
-    """Is it empty, but for what the volume keeps there? Removes what means nothing any more."""
+cdef int look_through(mounted_t *mounted, node_t *directory, bint removes) noexcept nogil:
+    """Is it empty, but for what the volume keeps there? `removes`: it is; takes away what means nothing any more."""
     cdef FILE_OBJECT *file = NULL
     cdef char *records
     cdef const char *name
@@ -410,10 +413,10 @@ cdef int look_through(mounted_t *mounted, node_t *directory) noexcept nogil:
             at += size
             if means_nothing(name, name_length) or (
                     name_length > 5 and name_is_long(name, name_length - 5) and memcmp(name + name_length - 5, b".name", 5) == 0):
-                if records[at - size + 18] == 8:     # a directory is left to fsck, and to ENOTEMPTY
-                    remove(mounted, directory, name, False)
-                else:
+                if records[at - size + 18] == DT_DIR:            # fsck knows better
                     error = -ENOTEMPTY
+                elif removes:
+                    remove(mounted, directory, name, False)
             elif not (name[0] == c'.' and (name_length == 1 or (name_length == 2 and name[1] == c'.'))) and \
                     strncmp(name, FILE_OF_DIRECTORY, 256) != 0:
                 error = -ENOTEMPTY
@@ -429,7 +432,8 @@ cdef int directory_leaves(mounted_t *mounted, node_t *parent, const stored_name_
     if mounted.plain_names:
         return move(mounted, parent, stored.name, passing.name, 0)
     error = directory_iv(mounted, directory, iv)     # it may have to be put back
-    error = error or look_through(mounted, directory)
+    error = error or look_through(mounted, directory, False)
+    error = error or look_through(mounted, directory, True)
     error = error or move(mounted, parent, stored.name, passing.name, 0)
     if error:
         return error

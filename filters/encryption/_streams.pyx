@@ -255,6 +255,8 @@ cdef int open_file(stream_t *stream, FILE_OBJECT *by, bint new) noexcept nogil:
                 break
             a_moment()
         error = error or file_open(file, info.stx_size)
+        if error == -EOPNOTSUPP:                     # of a later release, or changed: which of the two cannot be told
+            error = -EBADMSG
     if error:
         file_free(file)
         return error
