@@ -42,7 +42,7 @@ MANIFEST = {
 class Encryption(Filter):
     """One encrypted volume. It is there from the mount to the end of it, or nothing is."""
 
-    instance_query_teardown = None
+    instance_query_teardown = None  # type: ignore[assignment]  # it cannot be detached by hand
 
     def __init__(self, options: dict[str, Any]) -> None:
         from stackfs.filters.encryption import _callbacks, _streams
@@ -60,9 +60,13 @@ class Encryption(Filter):
         from stackfs.filters.encryption import mounting
 
         if not flags & FLTFL_INSTANCE_SETUP_NEWLY_MOUNTED_VOLUME:
-            raise FltError(STATUS_FLT_DO_NOT_ATTACH, "encryption attaches when a volume is mounted, and at no other time")
+            raise FltError(
+                STATUS_FLT_DO_NOT_ATTACH, "encryption attaches when a volume is mounted, and at no other time"
+            )
         if instance.volume.source in self.sources:
-            raise FltError(STATUS_FLT_DO_NOT_ATTACH, "encryption: this volume has an instance already; one is all that it takes")
+            raise FltError(
+                STATUS_FLT_DO_NOT_ATTACH, "encryption: this volume has an instance already; one is all that it takes"
+            )
         instance.context = mounting.begin(instance)
         self.sources.add(instance.volume.source)
         return STATUS_SUCCESS

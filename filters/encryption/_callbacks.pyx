@@ -11,36 +11,34 @@ Every callback runs on any thread, without the GIL. A pre callback that has chan
 post callback; nobody else sees it.
 """
 
-from libc.errno cimport EBADMSG, EINVAL, EIO, ENODATA, ENOENT, ENOMEM, ENOTEMPTY, EOPNOTSUPP, EPERM, ERANGE
+from libc.errno cimport EBADMSG, EINVAL, EIO, ENOENT, ENOMEM, EPERM
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, strlen, strncmp
 
 from stackfs.cext.buffers cimport MDL
 from stackfs.cext.callback_data cimport (
-    DACL_SECURITY_INFORMATION, FILE_CREATE, FILE_DELETE_ON_CLOSE, FILE_DIRECTORY_FILE, FILE_NAME, FILE_OBJECT, FILE_OPEN,
-    FILE_OPEN_IF, FILE_OPEN_REPARSE_POINT, FILE_OVERWRITE, FLT_CALLBACK_DATA, FLT_IO_PARAMETER_BLOCK,
-    FLT_POSTOP_FINISHED_PROCESSING, FLT_PREOP_COMPLETE, FLT_PREOP_SUCCESS_NO_CALLBACK, FLT_PREOP_SUCCESS_WITH_CALLBACK,
-    FLT_PREOP_SYNCHRONIZE, FLT_RELATED_OBJECTS, FO_DIRECTORY, FSCTL_DUPLICATE_EXTENTS_TO_FILE, FSCTL_GET_REPARSE_POINT,
-    FSCTL_SET_REPARSE_POINT, FSCTL_SET_ZERO_DATA, FltSetCallbackDataDirty, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE,
-    IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_FLUSH_BUFFERS, IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_QUERY_EA,
-    IRP_MJ_QUERY_INFORMATION, IRP_MJ_QUERY_OPEN, IRP_MJ_QUERY_SECURITY, IRP_MJ_READ, IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION,
-    IRP_MJ_SET_SECURITY, IRP_MJ_WRITE, IRP_MN_QUERY_DIRECTORY, IRP_PAGING_IO, SECURITY_PARAMETERS, SET_FILE_PARAMETERS,
-    FileAllocationInformation, FileDispositionInformation, FileEndOfFileInformation, FileLinkInformation,
+    DACL_SECURITY_INFORMATION, FILE_DELETE_ON_CLOSE, FILE_DIRECTORY_FILE, FILE_OBJECT, FILE_OPEN, FILE_OPEN_IF,
+    FILE_OPEN_REPARSE_POINT, FILE_OVERWRITE, FLT_CALLBACK_DATA, FLT_IO_PARAMETER_BLOCK, FLT_POSTOP_FINISHED_PROCESSING,
+    FLT_PREOP_COMPLETE, FLT_PREOP_SUCCESS_NO_CALLBACK, FLT_PREOP_SUCCESS_WITH_CALLBACK, FLT_PREOP_SYNCHRONIZE,
+    FLT_RELATED_OBJECTS, FSCTL_DUPLICATE_EXTENTS_TO_FILE, FSCTL_GET_REPARSE_POINT, FSCTL_SET_REPARSE_POINT, FSCTL_SET_ZERO_DATA,
+    FltSetCallbackDataDirty, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL,
+    IRP_MJ_FLUSH_BUFFERS, IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_QUERY_EA, IRP_MJ_QUERY_INFORMATION, IRP_MJ_QUERY_OPEN, IRP_MJ_READ,
+    IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION, IRP_MJ_WRITE, IRP_MN_QUERY_DIRECTORY, IRP_PAGING_IO, SECURITY_PARAMETERS,
+    SET_FILE_PARAMETERS, FileAllocationInformation, FileDispositionInformation, FileEndOfFileInformation, FileLinkInformation,
     FilePositionInformation, FileRenameInformation, FileRenameInformationEx, node_t, statx_t)
 from stackfs.cext.filter_io cimport FltQueryInformationFile, FltSetInformationFile, FltSetSecurityObject
 from stackfs.cext.filter_names cimport OBJECT_ATTRIBUTES, filter_delete
 from stackfs.cext.inode_table cimport inode_table_t, node_hold, node_put, node_type
-from stackfs.cext.ntstatus cimport (
-    NT_SUCCESS, NTSTATUS, STATUS_NOT_SUPPORTED, STATUS_OBJECT_NAME_NOT_FOUND, STATUS_SUCCESS, errno_to_nt)
-from stackfs.cext.stack cimport FLT_INSTANCE, FLT_VOLUME, NativeOperations
+from stackfs.cext.ntstatus cimport NT_SUCCESS, NTSTATUS, STATUS_NOT_SUPPORTED, STATUS_SUCCESS, errno_to_nt
+from stackfs.cext.stack cimport FLT_INSTANCE, FLT_VOLUME, NativeOperations  # no-cython-lint: completes the struct
 from stackfs.filters.encryption._cipher cimport (
     TARGET_ROOM, VALUE_OVERHEAD, target_decrypt, target_encrypt, value_decrypt, value_encrypt)
 from stackfs.filters.encryption._directories cimport (
     directory_iv, directory_leaves, directory_made, directory_moved, directory_moves, directory_put_back, long_name_begin,
     long_name_end, node_called, passing_name, show_entries, show_name, store_name, stored_name_t)
 from stackfs.filters.encryption._file cimport (
-    file_append, file_id, file_punch, file_read, file_resize, file_seek, file_size, file_stored_size, file_write)
+    file_append, file_id, file_punch, file_read, file_resize, file_seek, file_size, file_write)
 from stackfs.filters.encryption._layout cimport plain_size, slot_offset
 from stackfs.filters.encryption._streams cimport (
     CHANGING, MAKING, READING, Mounted, error_of, mounted_t, stands_for, status_of, stream_closed, stream_flush, stream_opened,

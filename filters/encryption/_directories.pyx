@@ -4,26 +4,25 @@ A directory's file lies in it, so that it is never empty below. One that is to g
 means nothing, loses its file there, and is removed; a crash in between leaves something that fsck removes.
 """
 
-from libc.errno cimport EBADMSG, EEXIST, EINVAL, EIO, ENOENT, ENOMEM, ENOTEMPTY, EPERM
+from libc.errno cimport EBADMSG, EINVAL, EIO, ENOENT, ENOMEM, ENOTEMPTY, EPERM
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcmp, memcpy, memmove, memset, strlen, strncmp
+from libc.string cimport memcmp, memcpy, memset, strlen, strncmp
 
 from stackfs.cext.callback_data cimport (
-    DACL_SECURITY_INFORMATION, FILE_OBJECT, GROUP_SECURITY_INFORMATION, OWNER_SECURITY_INFORMATION, SECURITY_PARAMETERS, statx_t)
+    FILE_OBJECT, GROUP_SECURITY_INFORMATION, OWNER_SECURITY_INFORMATION, SECURITY_PARAMETERS, statx_t)
 from stackfs.cext.contexts cimport FltReleaseContext
 from stackfs.cext.filter_io cimport (
     FltFlushBuffers, FltQueryDirectoryFile, FltQueryInformationFile, FltReadFile, FltSetSecurityObject, FltWriteFile)
-from stackfs.cext.filter_names cimport (
-    FltClose, FltOpenFile, OBJECT_ATTRIBUTES, filter_delete, filter_query, filter_rename)
-from stackfs.cext.inode_table cimport inode_table_t, name_holder, name_of, node_hold, node_put, node_type
+from stackfs.cext.filter_names cimport FltClose, FltOpenFile, OBJECT_ATTRIBUTES, filter_delete, filter_rename
+from stackfs.cext.inode_table cimport inode_table_t, name_holder, name_of, node_put, node_type
 from stackfs.cext.includes.pthread cimport pthread_mutex_lock, pthread_mutex_unlock
 from stackfs.cext.ntstatus cimport NT_SUCCESS, NTSTATUS, STATUS_NO_MORE_FILES
-from stackfs.cext.stack cimport FLT_INSTANCE, FLT_VOLUME
+from stackfs.cext.stack cimport FLT_INSTANCE, FLT_VOLUME  # no-cython-lint: completes the struct
 from stackfs.cext.threads cimport count_one
 from stackfs.filters.encryption._cipher cimport (
-    DIRECTORY_FILE, IV, LONG_NAME, NAME_ROOM, directory_build, directory_check, name_decrypt, name_decrypt_long, name_encrypt,
+    DIRECTORY_FILE, IV, LONG_NAME, directory_build, directory_check, name_decrypt, name_decrypt_long, name_encrypt,
     name_is_long, place_t, random_bytes)
 from stackfs.filters.encryption._streams cimport error_of, open_below, stands_for, stream_of, stream_t
 
@@ -160,9 +159,9 @@ cdef int read_iv(mounted_t *mounted, node_t *directory, uint8_t *iv) noexcept no
     cdef uint8_t above[16]
     cdef place_t place
     cdef node_t *parent = NULL
-    cdef int length, tries
+    cdef int length, _tries
     cdef int error = -EBADMSG
-    for tries in range(2):                           # it may just be moving
+    for _tries in range(2):                           # it may just be moving
         place.parent, place.stored, place.length = mounted.keys.id, b"", 0
         if directory is not nodes_of(mounted).root:
             place.length = name_of(nodes_of(mounted), directory, 0, name, &parent)

@@ -8,9 +8,9 @@ sync of the volume. What is opened for a change before that simply goes on in th
 Sealing is none of the program's changes: the times of the file stay what they were.
 """
 
-from libc.errno cimport EACCES, EBADMSG, EINTR, EIO, ENOMEM, EOPNOTSUPP, ETIMEDOUT
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
-from libc.string cimport memcpy, memset
+from libc.errno cimport EBADMSG, EIO, ENOMEM, EOPNOTSUPP
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memset
 from posix.time cimport timespec
 
 from stackfs.cext.callback_data cimport (
@@ -24,9 +24,9 @@ from stackfs.cext.filter_io cimport (
     FltQueryInformationFile, FltReadFile, FltSetInformationFile, FltSetSecurityObject, FltWriteFile, filter_flush_volume)
 from stackfs.cext.filter_names cimport FltClose, FltOpenFile, OBJECT_ATTRIBUTES
 from stackfs.cext.includes.pthread cimport (
-    pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_timedwait, pthread_cond_wait, pthread_mutex_destroy,
-    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock)
-from stackfs.cext.ntstatus cimport NT_SUCCESS, STATUS_ACCESS_DENIED, STATUS_SUCCESS, nt_to_errno
+    pthread_cond_broadcast, pthread_cond_timedwait, pthread_cond_wait, pthread_mutex_destroy, pthread_mutex_init,
+    pthread_mutex_lock, pthread_mutex_unlock)
+from stackfs.cext.ntstatus cimport NT_SUCCESS, STATUS_ACCESS_DENIED, nt_to_errno
 from stackfs.cext.stack cimport instance_pointer
 from stackfs.cext.threads cimport count_one, init_condition, load_count, monotonic_deadline, monotonic_time
 from stackfs.filters.encryption._file cimport (

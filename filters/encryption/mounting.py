@@ -47,10 +47,15 @@ class MountedVolume:
         while more:
             more = not self.ended.wait(SECONDS)
             if self.mounted.foreign and not foreign:
-                log.warning("names in the backing directory that are none of the volume's are not shown", volume=self.path)
+                log.warning(
+                    "names in the backing directory that are none of the volume's are not shown", volume=self.path
+                )
             if self.mounted.damaged > damaged:
-                log.error("what is stored is damaged or was changed, and was refused: stackfs encryption fsck finds it",
-                          volume=self.path, times=self.mounted.damaged - damaged)  # fmt: skip
+                log.error(
+                    "what is stored is damaged or was changed, and was refused: stackfs encryption fsck finds it",
+                    volume=self.path,
+                    times=self.mounted.damaged - damaged,
+                )
             foreign, damaged = self.mounted.foreign, self.mounted.damaged
 
 
@@ -66,7 +71,8 @@ def begin(instance: Any) -> MountedVolume:
             source = Source(options["passfile"], options["extpass"], options["passfd"], options["keyfile"])
             if source.asks:
                 raise volume.VolumeError(
-                    "give encryption.passfile, encryption.extpass, encryption.passfd or encryption.keyfile: a mount asks nobody"
+                    "give encryption.passfile, encryption.extpass, encryption.passfd or encryption.keyfile: a mount asks "
+                    "nobody"
                 )
             credential = source.credential(f"Passphrase of {path}")
             no_core_dumps()
