@@ -54,7 +54,7 @@ ctypedef struct use_t:
     FILE_OBJECT *opened                  # only to read, because nobody had it open for that
     FILE_OBJECT *before                  # what this thread read by
 
-cpdef enum Purpose:
+cdef enum Purpose:
     READING
     CHANGING
     MAKING                               # it is a new file, of no bytes

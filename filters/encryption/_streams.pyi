@@ -1,18 +1,7 @@
 """The files of a mounted volume (_streams.pyx): opened when they are needed, sealed when they have been left alone."""
 
-import enum
-
 from stackfs.cext.python_contexts import NativeContexts
 from stackfs.filters.encryption._cipher import VolumeKeys
-
-class Purpose(enum.IntFlag):
-    READING = 0
-    CHANGING = 1
-    MAKING = 2
-
-READING: Purpose
-CHANGING: Purpose
-MAKING: Purpose
 
 class Mounted:
     """What an instance works with; the instance's own, from start() to end()."""

@@ -71,8 +71,8 @@ def begin(instance: Any) -> MountedVolume:
             source = Source(options["passfile"], options["extpass"], options["passfd"], options["keyfile"])
             if source.asks:
                 raise volume.VolumeError(
-                    "give encryption.passfile, encryption.extpass, encryption.passfd or encryption.keyfile: a mount asks "
-                    "nobody"
+                    "give encryption.passfile, encryption.extpass, encryption.passfd or encryption.keyfile: a mount "
+                    "asks nobody"
                 )
             credential = source.credential(f"Passphrase of {path}")
             no_core_dumps()
