@@ -539,10 +539,10 @@ cdef class Mounted:
 
     def start(self):
         self.mounted.instance.Context = &self.mounted
-        self.thread = threading.Thread(target=self.run, name="encryption-seal", daemon=True)
+        self.thread = threading.Thread(target=self._run, name="encryption-seal", daemon=True)
         self.thread.start()
 
-    def run(self):
+    def _run(self):
         with nogil:
             seal_loop(&self.mounted)
 
