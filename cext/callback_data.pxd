@@ -131,7 +131,10 @@ cpdef enum CreateOptions:
     FILE_WRITE_THROUGH = 0x2
     FILE_NO_INTERMEDIATE_BUFFERING = 0x8
     FILE_NON_DIRECTORY_FILE = 0x40
+    FILE_COMPLETE_IF_OPLOCKED = 0x100   # these three: oplocks (A9)
     FILE_DELETE_ON_CLOSE = 0x1000       # O_TMPFILE: a file without a name
+    FILE_OPEN_REQUIRING_OPLOCK = 0x10000
+    FILE_RESERVE_OPFILTER = 0x100000
     FILE_OPEN_REPARSE_POINT = 0x200000
 
 cpdef enum FileInformationClass:
@@ -144,9 +147,22 @@ cpdef enum FileInformationClass:
     FileAllocationInformation = 19      # fallocate, plain and keep-size
     FileEndOfFileInformation = 20       # truncate
     FileNetworkOpenInformation = 34
+    FileValidDataLengthInformation = 39
+    FileShortNameInformation = 40
+    FileDispositionInformationEx = 64
     FileRenameInformationEx = 65        # with NOREPLACE or EXCHANGE
+    FileLinkInformationEx = 72
 
 cpdef enum FsControlCode:
+    FSCTL_REQUEST_OPLOCK_LEVEL_1 = 0x90000      # oplocks: oplock.pxd, A9
+    FSCTL_REQUEST_OPLOCK_LEVEL_2 = 0x90004
+    FSCTL_REQUEST_BATCH_OPLOCK = 0x90008
+    FSCTL_OPLOCK_BREAK_ACKNOWLEDGE = 0x9000C
+    FSCTL_OPBATCH_ACK_CLOSE_PENDING = 0x90010
+    FSCTL_OPLOCK_BREAK_NOTIFY = 0x90014
+    FSCTL_OPLOCK_BREAK_ACK_NO_2 = 0x90050
+    FSCTL_REQUEST_FILTER_OPLOCK = 0x9005C
+    FSCTL_REQUEST_OPLOCK = 0x90240
     FSCTL_SET_REPARSE_POINT = 0x900A4   # symlink
     FSCTL_GET_REPARSE_POINT = 0x900A8   # readlink
     FSCTL_DELETE_REPARSE_POINT = 0x900AC
@@ -236,6 +252,10 @@ cdef enum:
     FO_FILE_OPEN_CANCELLED = 2048        # FltCancelFileOpen has closed it below
     FO_SECTION = 4096                    # the kernel has read pages of it, or of a mapping: filters have been told (D19)
 
+ctypedef struct oplock_open_t:           # an open as oplocks know it (oplock.pxd): its address is who it is
+    uint8_t TargetKey[16]                # equal keys: one client, whose opens do not break each other's oplocks; zeros: none
+    uint8_t ParentKey[16]                # the same for the oplock of its directory
+
 ctypedef struct FILE_OBJECT:
     node_t *Node                         # what is open; NULL before a create by name has succeeded
     node_t *Directory                    # where Iopb.FileName is looked up; NULL for an open by node
@@ -248,6 +268,7 @@ ctypedef struct FILE_OBJECT:
     uint16_t NameLength
     context_t *Contexts                  # stream handle contexts (contexts.pyx)
     void *FilterFile                     # a filter has opened it: its record (filter_io.pyx); NULL: a program has
+    oplock_open_t Oplock
 
 ctypedef struct FILE_NAME:               # one component: any bytes but '/' and NUL, 1 to 255, at this layer
     const char *Buffer                   # not NUL-terminated

@@ -125,7 +125,10 @@ class CreateOptions(IntEnum):
     FILE_WRITE_THROUGH = 0x2
     FILE_NO_INTERMEDIATE_BUFFERING = 0x8
     FILE_NON_DIRECTORY_FILE = 0x40
+    FILE_COMPLETE_IF_OPLOCKED = 0x100
     FILE_DELETE_ON_CLOSE = 0x1000
+    FILE_OPEN_REQUIRING_OPLOCK = 0x10000
+    FILE_RESERVE_OPFILTER = 0x100000
     FILE_OPEN_REPARSE_POINT = 0x200000
 
 class FileInformationClass(IntEnum):
@@ -138,9 +141,22 @@ class FileInformationClass(IntEnum):
     FileAllocationInformation = 19
     FileEndOfFileInformation = 20
     FileNetworkOpenInformation = 34
+    FileValidDataLengthInformation = 39
+    FileShortNameInformation = 40
+    FileDispositionInformationEx = 64
     FileRenameInformationEx = 65
+    FileLinkInformationEx = 72
 
 class FsControlCode(IntEnum):
+    FSCTL_REQUEST_OPLOCK_LEVEL_1 = 0x90000
+    FSCTL_REQUEST_OPLOCK_LEVEL_2 = 0x90004
+    FSCTL_REQUEST_BATCH_OPLOCK = 0x90008
+    FSCTL_OPLOCK_BREAK_ACKNOWLEDGE = 0x9000C
+    FSCTL_OPBATCH_ACK_CLOSE_PENDING = 0x90010
+    FSCTL_OPLOCK_BREAK_NOTIFY = 0x90014
+    FSCTL_OPLOCK_BREAK_ACK_NO_2 = 0x90050
+    FSCTL_REQUEST_FILTER_OPLOCK = 0x9005C
+    FSCTL_REQUEST_OPLOCK = 0x90240
     FSCTL_SET_REPARSE_POINT = 0x900A4
     FSCTL_GET_REPARSE_POINT = 0x900A8
     FSCTL_DELETE_REPARSE_POINT = 0x900AC
@@ -279,7 +295,10 @@ class CallbackData:
         """CREATE: FILE_READ_DATA, FILE_WRITE_DATA, DELETE, ... bits."""
     @property
     def create_options(self) -> int:
-        """CREATE: FILE_DIRECTORY_FILE, ... bits."""
+        """CREATE: FILE_DIRECTORY_FILE, ... bits. Those for oplocks may be changed: FILE_COMPLETE_IF_OPLOCKED,
+        FILE_OPEN_REQUIRING_OPLOCK and FILE_RESERVE_OPFILTER. ValueError: others would be."""
+    @create_options.setter
+    def create_options(self, value: int) -> None: ...
     @property
     def create_disposition(self) -> int:
         """CREATE: FILE_OPEN, FILE_CREATE, FILE_OPEN_IF, FILE_OVERWRITE or FILE_OVERWRITE_IF."""

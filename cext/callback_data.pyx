@@ -23,8 +23,7 @@ from libc.string cimport memcpy
 from stackfs.cext.bypass cimport bypass_veto
 from stackfs.cext.holding cimport (
     holding_cancel, holding_complete, holding_forgotten, holding_has_post, holding_instance, holding_irql,
-    holding_is_cancelled, holding_keep, holding_off_cancel, holding_on_cancel, holding_raised, holding_report,
-    holding_require_apc)
+    holding_is_cancelled, holding_keep, holding_off_cancel, holding_on_cancel, holding_raised, holding_report)
 from stackfs.cext.inode_table cimport operation_path
 from stackfs.cext.ntstatus cimport (
     NTSTATUS, NT_SUCCESS, STATUS_CANCELLED, STATUS_INVALID_HANDLE, STATUS_NOT_SUPPORTED, STATUS_SUCCESS)
@@ -399,9 +398,8 @@ cdef class CallbackData:
 
     @property
     def path(self):
-        """Path from the volume's root ("/a/b"); a deleted file's last name is followed by " (deleted)". At most APC_LEVEL."""
+        """Path from the volume's root ("/a/b"); a deleted file's last name is followed by " (deleted)"."""
         cdef char buffer[4608]
-        holding_require_apc("path")
         cdef int length = operation_path(self.live(), self.objects, buffer, sizeof(buffer))
         if length < 0:
             return ""
@@ -462,10 +460,18 @@ cdef class CallbackData:
 
     @property
     def create_options(self):
-        """CREATE: FILE_DIRECTORY_FILE, ... bits."""
+        """CREATE: FILE_DIRECTORY_FILE, ... bits. Those for oplocks may be changed: FILE_COMPLETE_IF_OPLOCKED, FILE_OPEN_REQUIRING_OPLOCK
+        and FILE_RESERVE_OPFILTER."""
         if not is_create(self.live().Iopb.MajorFunction):
             self.refuse("create_options")
         return self.data.Iopb.Parameters.Create.Options & 0xFFFFFF
+
+    @create_options.setter
+    def create_options(self, uint32_t value):
+        cdef uint32_t had = self.create_options
+        if (had ^ value) & ~<uint32_t>(FILE_COMPLETE_IF_OPLOCKED | FILE_OPEN_REQUIRING_OPLOCK | FILE_RESERVE_OPFILTER):
+            raise ValueError("only the options for oplocks may be changed")
+        self.data.Iopb.Parameters.Create.Options ^= had ^ value
 
     @property
     def create_disposition(self):

@@ -28,12 +28,17 @@ cdef extern from *:
     int ioctl(int fd, unsigned long command, ...) nogil
 
 cdef enum:
+    FILE_DEVICE_FILE_SYSTEM = 9          # what the FSCTL_ numbers of Windows begin with
     STACKFS_CONTROLS = 0xF5              # _IOC_TYPE of numbers that are stackfs' own; nobody else's in ioctl-number.rst
 
 
 cdef bint is_file_control(uint32_t command) noexcept nogil:
     cdef unsigned type = stackfs_ioctl_type(command)
-    return type == c'f' or type == c'X' or type == STACKFS_CONTROLS
+    return type == c'f' or type == c'X' or type == STACKFS_CONTROLS or is_fsctl(command)
+
+
+cdef bint is_fsctl(uint32_t command) noexcept nogil:
+    return command >> 16 == FILE_DEVICE_FILE_SYSTEM
 
 
 cdef bint gets(uint32_t command) noexcept nogil:

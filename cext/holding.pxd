@@ -11,7 +11,6 @@ cdef bint holding_off_cancel(FLT_CALLBACK_DATA *data) noexcept nogil           #
 cdef bint holding_is_cancelled(FLT_CALLBACK_DATA *data) noexcept nogil
 cdef bint holding_cancel(FLT_CALLBACK_DATA *data) noexcept nogil
 cdef int holding_irql() noexcept nogil
-cdef int holding_require_apc(str routine) except -1
 cdef bint holding_has_post(const FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects) noexcept    # a Python one
 cdef object holding_instance(const FLT_RELATED_OBJECTS *objects)
 cdef void holding_keep(FLT_CALLBACK_DATA *data, list things)                   # alive until the operation ends

@@ -2,7 +2,7 @@
 
 from stackfs.cext.callback_data cimport FLT_CALLBACK_DATA, FLT_RELATED_OBJECTS
 from stackfs.cext.pending cimport (
-    APC_LEVEL, HOLD_RAISED, FltCancelIo, FltIsIoCanceled, irql_get, irql_require, operation_complete, operation_off_cancel,
+    HOLD_RAISED, FltCancelIo, FltIsIoCanceled, irql_get, operation_complete, operation_off_cancel,
     operation_on_cancel)
 from stackfs.cext.stack cimport operation_keep, operation_t, report_exception, report_forgotten
 
@@ -50,10 +50,6 @@ cdef bint holding_cancel(FLT_CALLBACK_DATA *data) noexcept nogil:
 
 cdef int holding_irql() noexcept nogil:
     return irql_get()
-
-
-cdef int holding_require_apc(str routine) except -1:
-    return irql_require(APC_LEVEL, routine)
 
 
 cdef bint holding_has_post(const FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects) noexcept:

@@ -57,7 +57,7 @@ from stackfs.cext.callback_data cimport (
     FileRenameInformationEx, lock_range_t, statx_timestamp)
 from stackfs.cext.contexts cimport contexts_any, contexts_gone
 from stackfs.cext.extents cimport extent_mode_known, extent_mode_zeroes
-from stackfs.cext.file_flags cimport is_file_control
+from stackfs.cext.file_flags cimport is_file_control, is_fsctl
 from stackfs.cext.listing cimport listing_run, listing_t
 from stackfs.cext.handles cimport handle_free, handle_get, handle_new, handle_publish, handle_put, handle_take
 from stackfs.cext.inode_table cimport (
@@ -964,10 +964,15 @@ cdef void settle(vfs_request_t *request, const step_t *which) noexcept nogil:
     elif not believable(request, which.major):
         request.failed = STATUS_IO_DEVICE_ERROR
     elif principal(request, which):
-        request.length = op.data.IoStatus.Information
+        request.length = 0 if tells_no_length(request) else op.data.IoStatus.Information
     if request.failed_by is not NULL and request.failed_list is NULL:
         request.failed_list = operation_take_list(op)
     operation_end(op)
+
+
+cdef inline bint tells_no_length(const vfs_request_t *request) noexcept nogil:
+    """An FSCTL_ of Windows without an output buffer: Information is what it defines (to which level an oplock was broken)."""
+    return request.opcode == IOCTL and request.buffer_length == 0 and is_fsctl(request.arguments.command)
 
 
 cdef void settle_notice(vfs_request_t *request, uint8_t major, NTSTATUS status) noexcept nogil:
@@ -992,7 +997,7 @@ cdef bint believable(const vfs_request_t *request, uint8_t major) noexcept nogil
     if request.opcode == COPY_FILE_RANGE or request.opcode == COPY_FILE_RANGE_64:
         return information <= request.arguments.size
     if request.opcode == IOCTL or request.opcode == INJECTED:
-        return information <= request.buffer_length
+        return information <= request.buffer_length or tells_no_length(request)
     if major == IRP_MJ_QUERY_OPEN or major == IRP_MJ_NETWORK_QUERY_OPEN or major == IRP_MJ_QUERY_INFORMATION:
         return node is NULL or (request.info.stx_mode & S_IFMT) == node_type(node)
     if major == IRP_MJ_WRITE:

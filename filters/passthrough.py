@@ -1,7 +1,13 @@
 """passthrough: registers every operation, pre and post, and lets everything pass. What a filter costs, made visible."""
 
 from stackfs import api
-from stackfs.api import FLT_POSTOP_FINISHED_PROCESSING, FLT_PREOP_SUCCESS_WITH_CALLBACK, Filter, Operation
+from stackfs.api import (
+    FLT_POSTOP_FINISHED_PROCESSING,
+    FLT_PREOP_SUCCESS_NO_CALLBACK,
+    FLT_PREOP_SUCCESS_WITH_CALLBACK,
+    Filter,
+    Operation,
+)
 
 MANIFEST = {
     "name": "passthrough",
@@ -28,11 +34,14 @@ class PassThrough(Filter):
 
     operations = (
         *(Operation(getattr(api, f"IRP_MJ_{name}"), pre="pre", post="post") for name in OPERATIONS),
-        Operation(api.IRP_MJ_SHUTDOWN, pre="pre"),
+        Operation(api.IRP_MJ_SHUTDOWN, pre="shutdown"),
     )
 
     def pre(self, data, objects):
         return FLT_PREOP_SUCCESS_WITH_CALLBACK
+
+    def shutdown(self, data, objects):
+        return FLT_PREOP_SUCCESS_NO_CALLBACK
 
     def post(self, data, objects, context, flags):
         return FLT_POSTOP_FINISHED_PROCESSING

@@ -85,6 +85,7 @@ from typing import TYPE_CHECKING, Any
 from stackfs.cext import callback_data as _constants
 from stackfs.cext import contexts as _contexts
 from stackfs.cext import names as _names
+from stackfs.cext import oplock as _oplock
 from stackfs.cext.callback_data import CallbackData, DirectoryEntry, major_name
 from stackfs.cext.cancel_safe_queue import CancelSafeQueue, QueueContext
 from stackfs.cext.filter_file import FileInformation, FileObject, FilterFile, GeneratedData, ReparsePoint
@@ -100,6 +101,7 @@ from stackfs.cext.python_contexts import (
     VolumeContext,
 )
 from stackfs.cext.python_names import FileNameInformation
+from stackfs.cext.python_oplock import Oplock, OplockOpen, OplockRequest, oplock_keys, set_oplock_keys
 from stackfs.cext.sections import Section, SectionAccess, SectionAttributes
 from stackfs.directory_changes import DirectoryChanges
 from stackfs.errors import FltError
@@ -320,6 +322,14 @@ for _enum in (
     _names.FileNameOptions,
     _names.NamesParsed,
     _names.NormalizeFlags,
+    _oplock.OplockLevel,
+    _oplock.OplockState,
+    _oplock.OplockOperation,
+    _oplock.OplockAcknowledgement,
+    _oplock.OplockFlags,
+    _oplock.OplockFsctrlFlags,
+    _oplock.OplockInputFlags,
+    _oplock.OplockOutput,
     IoFlags,
     NtStatus,
     SectionAccess,
@@ -357,6 +367,9 @@ __all__ = [
     "LockedRange",
     "NtStatusError",
     "Operation",
+    "Oplock",
+    "OplockOpen",
+    "OplockRequest",
     "QueueContext",
     "ReparsePoint",
     "Section",
@@ -368,6 +381,8 @@ __all__ = [
     "from_errno",
     "is_success",
     "major_name",
+    "oplock_keys",
+    "set_oplock_keys",
     "status_name",
     "status_of",
     "to_errno",

@@ -17,6 +17,7 @@ from stackfs.ddi.information import *
 from stackfs.ddi.instances import *
 from stackfs.ddi.names import *
 from stackfs.ddi.object_attributes import *
+from stackfs.ddi.oplocks import *
 from stackfs.ddi.out import Out as Out
 from stackfs.ddi.pending import *
 from stackfs.ddi.ports import *

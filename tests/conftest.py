@@ -44,8 +44,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def with_a_machine_of_its_own(config: pytest.Config) -> None:
-    """Of several processes that run tests beside each other each has mounts, sockets and logs of its own: a command that
-    goes to every running volume goes to those of its own tests."""
+    """Of several processes that run tests beside each other each has mounts, sockets and logs of its own: a command
+    that goes to every running volume goes to those of its own tests."""
     if not hasattr(config, "workerinput") or os.geteuid() != 0:
         return
     libc = ctypes.CDLL(None, use_errno=True)
@@ -62,8 +62,8 @@ def verifier_reports(request: pytest.FixtureRequest) -> Iterator[None]:
     """The verifier is on, and may find nothing but what the test announces."""
     from stackfs import verifier
 
-    if not verifier.is_on():
-        verifier.enable(True)
+    verifier.enable(False)               # what an earlier test left is not this one's
+    verifier.enable(True)
     verifier.take()
     yield
     expected = [pattern for mark in request.node.iter_markers("verifier_errors") for pattern in mark.args]
@@ -188,8 +188,10 @@ def drive(
         pytest.skip("needs root")
     top = tmp_path_factory.mktemp("drive")
     top.chmod(0o755)
-    top.parent.chmod(0o755)
-    top.parent.parent.chmod(0o755)
+    for above in top.parents:                       # for the users of other tests
+        if above.owner() != "root" or above.stat().st_mode & 0o011:
+            break
+        above.chmod(0o755)
     drives: list[Drive] = []
     lane = [f"lanes={request.getfixturevalue('lanes')}"] if "lanes" in request.fixturenames else []
 

@@ -99,7 +99,7 @@ def test_a_context_comes_with_the_post_that_is_owed(core: Volume, place: Path, s
     assert got == [mine] and len(trace) == 4 and trace.host.told == []
 
 
-@pytest.mark.verifier_errors("a completion context goes with", "of what is no QUERY_OPEN", "no status of a pre callback")
+@pytest.mark.verifier_errors("completion context goes with", "of what is no QUERY_OPEN", "no status of a pre callback")
 @pytest.mark.parametrize(
     ("status", "open_flags", "posts"),
     [

@@ -296,6 +296,7 @@ def test_two_that_leave_the_same_operation(bench: Bench, at_once: None) -> None:
     test(bench)
 
 
+@pytest.mark.verifier_errors("of what is drained", "no status of a post")
 def test_a_drained_post_that_errs(bench: Bench, at_once: None) -> None:
     """What it raises or answers is counted against the instance, and harms neither the operation nor the teardown."""
 
@@ -359,7 +360,7 @@ class Dropped(Filter):
 
 def test_draining_under_load(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four threads read while two filters come and go, drained at once: every post once, and no operation lost."""
-    monkeypatch.setattr(manager, "DRAIN_AFTER", -1.0)
+    monkeypatch.setattr(manager, "DRAIN_AFTER", 0.0)
     @on_trio
     async def test(bench: Bench) -> None:
         bench.drop(BUSY)

@@ -488,7 +488,8 @@ def test_b4_6_the_file_in_hand(core: Volume, place: Path) -> None:
         return FLT_PREOP_SUCCESS_NO_CALLBACK
 
     (place / "file").write_bytes(b"abcdef")
-    attach(core, (IRP_MJ_CREATE, go_on, post_create), (IRP_MJ_READ, go_on, post_read), (IRP_MJ_WRITE, pre_write, None))
+    reading = (IRP_MJ_READ, lambda *_: api.FLT_PREOP_SYNCHRONIZE, post_read)      # its post does I/O
+    attach(core, (IRP_MJ_CREATE, go_on, post_create), reading, (IRP_MJ_WRITE, pre_write, None))
     fh = opened(core, lookup(core, b"file"), os.O_RDWR)
     assert read(core, fh) == b"ABCDEF"
     core.request(WRITE, fh=fh, buffer=b"xx", size=2, offset=2).do()
@@ -497,6 +498,7 @@ def test_b4_6_the_file_in_hand(core: Volume, place: Path) -> None:
     core.request(RELEASE, fh=fh).do()
 
 
+@pytest.mark.verifier_errors("was used after its callback")
 def test_b4_6_the_file_in_hand_dies_with_its_callback(core: Volume, place: Path) -> None:
     kept: list[Any] = []
 
@@ -774,6 +776,7 @@ def test_b4_7_a_completion_that_raises_is_reported(peer: Peer) -> None:
 # ---- callback data by hand ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.verifier_errors("was used after its callback")
 def test_b4_10_callback_data_by_hand(peer: Peer, place: Path) -> None:
     with peer.open("file", os.O_RDWR) as file:
         data = filter_file.allocate_below(peer.entry, file)
@@ -844,6 +847,7 @@ class Leaky(Filter):
 
 
 @pytest.mark.parametrize("refuses", [False, True])
+@pytest.mark.verifier_errors("^the file 'header' was not given back")
 def test_b4_8_what_is_left_open_is_closed_at_teardown(tmp_path: Path, refuses: bool, capsys: Any) -> None:
     import trio
 
@@ -887,7 +891,10 @@ from stackfs.api import *
 class Busy(Filter):
     """Keeps the files it opens for itself until its teardown, and reads from them in other threads too."""
 
-    operations = (Operation(IRP_MJ_READ, post="post_read"),)
+    operations = (Operation(IRP_MJ_READ, pre="pre_read", post="post_read"),)
+
+    def pre_read(self, data, objects):
+        return FLT_PREOP_SYNCHRONIZE
 
     def instance_setup(self, instance, flags):
         instance.context = {}
@@ -951,6 +958,7 @@ def test_b4_8_coming_and_going_under_load(tmp_path: Path, capsys: Any) -> None:
     assert "event=" not in capsys.readouterr().out.replace("event=attached", "")
 
 
+@pytest.mark.verifier_errors("was not given back")
 def test_b4_8_files_outlive_neither_the_volume_nor_harm_it(place: Path) -> None:
     core = Volume(os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
     peer = attach(core)

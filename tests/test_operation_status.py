@@ -360,6 +360,7 @@ def test_a6_19_a_lock_is_tried_again_below(core: Volume, place: Path) -> None:
         lock(core, SETLK, node, one, 1, fcntl.F_WRLCK).do()
 
 
+@pytest.mark.verifier_errors("FLT_PREOP_SYNCHRONIZE of a lock")
 def test_a6_19_a_lock_that_waits_is_tried_again(core: Volume, place: Path) -> None:
     """It waits in place, and ends with whoever lets go, or with a signal."""
     node = lookup(core, b"file")

@@ -783,12 +783,12 @@ def test_posts_know_the_level_they_run_at(core: Volume, place: Path) -> None:
     assert levels.current_irql() == 0
 
 
-@pytest.mark.verifier_errors("^path was called at level 2, and may be at 1 at most")
+@pytest.mark.verifier_errors("was called at level 2, and may be at 1 at most")
 def test_the_verifier_refuses_what_is_called_at_too_high_a_level(core: Volume, place: Path) -> None:
     host, paths = Host(), []
 
     def post(data: Data, objects: object, context: object, flags: int) -> None:
-        paths.append(data.path)
+        paths.append(data.name_information().name)
 
     verifier.enable(False)
     core.stack.insert(entry_of((IRP_MJ_FLUSH_BUFFERS, go_on, post), host=host))
@@ -796,7 +796,7 @@ def test_the_verifier_refuses_what_is_called_at_too_high_a_level(core: Volume, p
     core.request(FSYNC, fh=fh).do()
     verifier.enable(True)
     assert error_of(core, FSYNC, fh=fh) == errno.EIO
-    assert paths == ["/file"] and [each[:3] for each in host.told] == [("raised", "post", IRP_MJ_FLUSH_BUFFERS)]
+    assert len(paths) == 1 and [each[:3] for each in host.told] == [("raised", "post", IRP_MJ_FLUSH_BUFFERS)]
 
 
 # ---- on the device lane ---------------------------------------------------------------------------------------------

@@ -454,8 +454,9 @@ def PreRead(Data, FltObjects, CompletionContext):
     context, handle, section = Out(), Out(), Out()
     status = FltAllocateContext(gFilter.value, FLT_SECTION_CONTEXT, 16, PagedPool, context)
     if status == STATUS_SUCCESS:
-        status = FltCreateSectionForDataScan(FltObjects.Instance, Data.file, context.value, SECTION_MAP_READ, None, None,
-                                             PAGE_READONLY, SEC_COMMIT, 0, handle, section, Out())
+        status = FltCreateSectionForDataScan(
+            FltObjects.Instance, Data.file, context.value, SECTION_MAP_READ, None, None, PAGE_READONLY, SEC_COMMIT, 0,
+            handle, section, Out())
         FltReleaseContext(context.value)
     told.append(("created", status))
     return FLT_PREOP_SUCCESS_NO_CALLBACK

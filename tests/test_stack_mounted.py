@@ -105,11 +105,12 @@ class Plays(Filter):
 
 
 def layer(tape: Tape, name: str) -> Layer:
-    """One that changes no names, which the kernel would remember, and fails no open behind its CREATE: what is closed
-    below it the highest instance does not see."""
+    """One that changes no names and sends nobody to another, which the kernel would remember, and fails no open behind
+    its CREATE: what is closed below it the highest instance does not see."""
     made = tape.layer()
     mild = [post for post in made.posts if post.status in (0, 1) and post.io is None] or [Post()]
-    pres = [Pre(each.status, None, each.dirty, each.io, each.context, each.how,
+    pres = [Pre(model.COMPLETE if each.status == model.REPARSE else each.status,
+                None, each.dirty, each.io, each.context, each.how,
                 model.replace(each.then, change=None), each.polite) for each in made.pres]  # fmt: skip
     posts = [Post(each.status, None, each.dirty, now=each.now) for each in mild]
     return Layer(name, made.altitude, EVERYTHING, pres, posts)
@@ -209,4 +210,4 @@ def test_what_filters_see_through_a_mount_is_what_the_model_sees(
         requests.setdefault(line[0], []).append(line)
         which.setdefault(line[0], at)
     count = sum(agrees(lines, list(rounds[which[number]].values())) for number, lines in requests.items())
-    assert count > 100
+    assert count > 40

@@ -175,7 +175,7 @@ def test_skip_flags(core: Volume, place: Path, what: str, skipped_by: set[int]) 
         def post(data: Any, objects: object, context: object, _: int, flags: int = flags) -> None:
             seen.append((flags, "post"))
 
-        rows = [(major, pre, post) for major in (*model.MAJORS, api.IRP_MJ_WRITE) if major != api.IRP_MJ_CLOSE]
+        rows = [(major, pre, post) for major in {*model.MAJORS, api.IRP_MJ_WRITE} if major != api.IRP_MJ_CLOSE]
         core.stack.insert(entry_of(*rows, name=f"i{flags}", at=str(flags + 1), flags=flags))
     core.request(opcode, nodeid, **arguments).do()
     expected = [flags for flags in range(16) if not any(flags & each for each in skipped_by)]

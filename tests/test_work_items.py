@@ -109,7 +109,9 @@ def test_what_must_not_wait_for_a_thread_is_not_posted(core: Volume, place: Path
     host = Holder()
 
     def pre(data: Data, objects: object) -> int:
-        statuses.append(FltQueueDeferredIoWorkItem(FltAllocateDeferredIoWorkItem(), data, print))
+        item = FltAllocateDeferredIoWorkItem()
+        statuses.append(FltQueueDeferredIoWorkItem(item, data, print))
+        FltFreeDeferredIoWorkItem(item)
         return FLT_PREOP_SUCCESS_NO_CALLBACK
 
     core.stack.insert(entry_of((IRP_MJ_READ, pre, None), (IRP_MJ_FLUSH_BUFFERS, pre, None), host=host))

@@ -9,7 +9,7 @@ import pytest
 from stack_driver import GETATTR, READ, entry_of, go_on, lookup, opened, read
 
 from stackfs import api
-from stackfs.api import FLT_PREOP_SUCCESS_NO_CALLBACK, FLT_PREOP_SUCCESS_WITH_CALLBACK, FLT_PREOP_SYNCHRONIZE
+from stackfs.api import FLT_PREOP_SUCCESS_WITH_CALLBACK, FLT_PREOP_SYNCHRONIZE
 from stackfs.cext.requests import Volume
 
 SYSCALL = Path("/proc/thread-self/syscall")
@@ -45,15 +45,19 @@ def test_one_callback_for_every_way_in(core: Volume, place: Path) -> None:
     seen: list[tuple[Any, ...]] = []
 
     def callback(data: Any, *_: Any) -> int:
-        seen.append((data.is_fast_io, data.is_irp, data.major, data.offset, data.length, len(data.buffer)))
+        seen.append((data.is_fast_io, data.is_irp, data.major, data.offset, data.length, data.path, len(data.buffer)))
         return FLT_PREOP_SUCCESS_WITH_CALLBACK
 
+    def pre(*arguments: Any) -> int:
+        callback(*arguments)
+        return FLT_PREOP_SYNCHRONIZE             # its post may ask for the path
+
     fh = opened(core, lookup(core, b"file"))
-    core.stack.insert(entry_of((api.IRP_MJ_READ, callback, callback)))
+    core.stack.insert(entry_of((api.IRP_MJ_READ, pre, callback)))
     for own in (2, 0):
         request = core.request(READ, fh=fh, buffer=bytearray(4), size=4, offset=3, open_flags=own).do()
         assert request.length == 4
-    what = (api.IRP_MJ_READ, 3, 4, 4)
+    what = (api.IRP_MJ_READ, 3, 4, "/file", 4)
     assert seen == [(True, False, *what)] * 2 + [(False, True, *what)] * 2
 
 
@@ -63,7 +67,7 @@ def test_a_filter_sees_nothing_it_did_not_register_for(core: Volume, place: Path
 
     def callback(data: Any, *_: Any) -> int:
         seen.append(data.major)
-        return FLT_PREOP_SUCCESS_NO_CALLBACK
+        return api.FLT_PREOP_SUCCESS_NO_CALLBACK
 
     core.stack.insert(entry_of((api.IRP_MJ_NETWORK_QUERY_OPEN, callback, None)))
     node = lookup(core, b"file")
