@@ -131,6 +131,7 @@ cdef extern from *:
     int ftruncate(int fd, int64_t size) nogil
     int fsync(int fd) nogil
     int fdatasync(int fd) nogil
+    int syncfs(int fd) nogil
     int utimensat(int directory, const char *path, const timespec *times, int flags) nogil
     int fchownat(int directory, const char *path, unsigned uid, unsigned gid, int flags) nogil
     int chmod(const char *path, unsigned mode) nogil
@@ -1245,9 +1246,12 @@ cdef void perform(operation_t *op) noexcept nogil:
             op.would_block = 2
             return
         about_to_wait(op)
-        result = fdatasync(file.fd) if p.Parameters.Flush.DataOnly else fsync(file.fd)
-        if result < 0:
-            result = -errno
+        if file.Flags & FO_VOLUME_OPEN:
+            result = flush_volume(backing)
+        else:
+            result = fdatasync(file.fd) if p.Parameters.Flush.DataOnly else fsync(file.fd)
+            if result < 0:
+                result = -errno
     elif major == IRP_MJ_QUERY_VOLUME_INFORMATION:
         result = query_volume(backing, p)
     elif major == IRP_MJ_FILE_SYSTEM_CONTROL:
@@ -1276,6 +1280,22 @@ cdef void perform(operation_t *op) noexcept nogil:
             set_bits(&file.Flags, FO_CREATED)
         elif major == IRP_MJ_CLOSE:
             set_bits(&file.Flags, FO_CLOSED)
+
+
+cdef int flush_volume(backing_t *backing) noexcept nogil:
+    """Everything of the backing file system, by whomever it was written."""
+    cdef int result = 0
+    cdef int root = node_open(backing.nodes, backing.nodes.root)
+    cdef int fd
+    if root < 0:
+        return root
+    fd = openat(root, b".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+    if fd < 0 or syncfs(fd) != 0:
+        result = -errno
+    if fd >= 0:
+        close(fd)
+    node_close(backing.nodes, backing.nodes.root)
+    return result
 
 
 cdef int query_volume(backing_t *backing, FLT_IO_PARAMETER_BLOCK *p) noexcept nogil:

@@ -45,6 +45,9 @@ cdef NTSTATUS FltWriteFileEx(FLT_INSTANCE *Instance, FILE_OBJECT *FileObject, co
                              const MDL *Mdl) noexcept nogil
 cdef NTSTATUS FltFlushBuffers(FLT_INSTANCE *Instance, FILE_OBJECT *FileObject, bint DataOnly) noexcept nogil
 
+# Everything of the volume that has been written, by whomever: FLUSH_BUFFERS of the volume itself.
+cdef NTSTATUS filter_flush_volume(FLT_INSTANCE *Instance) noexcept nogil
+
 # Attributes. SetInformation: FileInformationClass and what belongs to it; for FileRenameInformation(Ex), FileLinkInformation and
 # FileDispositionInformation the file has to be one that the filter has opened by name. TargetDirectory NULL: the directory it is in.
 cdef NTSTATUS FltQueryInformationFile(FLT_INSTANCE *Instance, FILE_OBJECT *FileObject, statx_t *Info) noexcept nogil

@@ -9,7 +9,8 @@ from libc.string cimport memcpy, strncmp
 
 from stackfs.cext.backing cimport backing_t
 from stackfs.cext.callback_data cimport (
-    FLT_IO_PARAMETER_BLOCK, FO_DIRECTORY, FO_SYNTHESISED, FSCTL_SET_ZERO_DATA, IRP_MJ_DEVICE_CONTROL, IRP_MJ_DIRECTORY_CONTROL,
+    FLT_IO_PARAMETER_BLOCK, FO_DIRECTORY, FO_SYNTHESISED, FO_VOLUME_OPEN, FSCTL_SET_ZERO_DATA, IRP_MJ_DEVICE_CONTROL,
+    IRP_MJ_DIRECTORY_CONTROL,
     IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_FLUSH_BUFFERS, IRP_MJ_QUERY_EA, IRP_MJ_QUERY_INFORMATION, IRP_MJ_QUERY_SECURITY,
     IRP_MJ_QUERY_VOLUME_INFORMATION, IRP_MJ_READ, IRP_MJ_SET_EA, IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY, IRP_MJ_SET_VOLUME_INFORMATION,
     IRP_MJ_WRITE,
@@ -130,6 +131,22 @@ cdef NTSTATUS FltFlushBuffers(FLT_INSTANCE *Instance, FILE_OBJECT *FileObject, b
     return finish_io(request, NULL)
 
 
+cdef NTSTATUS filter_flush_volume(FLT_INSTANCE *Instance) noexcept nogil:
+    cdef vfs_request_t *request = NULL
+    cdef NTSTATUS status = begin_io(Instance, NULL, IRP_MJ_FLUSH_BUFFERS, &request)
+    if status != STATUS_SUCCESS:
+        return status
+    volume_itself(request, Instance)
+    return finish_io(request, NULL)
+
+
+cdef void volume_itself(vfs_request_t *request, const FLT_INSTANCE *instance) noexcept nogil:
+    request.synthesised.fd = -1
+    request.synthesised.Flags = FO_SYNTHESISED | FO_DIRECTORY | FO_VOLUME_OPEN
+    request.synthesised.Node = backing_of(instance).nodes.root
+    request.operation.current.TargetFileObject = &request.synthesised
+
+
 cdef NTSTATUS FltQueryInformationFile(FLT_INSTANCE *Instance, FILE_OBJECT *FileObject, statx_t *Info) noexcept nogil:
     cdef vfs_request_t *request = NULL
     cdef NTSTATUS status = begin_io(Instance, FileObject, IRP_MJ_QUERY_INFORMATION, &request)
@@ -248,10 +265,7 @@ cdef NTSTATUS volume_information(FLT_INSTANCE *Instance, uint8_t major, void *Bu
     cdef NTSTATUS status = begin_io(Instance, NULL, major, &request)
     if status != STATUS_SUCCESS:
         return status
-    request.synthesised.fd = -1
-    request.synthesised.Flags = FO_SYNTHESISED | FO_DIRECTORY
-    request.synthesised.Node = backing_of(Instance).nodes.root
-    request.operation.current.TargetFileObject = &request.synthesised
+    volume_itself(request, Instance)
     request.operation.current.Parameters.Volume.Buffer = Buffer
     request.operation.current.Parameters.Volume.Length = Length
     request.operation.current.Parameters.Volume.FsInformationClass = which

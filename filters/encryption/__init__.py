@@ -7,10 +7,20 @@ with its key slots, passphrase.py where passphrases come from, cli.py `stackfs e
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from typing import TYPE_CHECKING, Any
 
-from stackfs.api import STATUS_FLT_DO_NOT_ATTACH, Filter
+from stackfs.api import (
+    FLTFL_INSTANCE_SETUP_NEWLY_MOUNTED_VOLUME,
+    STATUS_FLT_DO_NOT_ATTACH,
+    STATUS_FLT_DO_NOT_DETACH,
+    STATUS_SUCCESS,
+    Filter,
+)
 from stackfs.errors import FltError
+
+if TYPE_CHECKING:
+    from stackfs.cext.python_names import FileNameInformation
 
 MANIFEST = {
     "name": "encryption",
@@ -30,7 +40,41 @@ MANIFEST = {
 
 
 class Encryption(Filter):
-    """Refuses to attach: this release makes volumes and looks after them, and mounts none yet."""
+    """One encrypted volume. It is there from the mount to the end of it, or nothing is."""
+
+    instance_query_teardown = None  # type: ignore[assignment]  # it cannot be detached by hand
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        from stackfs.filters.encryption import _callbacks, _streams
+
+        super().__init__(options)
+        self.native = _callbacks.operations()
+        self.native_contexts = _streams.contexts()
+        self.sources: set[str] = set()
+
+    def filter_unload(self, flags: int) -> int:
+        """Not while a volume is mounted; `stackfs stop` does not ask, and the volume answers EIO from then on."""
+        return STATUS_FLT_DO_NOT_DETACH
 
     def instance_setup(self, instance: Any, flags: int) -> int:
-        raise FltError(STATUS_FLT_DO_NOT_ATTACH, "encryption: volumes cannot be mounted yet with this release")
+        from stackfs.filters.encryption import mounting
+
+        if not flags & FLTFL_INSTANCE_SETUP_NEWLY_MOUNTED_VOLUME:
+            raise FltError(
+                STATUS_FLT_DO_NOT_ATTACH, "encryption attaches when a volume is mounted, and at no other time"
+            )
+        if instance.volume.source in self.sources:
+            raise FltError(
+                STATUS_FLT_DO_NOT_ATTACH, "encryption: this volume has an instance already; one is all that it takes"
+            )
+        instance.context = mounting.begin(instance)
+        self.sources.add(instance.volume.source)
+        return STATUS_SUCCESS
+
+    def instance_teardown_complete(self, instance: Any, reason: int) -> None:
+        self.sources.discard(instance.volume.source)
+        instance.context.end()
+
+    def generate_file_name(self, information: FileNameInformation, objects: Any) -> str:
+        """The plain path, for the filters above."""
+        return os.fsdecode(objects.context.shown(os.fsencode(information.path)))

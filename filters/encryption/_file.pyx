@@ -1113,13 +1113,35 @@ cdef int resize(encrypted_file_t *file, uint64_t size) noexcept nogil:
         if error == 0:
             file.size = size
         return error
-    error = map_cut(file, blocks_of(size))
+    error = long_enough(file, size)
+    error = error or map_cut(file, blocks_of(size))
     if error:
         return error
     file.size = size
     error = seal(file, file.sealed + 1, False, False)
     error = error or file.io.sync(file.io.who)
     return error or shorten(file)
+
+
+cdef int long_enough(encrypted_file_t *file, uint64_t size) noexcept nogil:
+    """Before a file shrinks: the block that will be its last may have been left short when the file grew beyond it."""
+    cdef uint8_t plain[4096]
+    cdef uint8_t head[20]
+    cdef uint8_t tag[16]
+    cdef uint64_t last = blocks_of(size) - 1
+    cdef uint64_t tail = size - last * BLOCK
+    cdef int error = 0
+    if size:
+        error = map_get(file, last, 1, tag)
+    if size == 0 or error or all_zero(tag, TAG):
+        return error
+    if file.io.read(file.io.who, slot_offset(last), head, BLOCK_HEAD) == BLOCK_HEAD and \
+            (<uint64_t>head[6] | <uint64_t>head[7] << 8) >= tail:
+        return 0
+    error = block_read(file, last, plain)
+    if error == -EBADMSG:
+        return 0                                     # stays what it is: damaged
+    return error or block_write(file, last, plain, tail)
 
 
 cdef int file_punch(encrypted_file_t *file, uint64_t offset, uint64_t length) noexcept nogil:
