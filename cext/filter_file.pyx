@@ -19,6 +19,7 @@ from libc.string cimport memset
 
 from stackfs.cext.callback_data cimport (
     CallbackData, DACL_SECURITY_INFORMATION, FILE_OBJECT, FLT_CALLBACK_DATA, FLT_INSTANCE, FLT_RELATED_OBJECTS,
+    FSCTL_DELETE_REPARSE_POINT, FSCTL_GET_REPARSE_POINT, FSCTL_SET_REPARSE_POINT, FSCTL_SET_ZERO_DATA,
     GROUP_SECURITY_INFORMATION, IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_QUERY_INFORMATION, IRP_MJ_READ, IRP_MJ_WRITE, OWNER_SECURITY_INFORMATION,
     IO_STATUS_BLOCK, REQUESTOR, SECURITY_PARAMETERS, SET_FILE_PARAMETERS, FileAllInformation, FileAllocationInformation,
     FileBasicInformation, FileDispositionInformation, FileEndOfFileInformation, FileLinkInformation, FileRenameInformation,
@@ -37,6 +38,7 @@ from stackfs.cext.inode_table cimport inode_table_t, node_id, node_put, node_typ
 from stackfs.cext.ntstatus cimport (
     NTSTATUS, NT_SUCCESS, STATUS_FLT_DELETING_OBJECT, STATUS_IO_REPARSE_TAG_INVALID, STATUS_NO_MORE_FILES,
     STATUS_NOT_A_REPARSE_POINT, STATUS_PENDING, nt_to_errno)
+from stackfs.cext.reparse_point cimport LARGEST_REPARSE_POINT
 from stackfs.cext.pending cimport PASSIVE_LEVEL, irql_require, irql_set
 from stackfs.cext.stack cimport InstanceEntry
 from stackfs.cext.threads cimport load_int, store_int
@@ -63,11 +65,6 @@ cdef extern from *:
     unsigned S_IFDIR, S_IFLNK, S_IFREG
 
 cdef enum:
-    FSCTL_SET_ZERO_DATA = 0x980C8
-    FSCTL_SET_REPARSE_POINT = 0x900A4
-    FSCTL_GET_REPARSE_POINT = 0x900A8
-    FSCTL_DELETE_REPARSE_POINT = 0x900AC
-    LARGEST_REPARSE_POINT = 16384
     SYMLINK_TAG = 0xA000000C             # IO_REPARSE_TAG_SYMLINK
     FATTR_ATIME = 16
     FATTR_MTIME = 32

@@ -166,6 +166,18 @@ cdef struct oplock_t:
     const oplock_open_t *reserved
     oplock_open_t reserved_keys
 
+cdef enum:
+    OPLOCK_LISTS = 6
+
+# All who are there; those who wait come last.
+cdef inline void oplock_lists(oplock_t *oplock, oplock_list_t **lists) noexcept nogil:
+    lists[0] = &oplock.exclusive
+    lists[1] = &oplock.level_two
+    lists[2] = &oplock.read
+    lists[3] = &oplock.handle
+    lists[4] = &oplock.breaking
+    lists[5] = &oplock.waiting
+
 ctypedef struct oplock_request_t:
     uint8_t directory
     uint8_t synchronous                  # a handle that waits for each of its operations

@@ -929,19 +929,14 @@ cdef oplock_t *oplock_new() noexcept nogil:
 
 
 cdef void oplock_end(oplock_t *oplock) noexcept nogil:
-    cdef oplock_list_t *lists[6]
+    cdef oplock_list_t *lists[OPLOCK_LISTS]
     cdef oplock_record_t *each
     cdef due_t due
     cdef int i
     due.first = due.last = NULL
-    lists[0] = &oplock.exclusive
-    lists[1] = &oplock.level_two
-    lists[2] = &oplock.read
-    lists[3] = &oplock.handle
-    lists[4] = &oplock.breaking
-    lists[5] = &oplock.waiting
+    oplock_lists(oplock, lists)
     pthread_mutex_lock(&oplock.lock)
-    for i in range(6):
+    for i in range(OPLOCK_LISTS):
         while lists[i].first != NULL:
             each = lists[i].first
             tell(each, STATUS_CANCELLED, OPLOCK_LEVEL_NONE, False, &due)

@@ -16,11 +16,12 @@ from stackfs.cext.file_object cimport FileReference
 from stackfs.cext.holding cimport holding_raised, holding_report
 from stackfs.cext.ntstatus cimport NT_SUCCESS, NTSTATUS, STATUS_PENDING, STATUS_SUCCESS
 from stackfs.cext.oplock cimport (
-    OPLOCK, OPLOCK_BREAK_ALL, OPLOCK_BREAK_TO_TWO, OPLOCK_FLAG_BACK_OUT_ATOMIC_OPLOCK, OPLOCK_LEVEL_CACHE_READ, OPLOCK_LEVEL_TWO,
+    OPLOCK, OPLOCK_LISTS, OPLOCK_BREAK_ALL, OPLOCK_BREAK_TO_TWO, OPLOCK_FLAG_BACK_OUT_ATOMIC_OPLOCK,
+    OPLOCK_LEVEL_CACHE_READ, OPLOCK_LEVEL_TWO,
     OPLOCK_OPEN, OPLOCK_OPEN_BREAK_H, OPLOCK_OPERATIONS, FltCurrentBatchOplock, FltCurrentOplock, FltCurrentOplockH,
     FltInitializeOplock, FltOplockIsFastIoPossible, FltOplockIsSharedRequest, FltUninitializeOplock, GRANULAR_BREAKS,
     break_operation, breaking_to, cancelled_by, check_operation, checked_t, fsctl_with, is_oplock_key, oplock_acknowledge,
-    oplock_answer, oplock_break_t, oplock_cancel, oplock_check, oplock_close, oplock_end, oplock_list_t, oplock_notify,
+    oplock_answer, oplock_break_t, oplock_cancel, oplock_check, oplock_close, oplock_end, oplock_list_t, oplock_lists, oplock_notify,
     oplock_open_break, oplock_operation_name, oplock_record_drop, oplock_record_new, oplock_record_t, oplock_request,
     oplock_request_t, oplock_reserve, oplock_same_key, oplock_state, oplock_t, oplock_unreserve)
 from stackfs.cext.pending cimport APC_LEVEL, irql_require, operation_off_cancel, operation_on_cancel
@@ -475,18 +476,13 @@ cdef list snapshot(oplock_t *oplock, bint waiting):
     """Copied under the lock, which is taken without the GIL."""
     cdef oplock_record_t *copied
     cdef oplock_record_t *each
-    cdef oplock_list_t *lists[6]
+    cdef oplock_list_t *lists[OPLOCK_LISTS]
     cdef int count = 0
     cdef int room = 64
     cdef int i
     cdef int64_t now = monotonic_time()
     cdef uint32_t state
-    lists[0] = &oplock.exclusive
-    lists[1] = &oplock.level_two
-    lists[2] = &oplock.read
-    lists[3] = &oplock.handle
-    lists[4] = &oplock.breaking
-    lists[5] = &oplock.waiting
+    oplock_lists(oplock, lists)
     while True:
         copied = <oplock_record_t *>calloc(room, sizeof(oplock_record_t))
         if copied is NULL:
@@ -495,7 +491,7 @@ cdef list snapshot(oplock_t *oplock, bint waiting):
             pthread_mutex_lock(&oplock.lock)
             state = oplock.state
             count = 0
-            for i in range(5 if waiting else 0, 6 if waiting else 5):
+            for i in range(OPLOCK_LISTS - 1 if waiting else 0, OPLOCK_LISTS if waiting else OPLOCK_LISTS - 1):
                 each = lists[i].first
                 while each != NULL:
                     if count < room:

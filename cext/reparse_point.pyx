@@ -23,7 +23,6 @@ cdef extern from "<sys/xattr.h>" nogil:
 cdef enum:
     HEADER = 8                           # ReparseTag u32, ReparseDataLength u16, Reserved u16
     GUID_HEADER = 24                     # and the GUID of whose tag it is, unless that is Microsoft's own
-    LARGEST = 16384                      # MAXIMUM_REPARSE_DATA_BUFFER_SIZE
     RESERVED_TAGS = 2                    # 0, 1 and 2 are none
 
 cdef const char *ATTRIBUTE = b"user.stackfs.reparse"
@@ -37,7 +36,7 @@ cdef inline uint32_t header_of(const char *buffer) noexcept nogil:
 cdef NTSTATUS well_formed(const char *buffer, uint32_t length, bint with_data) noexcept nogil:
     cdef uint32_t tag
     cdef uint16_t data
-    if buffer is NULL or length < HEADER or length > LARGEST:
+    if buffer is NULL or length < HEADER or length > LARGEST_REPARSE_POINT:
         return STATUS_IO_REPARSE_DATA_INVALID
     memcpy(&tag, buffer, 4)
     memcpy(&data, buffer + 4, 2)
@@ -54,8 +53,8 @@ cdef NTSTATUS failure() noexcept nogil:
 
 cdef NTSTATUS same_tag(int fd, const char *buffer) noexcept nogil:
     """Is what stands there of this tag and GUID? STATUS_NOT_A_REPARSE_POINT: nothing does."""
-    cdef char there[LARGEST]
-    cdef ssize_t got = fgetxattr(fd, ATTRIBUTE, there, LARGEST)
+    cdef char there[LARGEST_REPARSE_POINT]
+    cdef ssize_t got = fgetxattr(fd, ATTRIBUTE, there, LARGEST_REPARSE_POINT)
     if got < 0:
         return failure()
     if got < HEADER or got < <ssize_t>header_of(there):
@@ -67,8 +66,8 @@ cdef NTSTATUS same_tag(int fd, const char *buffer) noexcept nogil:
 
 cdef NTSTATUS get(int fd, const CONTROL_PARAMETERS *p, size_t *information) noexcept nogil:
     """As much as there is room for; STATUS_BUFFER_OVERFLOW: that is not all of it."""
-    cdef char there[LARGEST]
-    cdef ssize_t got = fgetxattr(fd, ATTRIBUTE, there, LARGEST)
+    cdef char there[LARGEST_REPARSE_POINT]
+    cdef ssize_t got = fgetxattr(fd, ATTRIBUTE, there, LARGEST_REPARSE_POINT)
     cdef NTSTATUS status
     if got < 0:
         return failure()

@@ -846,11 +846,7 @@ cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
     elif which.detail == STEP_NOTICE or request.opcode == INJECTED or request.opcode == INIT or request.opcode == DESTROY:
         fill_notice(request, op, p)
     elif request.opcode == IOCTL:
-        p.Parameters.Control.ControlCode = request.arguments.command
-        p.Parameters.Control.InputBuffer = request.input
-        p.Parameters.Control.InputBufferLength = request.input_length
-        p.Parameters.Control.OutputBuffer = request.buffer
-        p.Parameters.Control.OutputBufferLength = request.buffer_length
+        fill_control(request, p)
         if not op.data.Flags & FLTFL_CALLBACK_DATA_FAST_IO_OPERATION:
             op.data.Flags |= FLTFL_CALLBACK_DATA_SYSTEM_BUFFER
     elif which.detail == FSCTL_SET_ZERO_DATA and major == IRP_MJ_FILE_SYSTEM_CONTROL:
@@ -872,6 +868,14 @@ cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
         else:
             p.Parameters.Control.OutputBuffer = request.buffer
             p.Parameters.Control.OutputBufferLength = request.buffer_length
+
+
+cdef void fill_control(const vfs_request_t *request, FLT_IO_PARAMETER_BLOCK *p) noexcept nogil:
+    p.Parameters.Control.ControlCode = request.arguments.command
+    p.Parameters.Control.InputBuffer = request.input
+    p.Parameters.Control.InputBufferLength = request.input_length
+    p.Parameters.Control.OutputBuffer = request.buffer
+    p.Parameters.Control.OutputBufferLength = request.buffer_length
 
 
 cdef void fill_notice(vfs_request_t *request, operation_t *op, FLT_IO_PARAMETER_BLOCK *p) noexcept nogil:
@@ -901,11 +905,7 @@ cdef void fill_notice(vfs_request_t *request, operation_t *op, FLT_IO_PARAMETER_
     elif major == IRP_MJ_VOLUME_MOUNT:
         p.Parameters.MountVolume.DeviceType = FILE_DEVICE_DISK_FILE_SYSTEM
     elif request.opcode == INJECTED:
-        p.Parameters.Control.ControlCode = request.arguments.command
-        p.Parameters.Control.InputBuffer = request.input
-        p.Parameters.Control.InputBufferLength = request.input_length
-        p.Parameters.Control.OutputBuffer = request.buffer
-        p.Parameters.Control.OutputBufferLength = request.buffer_length
+        fill_control(request, p)
 
 
 cdef uint32_t page_protection(uint32_t flags) noexcept nogil:

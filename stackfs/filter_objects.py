@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import os
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -176,6 +176,21 @@ class LoadedFilter(FltObject):
         return found
 
 
+def rows(
+    filter: api.Filter, operations: Iterable[api.Operation]
+) -> list[tuple[int, int, Callable[..., Any] | None, Callable[..., Any] | None]]:
+    """Of a registration table, as an InstanceEntry takes them: (major, flags, pre, post)."""
+    return [
+        (
+            each.major,
+            each.flags,
+            getattr(filter, each.pre) if each.pre else None,
+            getattr(filter, each.post) if each.post else None,
+        )
+        for each in operations
+    ]
+
+
 class Told:
     """What the stack tells of a filter's callbacks, on whatever thread they ran."""
 
@@ -184,26 +199,22 @@ class Told:
     name: str
 
     def callback_raised(self, routine: str, major: int, path: str, error: BaseException) -> None:
-        log.error(
-            "a callback raised",
-            filter=self.filter.name,
-            instance=self.name,
-            operation=api.major_name(major),
-            routine=routine,
-            path=path,
-            error=f"{type(error).__name__}: {error}",
-            outcome="passed by" if self.filter.manifest.on_error == "pass" else "EIO",
-        )
+        self._went_wrong("a callback raised", routine, major, path, f"{type(error).__name__}: {error}")
 
     def callback_misused(self, routine: str, major: int, path: str, status: int) -> None:
+        self._went_wrong(
+            "a callback broke the rules", routine, major, path, f"it returned {status}, which is not legal here"
+        )
+
+    def _went_wrong(self, event: str, routine: str, major: int, path: str, error: str) -> None:
         log.error(
-            "a callback broke the rules",
+            event,
             filter=self.filter.name,
             instance=self.name,
             operation=api.major_name(major),
             routine=routine,
             path=path,
-            error=f"it returned {status}, which is not legal here",
+            error=error,
             outcome="passed by" if self.filter.manifest.on_error == "pass" else "EIO",
         )
 
@@ -236,15 +247,7 @@ class Instance(FltObject, Told, contexts.InstanceFace, FilterIo):
             name,
             altitude,
             filter.name,
-            [
-                (
-                    operation.major,
-                    operation.flags,
-                    getattr(filter.object, operation.pre) if operation.pre else None,
-                    getattr(filter.object, operation.post) if operation.post else None,
-                )
-                for operation in operations
-            ],
+            rows(filter.object, operations),
             native,
             filter.manifest.on_error == "pass",
             filter.contexts,

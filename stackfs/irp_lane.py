@@ -116,17 +116,18 @@ class Operations:
             return self._run_async(request, answer)
         if not request.run():
             return self._wait(request, answer)
+        return Done(self._outcome(request, answer))
+
+    def _outcome(self, request: Request, answer: Callable[[Request], T]) -> T:
         if request.error:
             raise pyfuse3.FUSEError(request.error)
-        return Done(answer(request))
+        return answer(request)
 
     async def _run_async(self, request: Request, answer: Callable[[Request], T]) -> T:
         """Where some callback is `async def`: it runs in this task, and costs a turn of the loop only when it waits."""
         while not self.async_callbacks.walk(request.unique, request.run):
             await self._until_ready(request)
-        if request.error:
-            raise pyfuse3.FUSEError(request.error)
-        return answer(request)
+        return self._outcome(request, answer)
 
     async def _run_in_thread(self, request: Request, answer: Callable[[Request], T]) -> T:
         """All callbacks in worker threads, where they may wait for a program."""
@@ -134,20 +135,12 @@ class Operations:
             with trio.CancelScope(shield=True):
                 done = await trio.to_thread.run_sync(request.run, limiter=self._asking_workers)
             if done:
-                break
+                return self._outcome(request, answer)
             await self._until_ready(request)
-        if request.error:
-            raise pyfuse3.FUSEError(request.error)
-        return answer(request)
 
     async def _wait(self, request: Request, answer: Callable[[Request], T]) -> T:
-        while True:
-            await self._until_ready(request)
-            if self.async_callbacks.walk(request.unique, request.run):
-                break
-        if request.error:
-            raise pyfuse3.FUSEError(request.error)
-        return answer(request)
+        await self._until_ready(request)
+        return await self._run_async(request, answer)
 
     async def _until_ready(self, request: Request) -> None:
         """What run() stopped at. Shielded, where a thread uses the request's memory until it is done."""
@@ -280,8 +273,7 @@ class Operations:
             ),
         ):
             await self._wait(request, _nothing)
-        if request.error:
-            raise pyfuse3.FUSEError(request.error)
+        self._outcome(request, _nothing)
 
     def fsyncdir(self, fh: int, datasync: bool) -> Awaitable[None]:
         return self._finish(self._take(FSYNCDIR), _nothing)

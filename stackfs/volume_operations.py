@@ -18,7 +18,7 @@ from stackfs.cext.callback_data import major_name
 from stackfs.cext.requests import INJECTABLE, Request, VfsError
 from stackfs.cext.stack import InstanceEntry
 from stackfs.errors import ExitCode, FltError, StackfsError
-from stackfs.filter_objects import FilterState, Told
+from stackfs.filter_objects import FilterState, Told, rows
 
 if TYPE_CHECKING:
     from stackfs.filter_objects import LoadedFilter, Volume
@@ -48,20 +48,12 @@ class MountTarget(Told):
         self.options = dict(filter.object.options)
         self.context: Any = None
         operations, native = filter.object.operations_for(self.options)
-        rows = [
-            (
-                each.major,
-                each.flags,
-                getattr(filter.object, each.pre) if each.pre else None,
-                getattr(filter.object, each.post) if each.post else None,
-            )
-            for each in operations
-            if each.major == api.IRP_MJ_VOLUME_MOUNT
-        ]
+        asked = [each for each in operations if each.major == api.IRP_MJ_VOLUME_MOUNT]
         if native is not None and api.IRP_MJ_VOLUME_MOUNT not in native.registered():
             native = None
         self.entry = InstanceEntry(
-            self, self.name, str(order), self.name, rows, native, filter.manifest.on_error == "pass", filter.contexts
+            self, self.name, str(order), self.name, rows(filter.object, asked), native,
+            filter.manifest.on_error == "pass", filter.contexts,
         )
 
     def error_limit_reached(self) -> None:

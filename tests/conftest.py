@@ -232,6 +232,15 @@ def port_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
+def often_switched() -> Iterator[None]:
+    """Python's threads take turns every few microseconds."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(5e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.fixture
 def place(tmp_path: Path) -> Path:
     """The backing directory of `core`."""
     (tmp_path / "file").write_bytes(b"0123456789")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -440,15 +439,6 @@ class Client(threading.Thread):
             level = int(self.random.choice([0, 0, R, RH, RW, RWH]))
             how = self.random.randrange(5)
             self.keep(self.oplock.acknowledge(self.open, how, level, self.done))
-
-
-@pytest.fixture
-def often_switched() -> Iterator[None]:
-    """Python's threads take turns every few microseconds."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(5e-6)
-    yield
-    sys.setswitchinterval(before)
 
 
 def test_many_threads(often_switched: None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -518,15 +517,6 @@ def test_breaks_that_a_filter_makes(core: Volume, place: Path) -> None:
         waits = locking.ask(FSYNC, other)
         assert waits.waits and held.broken() == (RWH, to, True)
         assert locking.acknowledge(own, 0).ended() == 0 and waits.ended() == 0
-
-
-@pytest.fixture
-def often_switched() -> Iterator[None]:
-    """Python's threads take turns every few microseconds."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(5e-6)
-    yield
-    sys.setswitchinterval(before)
 
 
 def test_requests_of_many_threads(core: Volume, place: Path, often_switched: None) -> None:

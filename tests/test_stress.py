@@ -15,10 +15,8 @@ import random
 import socket
 import stat
 import struct
-import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -351,19 +349,11 @@ def manage(shared: Shared, seed: int) -> None:
         stack.remove(entry)
 
 
-@pytest.fixture
-def quick_switches() -> Iterator[None]:
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    yield
-    sys.setswitchinterval(before)
-
-
 @pytest.mark.timeout(60 + 10 * SECONDS)
 @pytest.mark.parametrize("descriptor_limit", [3, 4096])
 @pytest.mark.verifier_errors("callback data was used after", "no status of a pre callback", "its post is not called",
                              "it failed a CLEANUP or CLOSE")
-def test_many_threads_leave_nothing_behind(tmp_path: Path, quick_switches: None, descriptor_limit: int) -> None:
+def test_many_threads_leave_nothing_behind(tmp_path: Path, often_switched: None, descriptor_limit: int) -> None:
     before = descriptors()
     volume = Volume(os.open(tmp_path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), descriptor_limit=descriptor_limit)
     shared = Shared(volume)
