@@ -167,8 +167,9 @@ class Worker:
         return checked(libc.fallocate(self.fd(slot), mode, ctypes.c_long(offset), ctypes.c_long(length)))
 
     def do_copy(self, source: int, offset: int, target: int, at: int, length: int) -> Any:
-        """copy_file_range(2), again and again while it is short."""
+        """copy_file_range(2), again and again while it is short; once where it would run after its own end, byte by byte."""
         copied = 0
+        chases = offset < at < offset + length and os.path.sameopenfile(self.fd(source), self.fd(target))
         while copied < length:
             try:
                 fds = self.fd(source), self.fd(target)
@@ -177,9 +178,9 @@ class Worker:
                 if copied == 0:
                     raise
                 return [copied, errno.errorcode[error.errno or 0]]
-            if count == 0:
-                break
             copied += count
+            if count == 0 or chases:
+                break
         return copied
 
     def do_fsync(self, slot: int) -> Any:
