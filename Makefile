@@ -58,7 +58,7 @@ test: build
 test-long: build
 	@echo "stackfs: all tests"
 	@$(VENV)/bin/python -m pytest -q -m "not long" $(BESIDE)
-	@$(VENV)/bin/python -m pytest -q -m long
+	@$(VENV)/bin/python -m pytest -q -m long $(BESIDE)
 
 sanitize: build
 	@$(SETUP) sanitize

@@ -167,7 +167,7 @@ class Worker:
         return checked(libc.fallocate(self.fd(slot), mode, ctypes.c_long(offset), ctypes.c_long(length)))
 
     def do_copy(self, source: int, offset: int, target: int, at: int, length: int) -> Any:
-        """copy_file_range(2), again and again while it is short; once where it would run after its own end, byte by byte."""
+        """copy_file_range(2), again and again while it is short; once where it runs after its own end, byte by byte."""
         copied = 0
         chases = offset < at < offset + length and os.path.sameopenfile(self.fd(source), self.fd(target))
         while copied < length:
