@@ -40,7 +40,9 @@ cdef void directory_put_back(mounted_t *mounted, node_t *parent, const stored_na
 # Before a directory moves it is valid at both places, afterwards at one. (The root of the two is where it is found.)
 cdef int directory_moves(mounted_t *mounted, node_t *directory, node_t *parent, const stored_name_t *stored, node_t *to_parent,
                          const stored_name_t *to) noexcept nogil
-cdef int directory_moved(mounted_t *mounted, node_t *directory, node_t *parent, const stored_name_t *stored) noexcept nogil
+# `other`: the directory that it came from, or did not get to.
+cdef int directory_moved(mounted_t *mounted, node_t *directory, node_t *parent, const stored_name_t *stored,
+                         node_t *other) noexcept nogil
 # The node that a stored name leads to, with a reference (node_put), or NULL; its type.
 cdef node_t *node_called(mounted_t *mounted, node_t *directory, const stored_name_t *stored, uint16_t *type) noexcept nogil
 # records: linux_dirent64, of `length` bytes with room for `room`: the plain names instead. The new length.

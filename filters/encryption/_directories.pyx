@@ -275,7 +275,8 @@ cdef int long_name_begin(mounted_t *mounted, node_t *directory, const stored_nam
     if got == stored.text_length and memcmp(there, stored.text, got) == 0:
         return 0
     made[0] = True
-    return replace_small(mounted, directory, file, stored.text, stored.text_length)
+    got = replace_small(mounted, directory, file, stored.text, stored.text_length)
+    return got or sync_directory(mounted, directory)     # a file system may bring the file that it names to the disk first
 
 
 cdef void long_name_end(mounted_t *mounted, node_t *directory, const stored_name_t *stored) noexcept nogil:
@@ -471,7 +472,8 @@ cdef int directory_moves(mounted_t *mounted, node_t *directory, node_t *parent, 
     return error or write_places(mounted, directory, iv, &first, &second)
 
 
-cdef int directory_moved(mounted_t *mounted, node_t *directory, node_t *parent, const stored_name_t *stored) noexcept nogil:
+cdef int directory_moved(mounted_t *mounted, node_t *directory, node_t *parent, const stored_name_t *stored,
+                         node_t *other) noexcept nogil:
     cdef uint8_t iv[16]
     cdef uint8_t above[16]
     cdef place_t place
@@ -480,6 +482,9 @@ cdef int directory_moved(mounted_t *mounted, node_t *directory, node_t *parent, 
         return 0
     error = directory_iv(mounted, directory, iv)
     error = error or place_of(mounted, parent, stored, above, &place)
+    error = error or sync_directory(mounted, parent)     # the place it was in is not forgotten before the disk has it here
+    if other is not parent:
+        error = error or sync_directory(mounted, other)
     return error or write_places(mounted, directory, iv, &place, NULL)
 
 

@@ -956,7 +956,9 @@ cdef int recover(encrypted_file_t *file) noexcept nogil:
 
 
 cdef int shorten(encrypted_file_t *file) noexcept nogil:
-    """After the seal of rule 5: the last block as long as the size says, and the stored file too."""
+    """After the seal of rule 5: the last block as long as the size says, and the stored file too.
+
+    The cut goes through what that block was before: it must not be the first to reach the disk."""
     cdef uint8_t plain[4096]
     cdef uint64_t last
     cdef int error = 0
@@ -970,6 +972,7 @@ cdef int shorten(encrypted_file_t *file) noexcept nogil:
         elif error == 0 and not last_fits(file, last):
             memset(plain + (file.size - last * BLOCK), 0, BLOCK - (file.size - last * BLOCK))
             error = block_write(file, last, plain, file.size - last * BLOCK)
+            error = error or file.io.sync(file.io.who)
     return error or file.io.resize(file.io.who, stored_size(file.size))
 
 
