@@ -280,6 +280,8 @@ class Program:
         if content is None:
             lost = self.settled(size_key, position) < 0
             return None if lost else f"{path} was synced, and is lost"
+        if content and not any(content) and self.settled(size_key, position) < 0:
+            return None                  # without a header nothing can be read
         size = sum(BLOCK if each is None else len(each) for each in content)
         if content and content[-1] is None:
             size = -(-size // BLOCK) * BLOCK

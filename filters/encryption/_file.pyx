@@ -958,20 +958,30 @@ cdef int recover(encrypted_file_t *file) noexcept nogil:
 cdef int shorten(encrypted_file_t *file) noexcept nogil:
     """After the seal of rule 5: the last block as long as the size says, and the stored file too.
 
-    The cut goes through what that block was before: it must not be the first to reach the disk."""
+    The cut goes through what that block was before: it must not be the first to reach the disk. Nor may what lay behind
+    the block in its slot be left, should the file grow and only the cut be forgotten: so the block is followed by zeros."""
     cdef uint8_t plain[4096]
+    cdef uint8_t slot[4132]
+    cdef uint8_t tag[16]
     cdef uint64_t last
+    cdef int64_t stored
+    cdef size_t length
     cdef int error = 0
     if file.size:
         last = blocks_of(file.size) - 1
+        length = <size_t>(file.size - last * BLOCK)
         file.shortening = True
         error = block_read(file, last, plain)
         file.shortening = False
         if error == -EBADMSG:
             error = 0                                # stays what it is: damaged
         elif error == 0 and not last_fits(file, last):
-            memset(plain + (file.size - last * BLOCK), 0, BLOCK - (file.size - last * BLOCK))
-            error = block_write(file, last, plain, file.size - last * BLOCK)
+            stored = file.io.read(file.io.who, slot_offset(last), slot, SLOT)
+            if stored < 0:
+                return <int>stored
+            memset(slot, 0, SLOT)
+            error = blocks_encrypt(file.keys, last, file.working, plain, length, slot, tag)
+            error = error or blocks_write(file, last, 1, max(length + OVERHEAD, <size_t>stored), slot, tag)
             error = error or file.io.sync(file.io.who)
     return error or file.io.resize(file.io.who, stored_size(file.size))
 
