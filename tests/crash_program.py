@@ -13,6 +13,7 @@ position of the recording (tests/fault.py) it began and ended. After a power cut
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from stackfs.filters.encryption._cipher import VolumeKeys
 from stackfs.filters.encryption._file import EncryptedFile
 
 BLOCK = 4096
+NEVER = 1 << 62
 Key = tuple[Any, ...]
 
 
@@ -45,7 +47,12 @@ class Event:
     ended: int
     values: dict[Key, Any]
     settled: tuple[Key, ...]
-    """What is certain from its end on: these, and what begins with them."""
+    """What is certain from its end on: these, and what begins with them. `ended` NEVER: it failed, or was cut off."""
+
+
+def whole(done: int, data: bytes) -> None:
+    if done != len(data):
+        raise OSError(errno.ENOSPC, "written in part")
 
 
 class Program:
@@ -71,15 +78,20 @@ class Program:
     def above(self, path: str) -> tuple[Thing, str]:
         return self.at(os.path.dirname(path)), os.path.basename(path)
 
-    def note(self, begun: int, values: dict[Key, Any], settled: tuple[Key, ...] = ()) -> None:
+    @contextlib.contextmanager
+    def step(self, values: dict[Key, Any], settled: tuple[Key, ...] = ()) -> Iterator[None]:
+        """What is done in it makes these values. If it raises, it may have been done, in part, or not."""
         for key, value in values.items():
             self.history.setdefault(key, []).append((len(self.events), value))
-        self.events.append(Event(begun, self.position(), values, settled))
+        event = Event(self.position(), NEVER, values, settled)
+        self.events.append(event)
+        yield
+        event.ended = self.position()
 
     def changed(self, file: Thing) -> dict[Key, Any]:
         """What is new about a file's content."""
         values: dict[Key, Any] = {("size", file.number): len(file.content)}
-        known = max((key[2] for key in self.history if key[:2] == ("block", file.number)), default=-1)
+        known = max((key[2] for key in self.keys("block", file.number)), default=-1)
         for block in range(max(known + 1, -(-len(file.content) // BLOCK))):
             now = bytes(file.content[block * BLOCK : (block + 1) * BLOCK]).ljust(BLOCK, b"\0")
             before = self.history.get(("block", file.number, block), [(0, bytes(BLOCK))])[-1][1]
@@ -90,124 +102,120 @@ class Program:
     # --- what it does
 
     def create(self, path: str, data: bytes = b"", sync: bool = False) -> None:
-        begun = self.position()
         directory, name = self.above(path)
-        file = self.thing("file")
-        with open(self.top / path, "xb", buffering=0) as opened:
-            file.content += data
-            directory.names[name] = file
-            if data:
-                opened.write(data)
-            self.note(begun, {("name", directory.number, name): file.number, **self.changed(file)})
-            if sync:
-                self.sync(path, opened.fileno())
-
-    def change(self, path: str, what: Callable[[int, bytearray], None], flags: int = os.O_RDWR) -> None:
-        """what(descriptor, content) does the same to both."""
-        begun = self.position()
-        file = self.at(path)
-        opened = os.open(self.top / path, flags)
+        directory.names[name] = file = self.thing("file")
+        with self.step({("name", directory.number, name): file.number, ("size", file.number): 0}):
+            opened = os.open(self.top / path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
-            what(opened, file.content)
-            self.note(begun, self.changed(file))
+            if data:
+                file.content += data
+                with self.step(self.changed(file)):
+                    assert os.write(opened, data) == len(data)
+            if sync:
+                self.sync(path, opened)
         finally:
             os.close(opened)
 
+    def change(
+        self, path: str, new: Callable[[bytearray], None], what: Callable[[int], None], flags: int = os.O_RDWR
+    ) -> None:
+        """new(content) is what what(descriptor) does."""
+        file = self.at(path)
+        new(file.content)
+        with self.step(self.changed(file)):
+            opened = os.open(self.top / path, flags)
+            try:
+                what(opened)
+            finally:
+                os.close(opened)
+
     def write(self, path: str, offset: int, data: bytes) -> None:
-        def both(opened: int, content: bytearray) -> None:
-            assert os.pwrite(opened, data, offset) == len(data)
+        def new(content: bytearray) -> None:
             content.extend(bytes(max(0, offset - len(content))))
             content[offset : offset + len(data)] = data
 
-        self.change(path, both)
+        self.change(path, new, lambda opened: whole(os.pwrite(opened, data, offset), data))
 
     def append(self, path: str, data: bytes) -> None:
-        def both(opened: int, content: bytearray) -> None:
-            assert os.write(opened, data) == len(data)
-            content += data
-
-        self.change(path, both, os.O_WRONLY | os.O_APPEND)
+        self.change(
+            path,
+            lambda content: content.extend(data),
+            lambda opened: whole(os.write(opened, data), data),
+            os.O_WRONLY | os.O_APPEND,
+        )
 
     def truncate(self, path: str, size: int) -> None:
-        def both(opened: int, content: bytearray) -> None:
-            os.ftruncate(opened, size)
+        def new(content: bytearray) -> None:
             del content[size:]
             content.extend(bytes(size - len(content)))
 
-        self.change(path, both)
+        self.change(path, new, lambda opened: os.ftruncate(opened, size))
 
     def punch(self, path: str, offset: int, length: int, zero: Callable[[int, int, int], None]) -> None:
         """zero(descriptor, offset, length): fallocate(2)."""
 
-        def both(opened: int, content: bytearray) -> None:
-            zero(opened, offset, length)
+        def new(content: bytearray) -> None:
             end = min(len(content), offset + length)
             content[offset:end] = bytes(max(0, end - offset))
 
-        self.change(path, both)
+        self.change(path, new, lambda opened: zero(opened, offset, length))
 
     def sync(self, path: str, opened: int | None = None) -> None:
-        begun, thing = self.position(), self.at(path)
-        descriptor = os.open(self.top / path, os.O_RDONLY) if opened is None else opened
-        try:
-            os.fsync(descriptor)
-        finally:
-            if opened is None:
-                os.close(descriptor)
+        thing = self.at(path)
         number = thing.number
+        settled: tuple[Key, ...] = (("block", number), ("size", number), ("attribute", number))
         if thing.kind == "directory":
-            self.note(begun, {}, (("name", number), ("attribute", number)))
-        else:
-            self.note(begun, {}, (("block", number), ("size", number), ("attribute", number)))
+            settled = (("name", number), ("attribute", number))
+        with self.step({}, settled):
+            descriptor = os.open(self.top / path, os.O_RDONLY) if opened is None else opened
+            try:
+                os.fsync(descriptor)
+            finally:
+                if opened is None:
+                    os.close(descriptor)
 
     def mkdir(self, path: str) -> None:
-        begun = self.position()
         directory, name = self.above(path)
-        os.mkdir(self.top / path)
         directory.names[name] = made = self.thing("directory")
-        self.note(begun, {("name", directory.number, name): made.number})
+        with self.step({("name", directory.number, name): made.number}):
+            os.mkdir(self.top / path)
 
     def symlink(self, target: bytes, path: str) -> None:
-        begun = self.position()
         directory, name = self.above(path)
-        os.symlink(target, os.fsencode(self.top / path))
         directory.names[name] = made = self.thing("link", target)
-        self.note(begun, {("name", directory.number, name): made.number})
+        with self.step({("name", directory.number, name): made.number}):
+            os.symlink(target, os.fsencode(self.top / path))
 
     def link(self, path: str, to: str) -> None:
-        begun, thing = self.position(), self.at(path)
+        thing = self.at(path)
         directory, name = self.above(to)
-        os.link(self.top / path, self.top / to, follow_symlinks=False)
         directory.names[name] = thing
-        self.note(begun, {("name", directory.number, name): thing.number})
+        with self.step({("name", directory.number, name): thing.number}):
+            os.link(self.top / path, self.top / to, follow_symlinks=False)
 
     def remove(self, path: str) -> None:
-        begun = self.position()
         directory, name = self.above(path)
-        (os.rmdir if directory.names[name].kind == "directory" else os.unlink)(self.top / path)
-        del directory.names[name]
-        self.note(begun, {("name", directory.number, name): None})
+        thing = directory.names.pop(name)
+        with self.step({("name", directory.number, name): None}):
+            (os.rmdir if thing.kind == "directory" else os.unlink)(self.top / path)
 
     def rename(self, path: str, to: str) -> None:
-        begun = self.position()
         directory, name = self.above(path)
         other, other_name = self.above(to)
-        os.rename(self.top / path, self.top / to)
         thing = directory.names.pop(name)
         if thing.kind == "directory" and other_name in other.names:
-            self.note(begun, {("name", other.number, other_name): None})     # it is moved aside before
+            with self.step({("name", other.number, other_name): None}):
+                pass                                 # it is moved aside before
         other.names[other_name] = thing
-        self.note(
-            begun, {("name", directory.number, name): None, ("name", other.number, other_name): thing.number}
-        )
+        with self.step({("name", directory.number, name): None, ("name", other.number, other_name): thing.number}):
+            os.rename(self.top / path, self.top / to)
 
     def attribute(self, path: str, name: str, value: bytes | None) -> None:
-        begun, thing = self.position(), self.at(path)
-        if value is None:
-            os.removexattr(self.top / path, name)
-        else:
-            os.setxattr(self.top / path, name, value)
-        self.note(begun, {("attribute", thing.number, name): value})
+        with self.step({("attribute", self.at(path).number, name): value}):
+            if value is None:
+                os.removexattr(self.top / path, name)
+            else:
+                os.setxattr(self.top / path, name, value)
 
     # --- what may be left of it
 

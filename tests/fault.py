@@ -2,8 +2,8 @@
 
 What is to be made durable is decided above; what this one sees is what the base is asked for. Each change is a record
 in `log`, in the order in which the base made them: between a change's two callbacks there is no other change. Records
-are tuples, pickled one behind the other; an inode is (number, birth time), so that a number that is used again is another
-inode. The first records are the backing directory as it was when it was mounted.
+are tuples, pickled one behind the other; an inode is (number, birth time), so that a number that is used again is
+another inode. The first records are the backing directory as it was when it was mounted.
 
     ("inode", inode, mode, uid, gid, target)      seen for the first time
     ("names", ((directory, name, inode or None), ...))      what the names are from now on, all of them at once

@@ -9,19 +9,22 @@ few of them are really mounted.
 from __future__ import annotations
 
 import ctypes
+import errno
+import itertools
 import os
 import random
 import shutil
 import sqlite3
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Drive
-from crash_program import Program, read_tree, shown_tree
+from conftest import STACKFS, Drive, run
+from crash_program import NEVER, Program, read_tree, shown_tree
 from crash_states import Choice, Model, Recording
 from encryption_drive import PHRASE, Vault
 
@@ -370,7 +373,14 @@ SCENARIOS = (
 
 
 def crashes(
-    recording: Recording, program: Program, opened: volumes.Unlocked, mark_of: Path, place: Path, states: int, *, plain: bool
+    recording: Recording,
+    program: Program,
+    opened: volumes.Unlocked,
+    mark_of: Path,
+    place: Path,
+    states: int,
+    *,
+    plain: bool,
 ) -> list[Choice]:
     """Looks at so many states; returns some of them, to be mounted."""
     rng = random.Random(states)
@@ -461,7 +471,6 @@ def played(
     it = recorded(**settings)
     program = it.mount()
     scenario(it.it, program)
-    program.note(program.position(), {})
     it.it.umount()
     return it, program
 
@@ -508,3 +517,205 @@ def test_2000_power_cuts(
     settings: dict[str, str],
 ) -> None:
     power_cuts(recorded, drive, place, scenario, 2000, 3, **settings)
+
+
+def test_the_scenarios_would_notice(
+    recorded: Callable[..., Recorded], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they rely on is looked at: were no sync there, states come up that the program may not find."""
+    it, program = played(recorded, overwrite)
+    recording = Recording(it.log)
+    opened = unlocked(it.it.src)
+    lazy = Recording(it.log)
+    monkeypatch.setattr(lazy, "durable", lambda end, model: (set(), recording.begin))
+    with pytest.raises(AssertionError):
+        crashes(lazy, program, opened, it.it.src, place, 300, plain=False)
+
+
+# --- the daemon is killed --------------------------------------------------------------------------------------------
+
+
+class Worker(threading.Thread):
+    """A program of its own in a folder, until the drive goes. Positions are numbers that go up with each step."""
+
+    def __init__(self, top: Path, seed: int) -> None:
+        super().__init__()
+        self.clock = 0
+        self.top, self.rng = top / f"worker{seed}", random.Random(seed)
+        self.top.mkdir()
+        self.program = Program(self.top, lambda: self.clock)
+        self.synced = 0
+
+    def run(self) -> None:
+        try:
+            while True:
+                self.step()
+                self.clock += 1
+        except OSError as error:
+            if error.errno not in (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ENOENT):
+                raise
+
+    def step(self) -> None:
+        rng, p = self.rng, self.program
+        files = [name for name, each in p.root.names.items() if each.kind == "file"]
+        kind = rng.randrange(12) if files else 0
+        if kind == 0 and len(files) < 12:
+            p.create(rng.choice(("", "l" * 170)) + str(self.clock), rng.randbytes(rng.randrange(60_000)))
+        elif kind < 5 and files:
+            p.write(rng.choice(files), rng.randrange(200_000), rng.randbytes(rng.choice((1, 4096, 50_000))))
+        elif kind == 5:
+            p.append(rng.choice(files), rng.randbytes(3000))
+        elif kind == 6:
+            p.truncate(rng.choice(files), rng.randrange(150_000))
+        elif kind == 7:
+            p.punch(rng.choice(files), rng.randrange(100_000), rng.randrange(1, 50_000), hole)
+        elif kind == 8 and len(files) > 3:
+            p.rename(*rng.sample(files, 2))
+        elif kind == 9 and len(files) > 3:
+            p.remove(rng.choice(files))
+        elif files:
+            p.sync(rng.choice((*files, "")))
+            self.synced += 1
+
+
+def killed_under_load(it: Vault, rounds: int, seed: int) -> None:
+    """Everything that was done before the kill is there, whether it was synced or not: the kernel below has it (with
+    `writeback`, what was synced). What was under way is there as a whole, in part by blocks, or not."""
+    rng = random.Random(seed)
+    for number in range(rounds):
+        workers = [Worker(it.mnt, number * 10 + each) for each in range(3)]
+        for worker in workers:
+            worker.start()
+        time.sleep(rng.uniform(0.05, 1.5))
+        os.kill(it.drive.pid, 9)
+        it.drive.wait_gone()
+        for worker in workers:
+            worker.join(30)
+            assert not worker.is_alive()
+        run(STACKFS, "umount", it.mnt)
+        if number % 2:
+            words = (STACKFS, "encryption", "fsck", it.src, "--passfile", it.passfile)
+            said = run(*words, check=False)
+            assert said.returncode in (0, 9), said.stdout
+            assert run(*words, "--repair", check=False).returncode in (0, 13)
+            run(*words)
+        it.mount()
+        for worker in workers:
+            p = worker.program
+            position = worker.clock
+            found = shown_tree(worker.top)
+            if "writeback" not in it.options:
+                kept(p)
+            p.check(found, position)
+            carried_on(worker.top)
+    it.umount()
+
+
+def kept(p: Program) -> None:
+    """What has ended is certain: as if it had been synced."""
+    for event in p.events:
+        if event.ended != NEVER:
+            event.settled = (*event.settled, *event.values)
+
+
+def carried_on(top: Path) -> None:
+    """And the drive goes on from there: files are written to, and removed."""
+    for path in list(top.iterdir()):
+        with path.open("ab") as file:
+            file.write(b"goes on")
+        assert path.read_bytes().endswith(b"goes on")
+        path.unlink()
+    top.rmdir()
+
+
+@pytest.mark.parametrize("options", ["cache=strict", "lanes=irp"])
+def test_a_killed_daemon_under_load(vault: Callable[..., Vault], options: str) -> None:
+    killed_under_load(vault(options), 3, 5)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("options", ["cache=strict", "lanes=irp", "cache=normal", "writeback"])
+def test_a_killed_daemon_under_load_often(vault: Callable[..., Vault], options: str) -> None:
+    killed_under_load(vault(options), 60, 6)
+
+
+# --- a disk that fails ----------------------------------------------------------------------------------------------
+
+
+def adopt(p: Program) -> None:
+    """After a failure: what is there now, which has to be something that may be, is what there is."""
+    found = shown_tree(p.top)
+    p.check(found, p.position())
+    for name, (kind, content, *_) in found[1].items():
+        numbers = p.allowed(("name", p.root.number, name), p.position())
+        (file,) = [p.things[each] for each in numbers if each is not None][-1:]
+        assert kind == "file" and content is not None
+        file.content[:] = b"".join(content)
+        with p.step(
+            {("name", p.root.number, name): file.number, **p.changed(file)},
+            (("name", p.root.number, name), ("block", file.number), ("size", file.number)),
+        ):
+            p.root.names[name] = file
+    for name in set(p.root.names) - set(found[1]):
+        del p.root.names[name]
+        with p.step({("name", p.root.number, name): None}, (("name", p.root.number, name),)):
+            pass
+
+
+def failing(it: Recorded, seed: int, rounds: int) -> int:
+    """Random operations, one of the operations below each fails. How many of the program's own failed."""
+    rng = random.Random(seed)
+    p = it.mount("cache=strict")
+    p.position = itertools.count().__next__
+    it.it.drive.expected_log.append("damaged or was changed")
+    for number in range(4):
+        p.create(str(number), rng.randbytes(number * 40_000), sync=True)
+    failures = 0
+    for number in range(rounds):
+        one = rng.choice(sorted(p.root.names))
+        size = len(p.at(one).content)
+        steps: list[Callable[[], None]] = [
+            lambda one=one: p.write(one, rng.randrange(200_000), rng.randbytes(rng.choice((1, 4096, 50_000, 300_000)))),
+            lambda one=one: p.append(one, rng.randbytes(rng.choice((10, 9000)))),
+            lambda one=one, size=size: p.truncate(one, rng.randrange(size + 1)),
+            lambda one=one, size=size: p.truncate(one, size + rng.randrange(50_000)),
+            lambda one=one: p.truncate(one, 0),
+            lambda one=one: p.punch(one, rng.randrange(100_000), rng.randrange(1, 100_000), hole),
+            lambda number=number: p.create(f"{number}" + "l" * rng.choice((0, 170)), rng.randbytes(5000)),
+            lambda one=one, number=number: p.rename(one, f"r{number}" + "l" * rng.choice((0, 170))),
+            lambda one=one: p.sync(one),
+            lambda one=one: p.remove(one) if len(p.root.names) > 3 else None,
+        ]
+        kind = rng.choice(("write", "write", "write", "any", "sync", "resize", "punch", "names"))
+        it.fails(kind, rng.choice((errno.EIO, errno.ENOSPC)), rng.randrange(4), rng.choice((1, 1, 5)))
+        try:
+            rng.choice(steps)()
+        except OSError as error:
+            assert error.errno in (errno.EIO, errno.ENOSPC), error
+            failures += 1
+        it.fails("any", 0, 0, 0)
+        adopt(p)
+        if number % 10 == 9:
+            p.sync(rng.choice(sorted(p.root.names)))
+        if number % 40 == 39:
+            it.it.umount()
+            checked_now = run(STACKFS, "encryption", "fsck", it.it.src, "--passfile", it.it.passfile, check=False)
+            assert checked_now.returncode in (0, 9), checked_now.stdout
+            it.mount("cache=strict")
+            p.check(shown_tree(p.top), NEVER - 1)
+    it.it.umount()
+    return failures
+
+
+def test_a_disk_that_fails(recorded: Callable[..., Recorded]) -> None:
+    """EIO and ENOSPC in the middle of whatever the filter does below: every block is old or new, the drive goes on, and
+    fsck finds at most what a crash may leave."""
+    assert failing(recorded(), 1, 120) > 20
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("seed", range(10, 18))
+def test_a_disk_that_fails_for_long(recorded: Callable[..., Recorded], seed: int) -> None:
+    assert failing(recorded(), seed, 1000) > 200
