@@ -300,7 +300,7 @@ class Program:
         for block, data in enumerate(content):
             allowed = self.allowed(("block", number, block), position, bytes(BLOCK))
             if data is None:
-                if not torn or len(allowed) < 2:
+                if not torn or (len(allowed) < 2 and block < min(sizes) // BLOCK):
                     return f"block {block} of {path} is unreadable"
             elif data.ljust(BLOCK, b"\0") not in allowed:
                 return f"block {block} of {path} is neither old nor new: {data[:16].hex()}"
@@ -397,11 +397,12 @@ def shown_tree(path: Path) -> Any:
                 continue
             try:
                 size = os.fstat(opened).st_size
-                names[entry.name] = (
-                    "file",
-                    blocks_of(lambda offset, opened=opened: os.pread(opened, BLOCK, offset), size),  # type: ignore[misc]
-                    _shown_attributes(entry.path),
-                )
+                blocks = blocks_of(lambda offset, opened=opened: os.pread(opened, BLOCK, offset), size)  # type: ignore[misc]
+                try:
+                    names[entry.name] = ("file", blocks, _shown_attributes(entry.path))
+                except OSError as error:
+                    assert error.errno == errno.EIO and not any(blocks)      # nor can its attributes without a header
+                    names[entry.name] = ("file", None, {})
             finally:
                 os.close(opened)
     return "directory", names, _shown_attributes(os.fspath(path))

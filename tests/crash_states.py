@@ -119,6 +119,11 @@ class Recording:
                     sure.add(number)
         return sure, ordered if model == "journal" else everything
 
+    def named(self, number: int) -> set[Inode]:
+        """What gets a name there."""
+        kind, *what = self.records[number]
+        return {each[2] for each in what[0] if each[2] is not None} if kind == "names" else set()
+
     def touched(self, number: int) -> set[Inode]:
         kind, *what = self.records[number]
         if kind == "names":
@@ -138,7 +143,7 @@ class Recording:
             kept = set(sure) | {n for n in names if n < cut}
             if model == "log":
                 synced = {self.records[n][1] for n in range(cut, end) if self.records[n][0] == "sync"}
-                kept |= {n for n in names if n >= cut and self.touched(n) & synced and rng.random() < 0.5}
+                kept |= {n for n in names if n >= cut and self.named(n) & synced and rng.random() < 0.5}
             pieces: list[tuple[int, frozenset[int]]] = []
             how = rng.randrange(5)
             if how == 0:

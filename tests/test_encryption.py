@@ -251,7 +251,7 @@ class Walk:
         elif kind == 12:
             self.both(lambda top: os.link(top / one, top / new, follow_symlinks=False))
         elif kind == 13:
-            self.both(lambda top: os.symlink(one, top / new))
+            self.both(lambda top: os.symlink(one[-3039:], top / new))     # as long as a target may be
         else:
             self.both(lambda top: (top / one).lstat().st_size if not (top / one).is_dir() else None)
 

@@ -688,14 +688,19 @@ def failing(it: Recorded, seed: int, rounds: int) -> int:
             lambda one=one: p.remove(one) if len(p.root.names) > 3 else None,
         ]
         kind = rng.choice(("write", "write", "write", "any", "sync", "resize", "punch", "names"))
-        it.fails(kind, rng.choice((errno.EIO, errno.ENOSPC)), rng.randrange(4), rng.choice((1, 1, 5)))
+        fault = (kind, rng.choice((errno.EIO, errno.ENOSPC)), rng.randrange(4), rng.choice((1, 1, 5)))
+        it.fails(*fault)
+        which = rng.randrange(len(steps))
         try:
-            rng.choice(steps)()
+            steps[which]()
         except OSError as error:
             assert error.errno in (errno.EIO, errno.ENOSPC), error
             failures += 1
         it.fails("any", 0, 0, 0)
-        adopt(p)
+        try:
+            adopt(p)
+        except AssertionError as error:
+            raise AssertionError(f"round {number}, step {which} of {one}, {size} bytes, {fault}: {error}") from error
         if number % 10 == 9:
             p.sync(rng.choice(sorted(p.root.names)))
         if number % 40 == 39:

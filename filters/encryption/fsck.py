@@ -940,8 +940,8 @@ class Search:
         """Blocks of files that are healthy themselves, by their tags: reads the whole tree once more, tags alone."""
         if not self.strays:
             return
-        wanted = {slot[-16:]: place for place, slot in self.strays.items()}
-        damaged = {(each.directory, each.name) for each in self.files}
+        wanted = {slot[-16:]: place for place, slot in self.strays.items() if any(slot[-16:])}
+        damaged = {os.fstat(each.descriptor).st_ino for each in self.handles}
         for iv, parts, path in list(self.fsck.known):
             try:
                 directory = self.fsck._open(parts)
@@ -954,7 +954,7 @@ class Search:
                 status = os.stat(name, dir_fd=directory.descriptor, follow_symlinks=False)
                 if name.startswith(RESERVED_BYTES) and not name.startswith(LONG):
                     continue
-                if not stat.S_ISREG(status.st_mode) or (parts, name) in damaged:
+                if not stat.S_ISREG(status.st_mode) or status.st_ino in damaged:
                     continue
                 self.fsck.progress(self.fsck.report, path)
                 for block, tag in tags(directory.descriptor, name, status.st_size):

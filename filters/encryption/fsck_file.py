@@ -78,8 +78,8 @@ class StoredFile:
         if not any(header):
             self.checked.wiped = self._find(
                 Kind.HEADER,
-                "its header never reached the disk, as a crash leaves a file that was never synced, or was wiped: nothing "
-                "of it can be read",
+                "its header never reached the disk, as a crash leaves a file that was never synced, or was wiped: "
+                "nothing of it can be read",
             )
             return
         file, length, one_seal = self._opened(header, stored)
