@@ -110,7 +110,7 @@ class Program:
             if data:
                 file.content += data
                 with self.step(self.changed(file)):
-                    assert os.write(opened, data) == len(data)
+                    whole(os.write(opened, data), data)
             if sync:
                 self.sync(path, opened)
         finally:
