@@ -233,7 +233,7 @@ class Program:
         for number, value in self.history.get(key, []):
             if self.events[number].begun > position:
                 break
-            if number <= since:
+            if number <= since and self.events[number].ended != NEVER:
                 values = [value]
             else:
                 values.append(value)
@@ -303,7 +303,8 @@ class Program:
                 if not torn or (len(allowed) < 2 and block < min(sizes) // BLOCK):
                     return f"block {block} of {path} is unreadable"
             elif data.ljust(BLOCK, b"\0") not in allowed:
-                return f"block {block} of {path} is neither old nor new: {data[:16].hex()}"
+                first = [next((i for i in range(len(data)) if data[i] != each[i]), len(data)) for each in allowed]
+                return f"block {block} of {path} is neither old nor new: it differs from {first} on"
         return None
 
 

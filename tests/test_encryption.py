@@ -59,6 +59,9 @@ def test_names_and_files(vault: Callable[..., Vault], lanes: str, cache: str) ->
     (top / "empty" / "second").unlink()
     (top / "empty" / "sub").rmdir()
     (top / "empty").rmdir()
+    with pytest.raises(OSError) as refused:
+        (top / ("n" * 256)).touch()
+    assert refused.value.errno == errno.ENAMETOOLONG
     (top / "link").unlink()
     assert os.listdir(top) == ["file"]
     for name in ("x/../file", ".stackfs-directory", ".stackfs-encryption"):

@@ -17,7 +17,7 @@ cdef struct stored_name_t:
     uint8_t text[272]                    # what its .name file has
 
 cdef int directory_iv(mounted_t *mounted, node_t *directory, uint8_t *iv) noexcept nogil
-# -EINVAL: no name that the volume can have.
+# -EINVAL: no name that the volume can have; -ENAMETOOLONG: one of more than 255 bytes.
 cdef int store_name(mounted_t *mounted, node_t *directory, const FILE_NAME *plain, stored_name_t *stored) noexcept nogil
 # The plain name, NUL-terminated, in plain[256]; -ENOENT: it is not to be seen. `entry`: of a listing (long names are looked up).
 cdef int show_name(mounted_t *mounted, node_t *directory, const char *stored, size_t length, char *plain) noexcept nogil

@@ -4,7 +4,7 @@ A directory's file lies in it, so that it is never empty below. One that is to g
 means nothing, loses its file there, and is removed; a crash in between leaves something that fsck removes.
 """
 
-from libc.errno cimport EBADMSG, EINVAL, EIO, ENOENT, ENOMEM, ENOTEMPTY, EPERM
+from libc.errno cimport EBADMSG, EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOMEM, ENOTEMPTY, EPERM
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc
@@ -218,8 +218,10 @@ cdef int store_name(mounted_t *mounted, node_t *directory, const FILE_NAME *plai
     cdef size_t text_length = 0
     cdef int length
     stored.text_length = 0
+    if plain.Length > 255:
+        return -ENAMETOOLONG
     if mounted.plain_names:
-        if plain.Length > 255 or reserved(plain.Buffer, plain.Length):
+        if reserved(plain.Buffer, plain.Length):
             return -EPERM
         memcpy(stored.name, plain.Buffer, plain.Length)
         stored.name[plain.Length] = 0
