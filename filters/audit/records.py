@@ -169,7 +169,7 @@ _NAMES = (
     "readdir",
     "releasedir",
 )
-NO_OPERATION = frozenset({"forget", "flush", "poll", "bmap", "syncfs"})  # no filter sees these (semantics D)
+NO_OPERATION = frozenset({"forget", "flush", "poll", "bmap", "syncfs"})  # no filter sees these (semantics D), poll changes nothing
 # A lock may wait for hours, and would keep its record's room in the ring all the while.
 NOT_RECORDED = frozenset({"getlk", "setlk", "setlkw"})
 GROUPS: dict[str, tuple[str, ...]] = {
