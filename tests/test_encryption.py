@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import mmap
 import os
+import pty
 import random
 import re
 import sqlite3
@@ -20,9 +21,10 @@ from pathlib import Path
 
 import encryption_reader as reader
 import pytest
-from conftest import STACKFS, Drive, run
-from encryption_drive import Vault, decoded, shown
+from conftest import STACKFS, Drive, is_mounted, run
+from encryption_drive import PHRASE, Vault, decoded, shown
 
+from stackfs.errors import ExitCode
 from stackfs.filters.encryption import volume as volumes
 
 
@@ -648,3 +650,64 @@ def test_files_are_sealed_when_they_are_left_alone(vault: Callable[..., Vault]) 
         assert time.monotonic() < end
         time.sleep(0.1)
     assert reader.File(keys, stored.read_bytes()).read() == b"x" * 5000
+
+
+# ---- who mounts is asked -------------------------------------------------------------------------------------------
+
+
+def mount_at_a_terminal(drive: Drive, *typed: bytes) -> tuple[int, bytes]:
+    """`stackfs mount` on a terminal, where this is typed, a line for each prompt: its exit code, and what it showed."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(STACKFS, [STACKFS, "mount", str(drive.src), str(drive.mnt), "-o", "filter=encryption"])
+    shown = b""
+    lines = list(typed)
+    while True:
+        try:
+            got = os.read(terminal, 1000)
+        except OSError:
+            break
+        if not got:
+            break
+        shown += got
+        if lines and shown.endswith(b": "):
+            os.write(terminal, lines.pop(0) + b"\n")
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), shown
+
+
+def test_who_mounts_is_asked_for_the_passphrase(vault: Callable[..., Vault]) -> None:
+    """Without echo, before the daemon goes to the background, and again when it was wrong."""
+    it = vault()
+    (it.mnt / "file").write_text("plain")
+    it.umount()
+    code, shown = mount_at_a_terminal(it.drive, b"another phrase", PHRASE)
+    assert code == 0, shown
+    it.drive.note_pid()
+    assert (it.mnt / "file").read_text() == "plain"
+    assert shown.count(b"Passphrase of") == 2 and b"is wrong" in shown and b"try again" in shown
+    assert b"phrase" not in shown.replace(b"Passphrase", b"").replace(b"the passphrase", b"")
+    command = Path(f"/proc/{it.drive.pid}/cmdline").read_bytes() + Path(f"/proc/{it.drive.pid}/environ").read_bytes()
+    assert PHRASE not in command
+
+
+def test_after_three_wrong_passphrases_nothing_is_mounted(vault: Callable[..., Vault]) -> None:
+    it = vault()
+    it.umount()
+    code, shown = mount_at_a_terminal(it.drive, b"one", b"two", b"three", PHRASE)
+    assert code == ExitCode.WRONG_KEY
+    assert shown.count(b"try again") == 2 and b"stackfs: the passphrase is wrong" in shown
+    assert not is_mounted(it.mnt)
+
+
+def test_where_nobody_can_be_asked_the_mount_says_what_to_give(vault: Callable[..., Vault]) -> None:
+    it = vault()
+    it.umount()
+    done = run("setsid", "-w", STACKFS, "mount", it.src, it.mnt, "-o", "filter=encryption", check=False)
+    assert done.returncode == ExitCode.USAGE and not is_mounted(it.mnt)
+    assert re.fullmatch(r"stackfs: there is no terminal .*: give encryption\.passfile, .*\n", done.stderr)
+    it.passfile.write_text("another phrase\n")
+    wrong = f"filter=encryption,encryption.passfile={it.passfile}"
+    done = run(STACKFS, "mount", it.src, it.mnt, "-o", wrong, check=False)
+    assert done.returncode == ExitCode.WRONG_KEY and not is_mounted(it.mnt)
+    it.drive.expected_log.append("the passphrase is wrong")

@@ -1,4 +1,4 @@
-"""POLL on mounted drives (docs/semantics.md D22): a filter says what a file is ready for, and wakes whoever polls it."""
+"""POLL on mounted drives (docs/semantics.md D22): a filter says what a file is ready for, and wakes who polls it."""
 
 from __future__ import annotations
 
