@@ -56,6 +56,7 @@ test: build
 	@$(VENV)/bin/python -m pytest -q -m "not long" $(BESIDE)
 
 test-long: build
+	@$(SETUP) test_packages
 	@echo "stackfs: all tests"
 	@$(VENV)/bin/python -m pytest -q -m "not long" $(BESIDE)
 	@$(VENV)/bin/python -m pytest -q -m long $(BESIDE)

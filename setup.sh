@@ -11,6 +11,9 @@ fail() { echo "stackfs: $*" >&2; exit 1; }
 PACKAGES=(gcc libc6-dev pkg-config python3 python3-dev python3-venv libfuse3-dev fuse3 libssl-dev
           fio rsync sqlite3 attr acl git util-linux)
 
+# What tests of other programs on a drive use besides, if it is there: those tests are skipped without it.
+TEST_PACKAGES=(postgresql)
+
 # Steps that write in this folder wait for each other; two makes may run at once.
 mkdir -p build
 one_at_a_time() { exec 9>build/.lock; flock 9; }
@@ -35,6 +38,22 @@ packages() {
         say "not a Debian system: gcc, pkg-config, libfuse3, OpenSSL and Python 3.11 with headers must be here already"
     fi
     touch build/.packages
+}
+
+# For the long tests. Where they cannot be installed the tests that need them are skipped, and say so.
+test_packages() {
+    command -v dpkg-query >/dev/null || return 0
+    local missing=() package
+    for package in "${TEST_PACKAGES[@]}"; do installed "$package" || missing+=("$package"); done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    if [ "$(id -u)" != 0 ]; then
+        say "some tests are skipped without: ${missing[*]}"
+        return 0
+    fi
+    say "installing Debian packages for the tests: ${missing[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}"; } >build/test-packages.log 2>&1 ||
+        say "not installed, see build/test-packages.log: the tests that need them are skipped"
 }
 
 # The system's own Python first: other users can run it too, which a pyenv under /root does not allow.
@@ -204,6 +223,6 @@ clean() {
 }
 
 case "${1:-}" in
-    packages | venv | core | sanitize | bench | docs | install | uninstall | clean) "$1" ;;
-    *) fail "setup.sh packages|venv|core|sanitize|bench|docs|install|uninstall|clean" ;;
+    packages | test_packages | venv | core | sanitize | bench | docs | install | uninstall | clean) "$1" ;;
+    *) fail "setup.sh packages|test_packages|venv|core|sanitize|bench|docs|install|uninstall|clean" ;;
 esac

@@ -6,6 +6,7 @@ Everything happens in a fresh directory under the temporary directory:
     drive/      the mountpoint, where the work is done
     files/      the backing directory, where the files end up
     trail/      audit's segments; audit.key is the key that verifies them
+    private/    an encrypted drive over vault/
     drive.toml  mountpoints/demo.toml, copied: its relative paths mean this directory
 
 Each step prints the commands it runs, so that a reader can type them. Whatever touches the drive runs in a process of
@@ -120,6 +121,8 @@ class Demo:
         self.files = work / "files"
         self.source = work / "source"
         self.trail = work / "trail"
+        self.vault = work / "vault"
+        self.private = work / "private"
         self.key = work / "audit.key"
         self.toml = work / "drive.toml"
         self.step_number = 0
@@ -290,6 +293,28 @@ class Demo:
             self.run(["diff", "-r", "--no-dereference", "-x", ".git", "source", place])
         self.say("Equal, byte for byte.")
 
+    def encrypted(self) -> None:
+        self.step("An encrypted drive: what is written, and what lies below it")
+        for folder in (self.vault, self.private):
+            folder.mkdir()
+        phrase = self.work / "phrase"
+        phrase.touch(mode=0o600)
+        phrase.write_text("correct horse battery staple\n")
+        self.stackfs("encryption", "init", self.vault, "--passfile", phrase, "--no-recovery-key", last=1)
+        self.stackfs("mount", self.vault, self.private, "-o", f"filter=encryption,encryption.passfile={phrase}")
+        self.run(["sh", "-c", "echo 'Meet me at noon, by the fountain.' > private/letter.txt; sync private/letter.txt"])
+        self.run(["od", "-A", "d", "-t", "x1z", "private/letter.txt"])
+        stored = [name for name in os.listdir(self.vault) if not name.startswith(".")]
+        if len(stored) != 1:
+            raise DemoFailed(f"{self.vault} has {len(stored)} files where one was written")
+        below = (self.vault / stored[0]).read_bytes()
+        if b"noon" in below or "letter" in stored[0]:
+            raise DemoFailed("what lies below is not encrypted")
+        self.run(["od", "-A", "d", "-t", "x1z", "-j", "1024", f"vault/{stored[0]}"])
+        self.say("Behind a header of 1,024 bytes: generation, nonce, ciphertext and tag of the only block.")
+        self.stackfs("umount", self.private)
+        self.stackfs("encryption", "fsck", self.vault, "--passfile", phrase, last=1)
+
     def end(self) -> None:
         self.step("The end")
         self.stackfs("umount", self.drive)
@@ -309,16 +334,17 @@ class Demo:
 
     def clear_away(self) -> None:
         """Unmount by any means."""
-        if not mounts.is_mounted(self.drive):
-            return
-        try:
-            subprocess.run(
-                [*mounts.stackfs_command(), "umount", str(self.drive)],
-                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=30,
-            )  # fmt: skip
-        except (subprocess.TimeoutExpired, OSError):
-            pass
-        mounts.unmount(self.drive)
+        for drive in (self.private, self.drive):
+            if not mounts.is_mounted(drive):
+                continue
+            try:
+                subprocess.run(
+                    [*mounts.stackfs_command(), "umount", str(drive)],
+                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=30,
+                )  # fmt: skip
+            except (subprocess.TimeoutExpired, OSError):
+                pass
+            mounts.unmount(drive)
 
 
 def shorten(command: str, width: int = 150) -> str:
@@ -365,6 +391,7 @@ def main() -> int:
         demo.tables()
         demo.audit()
         demo.compare()
+        demo.encrypted()
         if keep:
             demo.keep()
             kept = True

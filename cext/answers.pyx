@@ -27,7 +27,6 @@ cdef extern from "<sys/statvfs.h>" nogil:
 cdef enum:
     HEADER = sizeof(fuse_out_header)
     PATH_MAX = 4096
-    POLL_ALWAYS_READY = 0x145            # POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM
 
 
 cdef void answer_prepare(vfs_request_t *request, char *buffer) noexcept nogil:
@@ -200,7 +199,7 @@ cdef size_t put_body(const vfs_request_t *request, char *body) noexcept nogil:
         return sizeof(fuse_kstatfs)
     if opcode == FUSE_POLL:
         memset(body, 0, sizeof(fuse_poll_out))
-        (<fuse_poll_out *>body).revents = POLL_ALWAYS_READY
+        (<fuse_poll_out *>body).revents = <uint32_t>request.length
         return sizeof(fuse_poll_out)
     return 0
 

@@ -26,7 +26,7 @@ from stackfs.cext.callback_data cimport (
     FLT_IO_PARAMETER_BLOCK,
     FO_CLOSED, FO_CREATED, FO_DIRECTORY, FO_SYNTHESISED, FO_UNREADABLE, FO_VOLUME_OPEN, FSCTL_DELETE_REPARSE_POINT,
     FSCTL_DISMOUNT_VOLUME, FSCTL_DUPLICATE_EXTENTS_TO_FILE, FSCTL_GET_REPARSE_POINT, FSCTL_LOCK_VOLUME,
-    FSCTL_MANAGE_BYPASS_IO, FSCTL_SET_REPARSE_POINT, FSCTL_SET_ZERO_DATA, FSCTL_UNLOCK_VOLUME,
+    FSCTL_MANAGE_BYPASS_IO, FSCTL_SET_REPARSE_POINT, FSCTL_SET_ZERO_DATA, FSCTL_STACKFS_POLL, FSCTL_UNLOCK_VOLUME,
     GROUP_SECURITY_INFORMATION, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_DEVICE_CONTROL,
     IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_FLUSH_BUFFERS, IRP_MJ_LOCK_CONTROL,
     IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_PNP, IRP_MJ_QUERY_EA, IRP_MJ_QUERY_INFORMATION, IRP_MJ_QUERY_OPEN,
@@ -53,7 +53,7 @@ from stackfs.cext.locks cimport (
 from stackfs.cext.reparse_point cimport reparse_point_control
 from stackfs.cext.ntstatus cimport NT_SUCCESS, STATUS_INVALID_DEVICE_REQUEST, STATUS_SUCCESS, errno_to_nt
 from stackfs.cext.process cimport requestor_in_group
-from stackfs.cext.requests cimport vfs_request_t
+from stackfs.cext.requests cimport POLL_ALWAYS_READY, vfs_request_t
 from stackfs.cext.stack cimport about_to_wait, is_notice, operation_hidden_from, operation_t
 from stackfs.cext.threads cimport exchange_int, load_bits, load_int, set_bits, store_int
 
@@ -151,6 +151,7 @@ cdef extern from *:
 cdef enum:
     FUSE_LOOKUP = 1
     FUSE_ACCESS = 34
+    FUSE_POLL = 40
     FMODE_EXEC = 0x20                    # the kernel's mark on the open of an execve(2); open(2) lets nobody else set it
     FUSE_WRITE_CACHE = 1
     FUSE_WRITE_KILL_SUIDGID = 4
@@ -1083,6 +1084,8 @@ cdef int64_t perform_control(backing_t *backing, vfs_request_t *request, operati
         return control_volume(backing, p.Parameters.Control.ControlCode)
     if is_file_flags(p.Parameters.Control.ControlCode):
         return -EBADF if file.fd < 0 else file_flags(file.fd, op.data.Thread, &p.Parameters.Control)
+    if p.Parameters.Control.ControlCode == FSCTL_STACKFS_POLL and op.data.RequestOpcode == FUSE_POLL:
+        return POLL_ALWAYS_READY
     if p.Parameters.Control.ControlCode == FSCTL_MANAGE_BYPASS_IO:
         return 0                         # what stands in the way is asked where the open is answered (bypass.pyx)
     if p.Parameters.Control.ControlCode != FSCTL_SET_REPARSE_POINT:

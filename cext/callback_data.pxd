@@ -172,6 +172,7 @@ cpdef enum FsControlCode:
     FSCTL_LOCK_VOLUME = 0x90018         # these three of the volume, injected (D20)
     FSCTL_UNLOCK_VOLUME = 0x9001C
     FSCTL_DISMOUNT_VOLUME = 0x90020
+    FSCTL_STACKFS_POLL = 0x92004        # poll(2), select(2), epoll(7) of an open file: RequestOpcode is POLL's, of an ioctl(2) with this number it is not (D22)
 
 # MinorFunction of DIRECTORY_CONTROL
 cpdef enum DirectoryMinorFunction:
@@ -336,10 +337,10 @@ ctypedef struct CONTROL_PARAMETERS:      # FILE_SYSTEM_CONTROL, DEVICE_CONTROL; 
     uint32_t ControlCode
     uint32_t InputBufferLength
     uint32_t OutputBufferLength
-    uint32_t Flags                       # SET_ZERO_DATA: FALLOC_FL_*
+    uint32_t Flags                       # SET_ZERO_DATA: FALLOC_FL_*; POLL: the events asked for (POLLIN, ...)
     const void *InputBuffer
     void *OutputBuffer
-    int64_t FileOffset                   # SET_ZERO_DATA, DUPLICATE_EXTENTS: the range in the target
+    int64_t FileOffset                   # SET_ZERO_DATA, DUPLICATE_EXTENTS: the range in the target; POLL: the handle to wake it by
     int64_t ByteCount
     int64_t SourceFileOffset             # DUPLICATE_EXTENTS
     FILE_OBJECT *SourceFile
@@ -483,6 +484,7 @@ cdef class CallbackData:
     cdef object borrow(self, object context)
     cdef int refuse(self, str what) except -1
     cdef lock_range_t *lock_query(self) except NULL
+    cdef FLT_CALLBACK_DATA *live_poll(self) except NULL
 
 cdef list unpack_entries(const char *buffer, uint64_t length)            # linux_dirent64 records as DirectoryEntry
 

@@ -166,6 +166,7 @@ class FsControlCode(IntEnum):
     FSCTL_LOCK_VOLUME = 0x90018
     FSCTL_UNLOCK_VOLUME = 0x9001C
     FSCTL_DISMOUNT_VOLUME = 0x90020
+    FSCTL_STACKFS_POLL = 0x92004
 
 class DirectoryMinorFunction(IntEnum):
     IRP_MN_QUERY_DIRECTORY = 1
@@ -357,6 +358,13 @@ class CallbackData:
     @property
     def control_code(self) -> int:
         """FILE_SYSTEM_CONTROL, DEVICE_CONTROL, and what is injected with buffers (D20): its number."""
+    @property
+    def poll_events(self) -> int:
+        """FSCTL_STACKFS_POLL: the events asked for (select.POLLIN, ...). Who completes it, or sees it completed, gives
+        those that there are as `information`."""
+    @property
+    def poll_handle(self) -> int:
+        """FSCTL_STACKFS_POLL: what Volume.wake_poll() takes. A number for an open file's lifetime."""
     @property
     def input(self) -> bytes:
         """FILE_SYSTEM_CONTROL, DEVICE_CONTROL: what the caller passed in, copied."""

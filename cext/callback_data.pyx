@@ -686,6 +686,22 @@ cdef class CallbackData:
         return self.data.Iopb.Parameters.Control.ControlCode
 
     @property
+    def poll_events(self):
+        """FSCTL_STACKFS_POLL: the events asked for (select.POLLIN, ...)."""
+        return self.live_poll().Iopb.Parameters.Control.Flags
+
+    @property
+    def poll_handle(self):
+        """FSCTL_STACKFS_POLL: what Volume.wake_poll() takes."""
+        return <uint64_t>self.live_poll().Iopb.Parameters.Control.FileOffset
+
+    cdef FLT_CALLBACK_DATA *live_poll(self) except NULL:
+        cdef FLT_CALLBACK_DATA *data = self.live()
+        if data.Iopb.MajorFunction != IRP_MJ_FILE_SYSTEM_CONTROL or data.RequestOpcode != 40:
+            self.refuse("what was polled for")
+        return data
+
+    @property
     def input(self):
         """The same operations, and SET_VOLUME_INFORMATION: what the caller passed in, copied (bytes)."""
         cdef FLT_CALLBACK_DATA *data = self.live()

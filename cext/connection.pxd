@@ -48,3 +48,4 @@ cdef void answer_error(connection_t *connection, uint64_t unique, int error) noe
 cdef void refuse_all(connection_t *connection) noexcept nogil
 # Queued for the notifier; -ENOMEM, or -ENODEV after the end.
 cdef int queue_notice(connection_t *connection, const char *data, uint32_t length) noexcept nogil
+cdef int notify_kernel(void *connection, const char *data, uint32_t length) noexcept nogil        # the same, for notices.pyx

@@ -168,6 +168,10 @@ cdef int queue_notice(connection_t *connection, const char *data, uint32_t lengt
     return 0
 
 
+cdef int notify_kernel(void *connection, const char *data, uint32_t length) noexcept nogil:
+    return queue_notice(<connection_t *>connection, data, length)
+
+
 cdef void *notifier_main(void *argument) noexcept nogil:
     cdef connection_t *connection = <connection_t *>argument
     cdef queued_t *entry

@@ -16,19 +16,19 @@ pyfuse3 has gone.
 from libc.errno cimport EINVAL, ENOBUFS, ENOMEM, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memset
 from posix.fcntl cimport F_GETFL, F_SETFL, O_NONBLOCK, fcntl
 from posix.time cimport timespec
 from posix.unistd cimport _SC_PAGESIZE, close, getpid, sysconf
 
 from stackfs.cext.backing cimport backing_t
 from stackfs.cext.connection cimport (
-    connection_end, connection_free, connection_init, connection_start, connection_stop_notifier, connection_t, queue_notice,
+    connection_end, connection_free, connection_init, connection_start, connection_stop_notifier, connection_t, notify_kernel, queue_notice,
     refuse_all, was_interrupted)
 from stackfs.cext.includes.fuse_wire cimport *
 from stackfs.cext.irp_link cimport (
     SOCKET_OVERHEAD, irp_link_t, link_close, link_free, link_init, link_let_go, link_pair, link_pop, link_relay_now,
     link_start, link_stop_forwarder)
+from stackfs.cext.notices cimport notice_entry, notice_inode
 from stackfs.cext.pending cimport holds_connect
 from stackfs.cext.readers cimport readers_free, readers_init, readers_start, readers_stop, readers_t
 from stackfs.cext.requests cimport Volume, request_adopt, request_free, vfs_request_t
@@ -44,15 +44,6 @@ from stackfs.cext.wire import operation_name
 cdef enum:
     LARGEST_WRITE = 1 << 20              # the kernel's own limit, fs.fuse.max_pages_limit = 256 pages
     SMALLEST_WRITE = 1 << 16             # a getxattr's answer must fit
-
-cdef struct inode_notice_t:
-    fuse_out_header header
-    fuse_notify_inval_inode_out body
-
-cdef struct entry_notice_t:
-    fuse_out_header header
-    fuse_notify_inval_entry_out body
-    char name[256]
 
 cdef struct device_t:
     connection_t connection
@@ -104,7 +95,7 @@ cdef void device_close(device_t *device) noexcept nogil:
     link_close(&device.link)
     if device.started:
         waits_settle(&device.waits)
-        holds_connect(device.waits.volume.holds, NULL, NULL)
+        holds_connect(device.waits.volume.holds, NULL, NULL, NULL)
     if device.readers.volume != NULL and device.readers.volume.backing != NULL:
         store_int(&(<backing_t *>device.readers.volume.backing).bypass.device, -1)
     close_fd(&device.connection.fd)
@@ -203,27 +194,10 @@ cdef class Device:
         return link_pop(&self.state.link, opcode, nodeid)
 
     cdef int device_invalidate_inode(self, uint64_t nodeid, int64_t offset, int64_t length) noexcept nogil:
-        cdef inode_notice_t notice
-        notice.header.len = sizeof(notice)
-        notice.header.error = FUSE_NOTIFY_INVAL_INODE
-        notice.header.unique = 0
-        notice.body.ino = nodeid
-        notice.body.off = offset
-        notice.body.len = length
-        return queue_notice(&self.state.connection, <const char *>&notice, sizeof(notice))
+        return notice_inode(notify_kernel, &self.state.connection, nodeid, offset, length)
 
     cdef int device_invalidate_entry(self, uint64_t parent, const char *name, uint32_t length) noexcept nogil:
-        cdef entry_notice_t notice
-        if length == 0 or length > 255:
-            return -EINVAL
-        memset(&notice, 0, sizeof(notice))
-        notice.header.len = <uint32_t>(sizeof(fuse_out_header) + sizeof(fuse_notify_inval_entry_out)) + length + 1
-        notice.header.error = FUSE_NOTIFY_INVAL_ENTRY
-        notice.body.parent = parent
-        notice.body.namelen = length
-        notice.body.flags = FUSE_EXPIRE_ONLY
-        memcpy(notice.name, name, length)
-        return queue_notice(&self.state.connection, <const char *>&notice, notice.header.len)
+        return notice_entry(notify_kernel, &self.state.connection, parent, name, length)
 
     # ---- the lane ----
 
@@ -283,7 +257,7 @@ cdef class Device:
         cdef int error
         if device.started or device.closed:
             raise RuntimeError("a Device starts once")
-        holds_connect(self.volume.stack.volume.holds, was_interrupted, &device.connection)
+        holds_connect(self.volume.stack.volume.holds, was_interrupted, notify_kernel, &device.connection)
         device.readers.process = getpid()               # here, not earlier: the daemon may fork before
         device.started = 1
         error = device_start(device)

@@ -29,21 +29,24 @@ cdef struct callback_frame_t:
     callback_frame_t *outer
 
 ctypedef int (*interrupted_function)(void *context, uint64_t unique) noexcept nogil
+ctypedef int (*notify_function)(void *context, const char *data, uint32_t length) noexcept nogil       # notices.pyx
 
 cdef struct holds_t:
-    pthread_mutex_t lock                 # a leaf, but for `interrupted`, which may take one more
+    pthread_mutex_t lock                 # a leaf, but for `interrupted` and `notify`, which may take one more
     pthread_cond_t changed               # something was completed, or has gone on to its end
     operation_t *first                   # entered, by hold.next
     operation_t *last
     uint32_t count
     uint32_t stopped                     # parked, or gone on with and not yet at an end
     interrupted_function interrupted     # has an INTERRUPT come for it? (connection.pyx); NULL: no device
+    notify_function notify               # queues a notification for the kernel; NULL: no device
     void *connection
     unique_set_t early                   # interrupted before they were held: requests made by hand
 
 cdef holds_t *holds_new() noexcept nogil
 cdef void holds_free(holds_t *holds) noexcept nogil
-cdef void holds_connect(holds_t *holds, interrupted_function interrupted, void *connection) noexcept nogil     # NULL: no more
+cdef void holds_connect(holds_t *holds, interrupted_function interrupted, notify_function notify,
+                        void *connection) noexcept nogil                       # NULL: no more
 
 # The walk's side. operation_hold(): a callback keeps it; False: it has been completed already.
 cdef bint operation_hold(operation_t *op) noexcept nogil

@@ -55,9 +55,11 @@ cdef void holds_free(holds_t *holds) noexcept nogil:
     free(holds)
 
 
-cdef void holds_connect(holds_t *holds, interrupted_function interrupted, void *connection) noexcept nogil:
+cdef void holds_connect(holds_t *holds, interrupted_function interrupted, notify_function notify,
+                        void *connection) noexcept nogil:
     pthread_mutex_lock(&holds.lock)
     holds.interrupted = interrupted
+    holds.notify = notify
     holds.connection = connection
     pthread_mutex_unlock(&holds.lock)
 

@@ -434,11 +434,10 @@ cdef void serve(reader_t *reader, wire_message_t *message, uint32_t index) noexc
 cdef inline int run(reader_t *reader, vfs_request_t *request, size_t *length) noexcept nogil:
     """As request_run(). Done: the answer is in reader.answer."""
     cdef uint32_t opcode = request.opcode
-    cdef int done = 1
+    cdef int done
     if opcode == FUSE_READDIRPLUS or opcode == FUSE_READDIR:
         return answer_listing(request, reader.answer, length)
-    if opcode != FUSE_POLL:
-        done = request_run(request)
+    done = request_run(request)
     if done == 1:
         length[0] = answer_encode(request, reader.answer)
     return done

@@ -119,6 +119,7 @@ cdef void request_leave_reader(vfs_request_t *request) noexcept nogil    # it go
 cdef void request_reset(vfs_request_t *request, FLT_VOLUME *volume) noexcept nogil    # as new, for one that was done
 cdef enum:
     REQUEST_TO_IRP_LANE = -1
+    POLL_ALWAYS_READY = 0x145            # POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM
 # 1: answered (error and the out fields are set). 0: stopped because the base would block (nowait): call request_wait()
 # in a thread that may block, without the GIL, then request_run() again where it was first called; or request_abandon(),
 # which ends it there as cancelled. REQUEST_TO_IRP_LANE (on_device): a filter refused fast I/O: clear on_device and call

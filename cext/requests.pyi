@@ -73,6 +73,9 @@ class Volume:
         """The bypass lane: negotiated, allowed, refused (the kernel's errno), bypassed, granted, vetoed, veto."""
     def forget(self, nodeid: int, lookups: int) -> None:
         """The kernel gives back that many lookups of a node."""
+    def wake_poll(self, handle: int) -> bool:
+        """Whoever polls the file of that poll_handle (CallbackData) looks again. False: the volume is not mounted, or
+        out of memory."""
     def interrupt(self, number: int) -> bool:
         """INTERRUPT of the request with that number. True: it may wait for a lock, and its next try ends it with
         EINTR; or a filter holds it, and has been told. One made by hand is remembered as interrupted until it is

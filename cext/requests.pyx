@@ -37,7 +37,7 @@ from stackfs.cext.callback_data cimport (
     FLTFL_CALLBACK_DATA_SYSTEM_BUFFER, FLT_IO_PARAMETER_BLOCK, FO_CREATED, FO_DIRECTORY,
     FO_FILE_OPEN_CANCELLED, FO_LOCKED, FO_OPENED, FO_SECTION,
     FO_SYNTHESISED, FO_UNREADABLE, FO_VOLUME_OPEN, FSCTL_DISMOUNT_VOLUME, FSCTL_DUPLICATE_EXTENTS_TO_FILE,
-    FSCTL_GET_REPARSE_POINT, FSCTL_LOCK_VOLUME, FSCTL_MANAGE_BYPASS_IO, FSCTL_UNLOCK_VOLUME,
+    FSCTL_GET_REPARSE_POINT, FSCTL_LOCK_VOLUME, FSCTL_MANAGE_BYPASS_IO, FSCTL_STACKFS_POLL, FSCTL_UNLOCK_VOLUME,
     FSCTL_SET_REPARSE_POINT, FSCTL_SET_ZERO_DATA, GROUP_SECURITY_INFORMATION,
     IRP_MJ_ACQUIRE_FOR_CC_FLUSH, IRP_MJ_ACQUIRE_FOR_MOD_WRITE, IRP_MJ_ACQUIRE_FOR_SECTION_SYNCHRONIZATION, IRP_MJ_CLEANUP,
     IRP_MJ_CLOSE, IRP_MJ_CREATE_MAILSLOT, IRP_MJ_CREATE_NAMED_PIPE, IRP_MJ_FAST_IO_CHECK_IF_POSSIBLE,
@@ -69,6 +69,7 @@ from stackfs.cext.locks cimport (
 from stackfs.cext.ntstatus cimport (
     NTSTATUS, NT_SUCCESS, STATUS_CANCELLED, STATUS_INVALID_DEVICE_REQUEST, STATUS_IO_DEVICE_ERROR, STATUS_NOT_IMPLEMENTED,
     STATUS_REPARSE, STATUS_SUCCESS, nt_to_errno)
+from stackfs.cext.notices cimport volume_wake_poll
 from stackfs.cext.reparse cimport reparse_free, request_reparse
 from stackfs.cext.retarget cimport retarget_is_legal, retarget_run
 from stackfs.cext.stack cimport (
@@ -262,6 +263,7 @@ plan(LSEEK, [(IRP_MJ_QUERY_INFORMATION, 1, FilePositionInformation)])
 # One of the two, as the mode says; the kind of control, as the number says.
 plan(FALLOCATE, [(IRP_MJ_SET_INFORMATION, 1, FileAllocationInformation), (IRP_MJ_FILE_SYSTEM_CONTROL, 1, FSCTL_SET_ZERO_DATA)])
 plan(IOCTL, [(IRP_MJ_FILE_SYSTEM_CONTROL, 1, 0), (IRP_MJ_DEVICE_CONTROL, 1, 0)])
+plan(POLL, [(IRP_MJ_FILE_SYSTEM_CONTROL, 1, FSCTL_STACKFS_POLL)])
 plan(COPY_FILE_RANGE, [(IRP_MJ_FILE_SYSTEM_CONTROL, 1, FSCTL_DUPLICATE_EXTENTS_TO_FILE)])
 plan(COPY_FILE_RANGE_64, [(IRP_MJ_FILE_SYSTEM_CONTROL, 1, FSCTL_DUPLICATE_EXTENTS_TO_FILE)])
 plan(GETLK, [(IRP_MJ_LOCK_CONTROL, 1, IRP_MN_QUERY_LOCK)], (IRP_MJ_FAST_IO_CHECK_IF_POSSIBLE,))
@@ -453,7 +455,7 @@ cdef int prepare(vfs_request_t *request) noexcept nogil:
         return by_name(request)
     if opcode == READ or opcode == WRITE or opcode == FSYNC or opcode == FSYNCDIR or opcode == RELEASE or \
             opcode == RELEASEDIR or opcode == READDIR or opcode == READDIRPLUS or opcode == FLUSH or opcode == LSEEK or \
-            opcode == FALLOCATE or opcode == IOCTL or opcode == GETLK or opcode == SETLK or opcode == SETLKW:
+            opcode == FALLOCATE or opcode == IOCTL or opcode == POLL or opcode == GETLK or opcode == SETLK or opcode == SETLKW:
         if opcode == SETLK or opcode == SETLKW:
             request_expect_interrupt(request)
         return by_handle(request) if opcode != FALLOCATE or extent_mode_known(request.arguments.mode) else EOPNOTSUPP
@@ -612,6 +614,9 @@ cdef bint applies(vfs_request_t *request, const step_t *which) noexcept nogil:
         return (which.major == IRP_MJ_FILE_SYSTEM_CONTROL) == extent_mode_zeroes(request.arguments.mode)
     if request.opcode == IOCTL:
         return (which.major == IRP_MJ_FILE_SYSTEM_CONTROL) == is_file_control(request.arguments.command)
+    if request.opcode == POLL and not operation_listed(request.volume, which.major):
+        request.length = POLL_ALWAYS_READY
+        return False
     if which.detail == FSCTL_MANAGE_BYPASS_IO and which.major == IRP_MJ_FILE_SYSTEM_CONTROL:
         return request.volume.lists[which.major] is not NULL and may_be_bypassed(request)
     if which.major == IRP_MJ_QUERY_INFORMATION and request.initiator is not NULL and request.opcode != LOOKUP:
@@ -849,6 +854,10 @@ cdef void begin(vfs_request_t *request, const step_t *which) noexcept nogil:
         fill_control(request, p)
         if not op.data.Flags & FLTFL_CALLBACK_DATA_FAST_IO_OPERATION:
             op.data.Flags |= FLTFL_CALLBACK_DATA_SYSTEM_BUFFER
+    elif request.opcode == POLL:
+        p.Parameters.Control.ControlCode = which.detail
+        p.Parameters.Control.Flags = request.arguments.events
+        p.Parameters.Control.FileOffset = <int64_t>request.arguments.offset
     elif which.detail == FSCTL_SET_ZERO_DATA and major == IRP_MJ_FILE_SYSTEM_CONTROL:
         p.Parameters.Control.ControlCode = which.detail
         p.Parameters.Control.Flags = request.arguments.mode
@@ -994,6 +1003,8 @@ cdef bint believable(const vfs_request_t *request, uint8_t major) noexcept nogil
     cdef const node_t *node = request.found if request.found is not NULL else request.file.Node
     if request.opcode == LSEEK:
         return <int64_t>information >= 0
+    if request.opcode == POLL:
+        return information <= 0xFFFF
     if request.opcode == COPY_FILE_RANGE or request.opcode == COPY_FILE_RANGE_64:
         return information <= request.arguments.size
     if request.opcode == IOCTL or request.opcode == INJECTED:
@@ -1463,6 +1474,14 @@ cdef class Volume:
         with nogil:
             node_forget(nodes, nodeid, lookups)
 
+    def wake_poll(self, uint64_t handle):
+        """Whoever polls the file of that poll_handle looks again. False: the volume is not mounted, or out of memory."""
+        cdef FLT_VOLUME *volume = &self.stack.volume
+        cdef int error
+        with nogil:
+            error = volume_wake_poll(volume, handle)
+        return error == 0
+
     def interrupt(self, uint64_t number) -> bool:
         """INTERRUPT of the request with that number. True: it may wait for a lock, and its next try ends it with EINTR; or a
         filter holds it, and has been told. One made by hand is remembered as interrupted until it is done."""
@@ -1618,6 +1637,8 @@ cdef int set_argument(fuse_in_t *arguments, str key, value) except -1:
         arguments.lock_type = value
     elif key == "lock_pid":
         arguments.lock_pid = value
+    elif key == "events":
+        arguments.events = value
     elif key == "command":
         arguments.command = value
     elif key == "valid":

@@ -59,6 +59,7 @@ def run(config: MountConfig) -> int:
     """
     mounting.clear_stale(config.mountpoint)
     config.source, config.mountpoint = mounting.check_mountpoint(config.source, config.mountpoint)
+    _prepare_filters(config)
     if config.foreground:
         set_up_logging(config, sys.stderr.isatty())
         serve(config, lambda: None)
@@ -78,6 +79,19 @@ def run(config: MountConfig) -> int:
     if "error" in said:
         raise StackfsError(said["error"], said["exit_code"])
     return 0
+
+
+def _prepare_filters(config: MountConfig) -> None:
+    """Filters that have something to ask (a passphrase) ask now: later there is no terminal."""
+    from stackfs import discovery, loader
+
+    for spec in config.instances:
+        if spec.volume is None and (found := discovery.find(spec.filter, config.filter_dirs)).manifest.prepare:
+            changed = loader.prepare(found, config.source, dict(spec.options))
+            config.filter_options[spec.filter].update(changed)
+            for each in config.instances:
+                if each.filter == spec.filter:
+                    each.options.update(changed)
 
 
 def _in_background(config: MountConfig, pipe: int) -> NoReturn:

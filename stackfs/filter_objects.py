@@ -356,6 +356,10 @@ class Volume(FltObject):
         """The mount is gone, files that are open keep the volume."""
         return self.is_mounted is not None and not self.is_mounted()
 
+    def wake_poll(self, handle: int) -> bool:
+        """Whoever polls the file of that poll_handle (semantics D22) looks again. Any thread."""
+        return self.core.wake_poll(handle)
+
     def attached(self, filter: LoadedFilter) -> list[Instance]:
         """The list that instances of this filter belong to while they are attached."""
         return self.instances if filter.legacy is None else self.legacies

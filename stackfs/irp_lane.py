@@ -281,10 +281,9 @@ class Operations:
     def releasedir(self, fh: int) -> Awaitable[None]:
         return self._finish(self._take(RELEASEDIR), _nothing)
 
-    async def poll(self, inode: int, fh: int, poll_handle: Any, ctx: Any) -> int:
-        """Always ready, until a filter says otherwise."""
-        self._take(POLL)
-        return 0x145  # POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM
+    def poll(self, inode: int, fh: int, poll_handle: Any, ctx: Any) -> Awaitable[int]:
+        """pyfuse3's handle is not used: what wakes whoever polls is written by the device (notices.pyx)."""
+        return self._finish(self._take(POLL), _length)
 
 
 # --- answers: what pyfuse3 takes ----------------------------------------------------------------------------------

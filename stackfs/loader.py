@@ -221,14 +221,32 @@ def unload(found: Found) -> None:
 
 
 def load_commands(found: Found) -> Any:
-    """What the manifest's "commands" names: the object ``attribute`` of a module of the filter's own.
+    """What the manifest's "commands" names, a typer.Typer."""
+    if found.manifest.commands is None:
+        raise FilterImageError(f"{found.path}: commands: filter {found.name!r} brings none")
+    return _load_attribute(found, "commands", found.manifest.commands)
+
+
+def prepare(found: Found, source: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Calls what the manifest's "prepare" names, if anything: options that are to be others.
+
+    It is called as ``prepare(source, options)``, `source` being the backing directory, in the process that mounts, before
+    the daemon goes to the background: it has the user's terminal, and the daemon inherits its descriptors. It may raise
+    a StackfsError, and nothing is mounted.
+    """
+    if found.manifest.prepare is None:
+        return {}
+    changed: dict[str, Any] = _load_attribute(found, "prepare", found.manifest.prepare)(source, dict(options))
+    return changed
+
+
+def _load_attribute(found: Found, field: str, place: str) -> Any:
+    """The object ``attribute`` of a module of the filter's own.
 
     ``module`` is a module of the package ("cli:app" or "audit.cli:app"), or nothing for the drop-in itself (":app").
     It is imported now, through the same checks as load's; the filter's class is not looked at. FltError: as load's.
     """
-    if found.manifest.commands is None:
-        raise FilterImageError(f"{found.path}: commands: filter {found.name!r} brings none")
-    module_name, _, attribute = found.manifest.commands.partition(":")
+    module_name, _, attribute = place.partition(":")
     if found.module not in _enclosing(module_name):
         stem = os.path.basename(os.path.dirname(found.path) if found.is_package else found.path.removesuffix(".py"))
         inner = [part for part in module_name.split(".") if part]
@@ -243,7 +261,7 @@ def load_commands(found: Found) -> Any:
         finally:
             _sources.pop(found.module, None)
     if not hasattr(module, attribute):
-        raise FilterImageError(f"{found.path}: commands: module {module_name} has no {attribute!r}")
+        raise FilterImageError(f"{found.path}: {field}: module {module_name} has no {attribute!r}")
     return getattr(module, attribute)
 
 

@@ -23,6 +23,7 @@ start type, and the table of options.
         "attach_with_bypassed": "allow",          # refuse: it does not attach while opens are bypassed, unseen
         "options": {"key": {"type": "size", "default": "64M", "min": "1M", "doc": "What it is."}},
         "commands": "module:attribute",           # a command group, imported only when it is used
+        "prepare": "module:attribute",            # called by whoever mounts, at his terminal, before the daemon begins
         "abi": 1,
     }
 
@@ -50,7 +51,7 @@ NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 OPTION_KEY: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 INSTANCE_NAME: Final = re.compile(r"[^\x00-\x1f\x7f/]{1,255}")
 _CLASS: Final = re.compile(r"[A-Za-z_]\w*", re.ASCII)
-_COMMANDS: Final = re.compile(r"(?:[A-Za-z_][\w.]*)?:[A-Za-z_]\w*", re.ASCII)
+_PLACE: Final = re.compile(r"(?:[A-Za-z_][\w.]*)?:[A-Za-z_]\w*", re.ASCII)
 _SIZE: Final = re.compile(r"([0-9]+)\s*(?:([KMGTP])(?:i?B)?|B)?", re.IGNORECASE | re.ASCII)
 
 START_TYPES: Final = ("boot", "system", "auto", "demand", "disabled")
@@ -177,6 +178,7 @@ class Manifest:
     attach_with_bypassed: str = "allow"
     options: Mapping[str, OptionSpec] = dataclasses.field(default_factory=dict)
     commands: str | None = None
+    prepare: str | None = None
     abi: int = FILTER_ABI
 
     @property
@@ -394,9 +396,11 @@ class _Reader:
         abi = data.get("abi", FILTER_ABI)
         if abi != FILTER_ABI or isinstance(abi, bool):
             self.refuse(("abi",), f"{abi!r} is not the interface of this release, {FILTER_ABI}")
-        commands = None
-        if data.get("commands") is not None:
-            commands = self.matching(data, "commands", _COMMANDS, 'of the form "module:attribute"')
+        places = {
+            key: self.matching(data, key, _PLACE, 'of the form "module:attribute"')
+            for key in ("commands", "prepare")
+            if data.get(key) is not None
+        }
         manifest = Manifest(
             name=name,
             altitude=self.altitude(data, group, reason),
@@ -414,7 +418,8 @@ class _Reader:
             bypass=self.string(data, "bypass", "blocked"),
             attach_with_bypassed=self.string(data, "attach_with_bypassed", "allow"),
             options=self.options(data),
-            commands=commands,
+            commands=places.get("commands"),
+            prepare=places.get("prepare"),
         )
         self.check_unique(manifest)
         return manifest

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from encryption_drive import Vault
     from filter_bench import Bench
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -204,6 +205,24 @@ def drive(
     yield make
     wrong = [line for made in drives for line in made.clean_up()]
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.fixture
+def vault(drive: Callable[..., Drive], tmp_path: Path) -> Iterator[Callable[..., Vault]]:
+    """vault("cache=strict", ...) makes an encrypted volume and mounts it; mount=False: does not."""
+    from encryption_drive import PHRASE, Vault, make_volume
+
+    passfile = tmp_path / "phrase"
+    passfile.write_bytes(PHRASE + b"\n")
+
+    def make(*options: str, mount: bool = True, names: str = "encrypted", suite: str = "aes-256-gcm") -> Vault:
+        made = drive(mount=False)
+        make_volume(made.src, names=names, suite=suite)
+        it = Vault(made, passfile)
+        it.options = options
+        return it.mount() if mount else it
+
+    yield make
 
 
 @pytest.fixture

@@ -9,113 +9,23 @@ import fcntl
 import hashlib
 import mmap
 import os
+import pty
 import random
 import re
 import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import encryption_reader as reader
 import pytest
-from conftest import STACKFS, Drive, run
+from conftest import STACKFS, Drive, is_mounted, run
+from encryption_drive import PHRASE, Vault, decoded, shown
 
+from stackfs.errors import ExitCode
 from stackfs.filters.encryption import volume as volumes
-
-PHRASE = b"a phrase"
-CHEAP = volumes.Argon2(memory=64, passes=1, lanes=1)
-
-
-def make_volume(path: Path, *, names: str = "encrypted", suite: str = "aes-256-gcm") -> None:
-    directory = volumes.open_directory(str(path))
-    try:
-        volumes.create(
-            directory,
-            str(path),
-            suite=suite,
-            names=names,  # type: ignore[arg-type]
-            credentials=[(volumes.passphrase(bytearray(PHRASE)), "test")],
-            argon2=CHEAP,
-        )
-    finally:
-        os.close(directory)
-
-
-class Vault:
-    """An encrypted volume and its mount."""
-
-    def __init__(self, made: Drive, passfile: Path) -> None:
-        self.drive, self.src, self.mnt = made, made.src, made.mnt
-        self.passfile = passfile
-        self.options: tuple[str, ...] = ()
-
-    def mount(self, *options: str) -> Vault:
-        self.options = options or self.options
-        self.drive.mount(f"filter=encryption,encryption.passfile={self.passfile}", *self.options)
-        return self
-
-    def umount(self) -> None:
-        self.drive.umount()
-        self.drive.wait_gone()
-
-    def keys(self) -> reader.Keys:
-        master, file = reader.unlock((self.src / volumes.VOLUME_FILE).read_bytes(), "passphrase", PHRASE)
-        return reader.Keys(master, bytes.fromhex(file["id"]))
-
-
-@pytest.fixture
-def vault(drive: Callable[..., Drive], tmp_path: Path) -> Iterator[Callable[..., Vault]]:
-    """vault("cache=strict", ...) makes an encrypted volume and mounts it; mount=False: does not."""
-    passfile = tmp_path / "phrase"
-    passfile.write_bytes(PHRASE + b"\n")
-
-    def make(*options: str, mount: bool = True, names: str = "encrypted", suite: str = "aes-256-gcm") -> Vault:
-        made = drive(mount=False)
-        make_volume(made.src, names=names, suite=suite)
-        it = Vault(made, passfile)
-        it.options = options
-        return it.mount() if mount else it
-
-    yield make
-
-
-def decoded(
-    keys: reader.Keys, top: Path, iv: bytes | None = None, stored: bytes = b"", parent: bytes = b""
-) -> dict[bytes, object]:
-    """What an independent reader makes of the backing directory: bytes of files, ("link", target), dictionaries."""
-    iv = keys.directory((top / volumes.DIRECTORY_FILE).read_bytes(), parent or keys.id, stored)
-    found: dict[bytes, object] = {}
-    for entry in os.scandir(os.fsencode(top)):
-        if entry.name.startswith(b".stackfs-") and not (
-            entry.name.startswith(b".stackfs-long-") and not entry.name.endswith(b".name")
-        ):
-            continue
-        text = b""
-        if entry.name.startswith(b".stackfs-long-"):
-            text = Path(os.fsdecode(entry.path + b".name")).read_bytes()
-        name = keys.name(iv, entry.name, text)
-        if entry.is_symlink():
-            found[name] = ("link", keys.target(os.readlink(entry.path)))
-        elif entry.is_dir():
-            found[name] = decoded(keys, Path(os.fsdecode(entry.path)), None, entry.name, iv)
-        elif entry.is_file():
-            found[name] = reader.File(keys, Path(os.fsdecode(entry.path)).read_bytes()).read()
-    return found
-
-
-def shown(top: Path) -> dict[bytes, object]:
-    """The same of a plain tree."""
-    found: dict[bytes, object] = {}
-    for entry in os.scandir(os.fsencode(top)):
-        if entry.is_symlink():
-            found[entry.name] = ("link", os.readlink(entry.path))
-        elif entry.is_dir():
-            found[entry.name] = shown(Path(os.fsdecode(entry.path)))
-        else:
-            found[entry.name] = Path(os.fsdecode(entry.path)).read_bytes()
-    return found
 
 
 @pytest.mark.parametrize("cache", ["normal", "strict"])
@@ -151,6 +61,9 @@ def test_names_and_files(vault: Callable[..., Vault], lanes: str, cache: str) ->
     (top / "empty" / "second").unlink()
     (top / "empty" / "sub").rmdir()
     (top / "empty").rmdir()
+    with pytest.raises(OSError) as refused:
+        (top / ("n" * 256)).touch()
+    assert refused.value.errno == errno.ENAMETOOLONG
     (top / "link").unlink()
     assert os.listdir(top) == ["file"]
     for name in ("x/../file", ".stackfs-directory", ".stackfs-encryption"):
@@ -343,7 +256,7 @@ class Walk:
         elif kind == 12:
             self.both(lambda top: os.link(top / one, top / new, follow_symlinks=False))
         elif kind == 13:
-            self.both(lambda top: os.symlink(one, top / new))
+            self.both(lambda top: os.symlink(one[-3039:], top / new))     # as long as a target may be
         else:
             self.both(lambda top: (top / one).lstat().st_size if not (top / one).is_dir() else None)
 
@@ -737,3 +650,64 @@ def test_files_are_sealed_when_they_are_left_alone(vault: Callable[..., Vault]) 
         assert time.monotonic() < end
         time.sleep(0.1)
     assert reader.File(keys, stored.read_bytes()).read() == b"x" * 5000
+
+
+# ---- who mounts is asked -------------------------------------------------------------------------------------------
+
+
+def mount_at_a_terminal(drive: Drive, *typed: bytes) -> tuple[int, bytes]:
+    """`stackfs mount` on a terminal, where this is typed, a line for each prompt: its exit code, and what it showed."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(STACKFS, [STACKFS, "mount", str(drive.src), str(drive.mnt), "-o", "filter=encryption"])
+    shown = b""
+    lines = list(typed)
+    while True:
+        try:
+            got = os.read(terminal, 1000)
+        except OSError:
+            break
+        if not got:
+            break
+        shown += got
+        if lines and shown.endswith(b": "):
+            os.write(terminal, lines.pop(0) + b"\n")
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), shown
+
+
+def test_who_mounts_is_asked_for_the_passphrase(vault: Callable[..., Vault]) -> None:
+    """Without echo, before the daemon goes to the background, and again when it was wrong."""
+    it = vault()
+    (it.mnt / "file").write_text("plain")
+    it.umount()
+    code, shown = mount_at_a_terminal(it.drive, b"another phrase", PHRASE)
+    assert code == 0, shown
+    it.drive.note_pid()
+    assert (it.mnt / "file").read_text() == "plain"
+    assert shown.count(b"Passphrase of") == 2 and b"is wrong" in shown and b"try again" in shown
+    assert b"phrase" not in shown.replace(b"Passphrase", b"").replace(b"the passphrase", b"")
+    command = Path(f"/proc/{it.drive.pid}/cmdline").read_bytes() + Path(f"/proc/{it.drive.pid}/environ").read_bytes()
+    assert PHRASE not in command
+
+
+def test_after_three_wrong_passphrases_nothing_is_mounted(vault: Callable[..., Vault]) -> None:
+    it = vault()
+    it.umount()
+    code, shown = mount_at_a_terminal(it.drive, b"one", b"two", b"three", PHRASE)
+    assert code == ExitCode.WRONG_KEY
+    assert shown.count(b"try again") == 2 and b"stackfs: the passphrase is wrong" in shown
+    assert not is_mounted(it.mnt)
+
+
+def test_where_nobody_can_be_asked_the_mount_says_what_to_give(vault: Callable[..., Vault]) -> None:
+    it = vault()
+    it.umount()
+    done = run("setsid", "-w", STACKFS, "mount", it.src, it.mnt, "-o", "filter=encryption", check=False)
+    assert done.returncode == ExitCode.USAGE and not is_mounted(it.mnt)
+    assert re.fullmatch(r"stackfs: there is no terminal .*: give encryption\.passfile, .*\n", done.stderr)
+    it.passfile.write_text("another phrase\n")
+    wrong = f"filter=encryption,encryption.passfile={it.passfile}"
+    done = run(STACKFS, "mount", it.src, it.mnt, "-o", wrong, check=False)
+    assert done.returncode == ExitCode.WRONG_KEY and not is_mounted(it.mnt)
+    it.drive.expected_log.append("the passphrase is wrong")

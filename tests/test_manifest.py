@@ -60,7 +60,7 @@ def test_the_least_a_manifest_needs() -> None:
     )
     assert manifest.all_instances == (InstanceDefinition("sample", "265050", "automatic"),)
     assert manifest.options == {}
-    assert manifest.commands is None
+    assert manifest.commands is None and manifest.prepare is None
 
 
 def test_everything_a_manifest_can_say() -> None:
@@ -152,6 +152,7 @@ def test_the_needed_fields(key: str) -> None:
         ({"default_instance": "a/b"}, "default_instance", "not an instance's name"),
         ({"description": "two\nlines"}, "description", "one line"),
         ({"commands": "cli"}, "commands", "module:attribute"),
+        ({"prepare": "ask"}, "prepare", "module:attribute"),
         ({"abi": 2}, "abi", "not the interface of this release"),
         ({"abi": True}, "abi", "not the interface of this release"),
         ({"instances": {}}, "instances", "list of dicts"),

@@ -359,6 +359,7 @@ struct fuse_open_out { uint64_t fh; uint32_t open_flags; int32_t backing_id; };
 struct fuse_write_out { uint32_t size; uint32_t padding; };
 struct fuse_getxattr_out { uint32_t size; uint32_t padding; };
 struct fuse_poll_out { uint32_t revents; uint32_t padding; };
+struct fuse_notify_poll_wakeup_out { uint64_t kh; };
 
 struct fuse_kstatfs {
     uint64_t blocks;

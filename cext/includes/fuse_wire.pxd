@@ -409,6 +409,9 @@ cdef extern from "fuse_wire.h" nogil:
     struct fuse_getxattr_out:
         uint32_t size
 
+    struct fuse_notify_poll_wakeup_out:
+        uint64_t kh
+
     struct fuse_poll_out:
         uint32_t revents
 

@@ -169,7 +169,8 @@ _NAMES = (
     "readdir",
     "releasedir",
 )
-NO_OPERATION = frozenset({"forget", "flush", "poll", "bmap", "syncfs"})  # no filter sees these (semantics D)
+# No filter sees these (semantics D); a poll changes nothing.
+NO_OPERATION = frozenset({"forget", "flush", "poll", "bmap", "syncfs"})
 # A lock may wait for hours, and would keep its record's room in the ring all the while.
 NOT_RECORDED = frozenset({"getlk", "setlk", "setlkw"})
 GROUPS: dict[str, tuple[str, ...]] = {

@@ -30,8 +30,9 @@ MANIFEST = {
     "filter": "Encryption",
     "answers": "cacheable",
     "commands": "cli:app",
+    "prepare": "mounting:prepare",
     "options": {
-        "passfile": {"type": "path", "doc": "A file whose first line is the passphrase."},
+        "passfile": {"type": "path", "doc": "A file whose first line is the passphrase; else you are asked."},
         "extpass": {"type": "str", "doc": "A program that prints the passphrase."},
         "passfd": {"type": "int", "min": 0, "doc": "A descriptor that has the passphrase."},
         "keyfile": {"type": "path", "doc": "A key file, instead of a passphrase."},

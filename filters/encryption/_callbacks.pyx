@@ -521,10 +521,11 @@ cdef void renamed(mounted_t *mounted, FILE_OBJECT *file, node_t *to, bint exchan
     cdef const stored_name_t *aside = <const stored_name_t *>passing.buffer
     cdef int error = 0
     if passing.source_moves:
-        error = directory_moved(mounted, passing.source, to if good else file.Directory, &passing.other if good else &passing.name)
+        error = directory_moved(mounted, passing.source, to if good else file.Directory, &passing.other if good else &passing.name,
+                                file.Directory if good else to)
     if passing.target_moves:
         error = directory_moved(mounted, passing.target, file.Directory if good else to,
-                                &passing.name if good else &passing.other) or error
+                                &passing.name if good else &passing.other, to if good else file.Directory) or error
     if passing.leaves and aside != NULL:
         if good:
             remove_below(mounted, to, aside, True)

@@ -17,7 +17,7 @@ cdef struct stored_name_t:
     uint8_t text[272]                    # what its .name file has
 
 cdef int directory_iv(mounted_t *mounted, node_t *directory, uint8_t *iv) noexcept nogil
-# -EINVAL: no name that the volume can have.
+# -EINVAL: no name that the volume can have; -ENAMETOOLONG: one of more than 255 bytes.
 cdef int store_name(mounted_t *mounted, node_t *directory, const FILE_NAME *plain, stored_name_t *stored) noexcept nogil
 # The plain name, NUL-terminated, in plain[256]; -ENOENT: it is not to be seen. `entry`: of a listing (long names are looked up).
 cdef int show_name(mounted_t *mounted, node_t *directory, const char *stored, size_t length, char *plain) noexcept nogil
@@ -40,7 +40,9 @@ cdef void directory_put_back(mounted_t *mounted, node_t *parent, const stored_na
 # Before a directory moves it is valid at both places, afterwards at one. (The root of the two is where it is found.)
 cdef int directory_moves(mounted_t *mounted, node_t *directory, node_t *parent, const stored_name_t *stored, node_t *to_parent,
                          const stored_name_t *to) noexcept nogil
-cdef int directory_moved(mounted_t *mounted, node_t *directory, node_t *parent, const stored_name_t *stored) noexcept nogil
+# `other`: the directory that it came from, or did not get to.
+cdef int directory_moved(mounted_t *mounted, node_t *directory, node_t *parent, const stored_name_t *stored,
+                         node_t *other) noexcept nogil
 # The node that a stored name leads to, with a reference (node_put), or NULL; its type.
 cdef node_t *node_called(mounted_t *mounted, node_t *directory, const stored_name_t *stored, uint16_t *type) noexcept nogil
 # records: linux_dirent64, of `length` bytes with room for `room`: the plain names instead. The new length.

@@ -4,7 +4,7 @@ A directory's file lies in it, so that it is never empty below. One that is to g
 means nothing, loses its file there, and is removed; a crash in between leaves something that fsck removes.
 """
 
-from libc.errno cimport EBADMSG, EINVAL, EIO, ENOENT, ENOMEM, ENOTEMPTY, EPERM
+from libc.errno cimport EBADMSG, EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOMEM, ENOTEMPTY, EPERM
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc
@@ -218,8 +218,10 @@ cdef int store_name(mounted_t *mounted, node_t *directory, const FILE_NAME *plai
     cdef size_t text_length = 0
     cdef int length
     stored.text_length = 0
+    if plain.Length > 255:
+        return -ENAMETOOLONG
     if mounted.plain_names:
-        if plain.Length > 255 or reserved(plain.Buffer, plain.Length):
+        if reserved(plain.Buffer, plain.Length):
             return -EPERM
         memcpy(stored.name, plain.Buffer, plain.Length)
         stored.name[plain.Length] = 0
@@ -275,7 +277,8 @@ cdef int long_name_begin(mounted_t *mounted, node_t *directory, const stored_nam
     if got == stored.text_length and memcmp(there, stored.text, got) == 0:
         return 0
     made[0] = True
-    return replace_small(mounted, directory, file, stored.text, stored.text_length)
+    got = replace_small(mounted, directory, file, stored.text, stored.text_length)
+    return got or sync_directory(mounted, directory)     # a file system may bring the file that it names to the disk first
 
 
 cdef void long_name_end(mounted_t *mounted, node_t *directory, const stored_name_t *stored) noexcept nogil:
@@ -471,7 +474,8 @@ cdef int directory_moves(mounted_t *mounted, node_t *directory, node_t *parent, 
     return error or write_places(mounted, directory, iv, &first, &second)
 
 
-cdef int directory_moved(mounted_t *mounted, node_t *directory, node_t *parent, const stored_name_t *stored) noexcept nogil:
+cdef int directory_moved(mounted_t *mounted, node_t *directory, node_t *parent, const stored_name_t *stored,
+                         node_t *other) noexcept nogil:
     cdef uint8_t iv[16]
     cdef uint8_t above[16]
     cdef place_t place
@@ -480,6 +484,9 @@ cdef int directory_moved(mounted_t *mounted, node_t *directory, node_t *parent, 
         return 0
     error = directory_iv(mounted, directory, iv)
     error = error or place_of(mounted, parent, stored, above, &place)
+    error = error or sync_directory(mounted, parent)     # the place it was in is not forgotten before the disk has it here
+    if other is not parent:
+        error = error or sync_directory(mounted, other)
     return error or write_places(mounted, directory, iv, &place, NULL)
 
 

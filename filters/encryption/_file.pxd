@@ -34,6 +34,8 @@ cdef uint64_t file_size(encrypted_file_t *file) noexcept nogil
 cdef uint64_t file_stored_size(encrypted_file_t *file) noexcept nogil            # what the stored file's is, or will be
 cdef const uint8_t *file_id(encrypted_file_t *file) noexcept nogil               # 16 bytes
 cdef bint file_unsealed(encrypted_file_t *file) noexcept nogil                   # changes are not sealed, or the seal is open
+# False: recovery, or what a change that failed has left to do, comes before the next seal, with syncs of its own.
+cdef bint file_settled(encrypted_file_t *file) noexcept nogil
 
 # Bytes read: fewer only at the end of the file. An error anywhere in the range is the answer for all of it.
 cdef int64_t file_read(encrypted_file_t *file, uint64_t offset, size_t length, void *data) noexcept nogil

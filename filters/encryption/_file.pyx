@@ -94,7 +94,8 @@ cdef struct encrypted_file_t:
     bint ready                           # blocks may be written: the seal on disk is open, and nothing is lenient
     bint lenient
     bint one_seal                        # one of the header's seals may be damaged: fsck alone
-    bint shortening                      # the last block may be longer than the size, or a hole
+    bint unfinished                      # a change that failed: finish() is due, and until then rule 5's "until then" holds
+    uint64_t holes_begin, holes_end      # unfinished: among these blocks are holes whose bytes are still there
     bint clean                           # the last seal is
     bint changed                         # since the nodes of the last seal were settled
     uint64_t clock
@@ -544,10 +545,10 @@ cdef int seal(encrypted_file_t *file, uint64_t generation, bint clean, bint apar
         elif size:
             error = file.io.sync(file.io.who)
         if error == 0:
-            error = seal_write(file, generation, size, clean and not file.changed, top)
+            error = seal_write(file, generation, size, clean and not file.changed and not file.unfinished, top)
     settled(file, error == 0)
     if error == 0:
-        file.ready = not file.clean
+        file.ready = not file.clean and not file.unfinished
     return error
 
 
@@ -699,20 +700,16 @@ cdef int judge(encrypted_file_t *file, uint64_t block, const block_t *found, con
     cdef uint64_t tail = file.size - last * BLOCK
     cdef bint hole = all_zero(entry, TAG)
     if found.state == BLOCK_ABSENT:
-        return 0 if hole and (block != last or file.lenient or file.shortening) else -EBADMSG
+        return 0 if hole and (block != last or file.lenient or file.unfinished) else -EBADMSG
     if found.state == BLOCK_DAMAGED:
         return -EBADMSG
     if not same(found.tag, entry, TAG):
-        if not file.lenient:
-            return -EBADMSG
-        if found.generation <= file.sealed:
-            if not hole:
-                return -EBADMSG
+        if hole and (file.unfinished or (file.lenient and found.generation <= file.sealed)):
             memset(plain, 0, BLOCK)                  # punched, and its bytes are still there
             return 0
-        if found.generation > file.sealed + 2:
+        if not file.lenient or not file.sealed < found.generation <= file.sealed + 2:
             return -EBADMSG
-    if block == last and (found.length < tail or (found.length > tail and not (file.lenient or file.shortening))):
+    if block == last and (found.length < tail or (found.length > tail and not (file.lenient or file.unfinished))):
         return -EBADMSG
     return 0
 
@@ -870,9 +867,41 @@ cdef int blocks_write(encrypted_file_t *file, uint64_t first, size_t count, size
             map_set(file, first + i, 1, tags + i * TAG)      # if that fails, reading it does
             if first * BLOCK + i * BLOCK + length > file.size:
                 file.size = (first + i) * BLOCK + length
-    if offset + stored > stored_size(file.size):     # nothing of a block that came to nothing may stay behind the end
-        file.io.resize(file.io.who, stored_size(file.size))
+        elif first + i < blocks_of(file.size) and map_get(file, first + i, 1, back) == 0 and all_zero(back, TAG) and \
+                file.io.punch(file.io.who, offset + i * SLOT, SLOT) != 0:
+            hole_is_due(file, first + i, 1)
+    if offset + stored > stored_size(file.size) and file.io.resize(file.io.who, stored_size(file.size)) != 0:
+        is_unfinished(file)                          # nothing of a block that came to nothing may stay behind the end
     return error
+
+
+cdef void is_unfinished(encrypted_file_t *file) noexcept nogil:
+    file.unfinished = True
+    file.ready = False
+
+
+cdef void hole_is_due(encrypted_file_t *file, uint64_t first, uint64_t count) noexcept nogil:
+    is_unfinished(file)
+    if file.holes_begin == file.holes_end:
+        file.holes_begin, file.holes_end = first, first + count
+    else:
+        file.holes_begin = min(file.holes_begin, first)
+        file.holes_end = max(file.holes_end, first + count)
+
+
+cdef int finish(encrypted_file_t *file) noexcept nogil:
+    """What a change that failed has left to do. Under `sealing` and `lock`, alone."""
+    cdef uint8_t tag[16]
+    cdef uint64_t block
+    cdef int error = seal(file, file.sealed + 1, False, False)
+    error = error or file.io.sync(file.io.who)
+    for block in range(file.holes_begin, min(file.holes_end, blocks_of(file.size))):
+        error = error or map_get(file, block, 1, tag)
+        if error:
+            break
+        if all_zero(tag, TAG):
+            error = file.io.punch(file.io.who, slot_offset(block), SLOT)
+    return error or shorten(file)
 
 
 cdef int block_write(encrypted_file_t *file, uint64_t block, const uint8_t *plain, size_t length) noexcept nogil:
@@ -883,6 +912,19 @@ cdef int block_write(encrypted_file_t *file, uint64_t block, const uint8_t *plai
     return error or blocks_write(file, block, 1, length + OVERHEAD, slot, tag)
 
 
+cdef void block_back(encrypted_file_t *file, uint64_t block, const uint8_t *plain) noexcept nogil:
+    """A part of a block could not be written, perhaps because the disk is full: the rest of it is as it was, if it can be."""
+    cdef uint8_t slot[4132]
+    cdef uint8_t tag[16]
+    cdef size_t length
+    if block >= blocks_of(file.size) or map_get(file, block, 1, tag) != 0 or all_zero(tag, TAG):
+        return                                       # there was nothing, or a hole
+    length = <size_t>min(<uint64_t>BLOCK, file.size - block * BLOCK)
+    if blocks_encrypt(file.keys, block, file.working, plain, length, slot, tag) == 0 and \
+            file.io.write(file.io.who, slot_offset(block), slot, length + OVERHEAD) == 0:
+        map_set(file, block, 1, tag)
+
+
 cdef int make_ready(encrypted_file_t *file) noexcept nogil:
     """Rules 2, 7 and 8: before the first change of a file that was opened. Under `sealing` and `lock`, alone."""
     cdef uint8_t identity[16]
@@ -891,6 +933,8 @@ cdef int make_ready(encrypted_file_t *file) noexcept nogil:
         return 0
     if file.lenient:
         return recover(file)
+    if file.unfinished:
+        return finish(file)
     if file.size == 0:
         memcpy(identity, file.header + 16, 16)
         error = header_new(file, file.header[9], identity)
@@ -952,25 +996,45 @@ cdef int recover(encrypted_file_t *file) noexcept nogil:
     if error:
         return error
     file.lenient = False
+    is_unfinished(file)
     return shorten(file)
 
 
 cdef int shorten(encrypted_file_t *file) noexcept nogil:
-    """After the seal of rule 5: the last block as long as the size says, and the stored file too."""
+    """After the seal of rule 5, and the end of what is unfinished: the last block as long as the size says, and the stored
+    file too.
+
+    The cut goes through what that block was before: it must not be the first to reach the disk. Nor may what lay behind
+    the block in its slot be left, should the file grow and only the cut be forgotten: so the block is followed by zeros."""
     cdef uint8_t plain[4096]
+    cdef uint8_t slot[4132]
+    cdef uint8_t tag[16]
     cdef uint64_t last
+    cdef int64_t stored
+    cdef size_t length
     cdef int error = 0
     if file.size:
         last = blocks_of(file.size) - 1
-        file.shortening = True
+        length = <size_t>(file.size - last * BLOCK)
         error = block_read(file, last, plain)
-        file.shortening = False
         if error == -EBADMSG:
             error = 0                                # stays what it is: damaged
         elif error == 0 and not last_fits(file, last):
-            memset(plain + (file.size - last * BLOCK), 0, BLOCK - (file.size - last * BLOCK))
-            error = block_write(file, last, plain, file.size - last * BLOCK)
-    return error or file.io.resize(file.io.who, stored_size(file.size))
+            stored = file.io.read(file.io.who, slot_offset(last), slot, SLOT)
+            if stored < 0:
+                return <int>stored
+            memset(slot, 0, SLOT)
+            error = blocks_encrypt(file.keys, last, file.working, plain, length, slot, tag)
+            error = error or blocks_write(file, last, 1, max(length + OVERHEAD, <size_t>stored), slot, tag)
+            if error:
+                block_back(file, last, plain)
+            error = error or file.io.sync(file.io.who)
+    error = error or file.io.resize(file.io.who, stored_size(file.size))
+    if error == 0:
+        file.unfinished = False
+        file.ready = True
+        file.holes_begin = file.holes_end = 0
+    return error
 
 
 cdef bint last_fits(encrypted_file_t *file, uint64_t last) noexcept nogil:
@@ -998,11 +1062,12 @@ cdef int change_begins(encrypted_file_t *file) noexcept nogil:
 
 cdef int64_t write_range(encrypted_file_t *file, uint64_t offset, size_t length, const uint8_t *data) noexcept nogil:
     cdef uint8_t plain[4096]
+    cdef uint8_t before[4096]
     cdef uint8_t slots[4 * 4132]
     cdef uint8_t tags[4 * 16]
     cdef buffer_t *buffer = NULL
     cdef size_t done = 0, many, blocks, used
-    cdef uint64_t block, at, ends
+    cdef uint64_t block, at, ends, size
     cdef int error = 0
     while done < length:
         block = (offset + done) // BLOCK
@@ -1016,8 +1081,12 @@ cdef int64_t write_range(encrypted_file_t *file, uint64_t offset, size_t length,
                 error = block_read(file, block, plain)
             if error:
                 break
+            memcpy(before, plain, BLOCK)
             memcpy(plain + at, data + done, many)
+            size = file.size
             error = block_write(file, block, plain, used)
+            if error and (at or many < used) and file.size == size:
+                block_back(file, block, before)
         else:
             blocks = min(blocks, <size_t>run_of(block))
             if blocks <= SMALL:
@@ -1095,32 +1164,34 @@ cdef int resize(encrypted_file_t *file, uint64_t size) noexcept nogil:
     cdef uint8_t plain[4096]
     cdef uint64_t last
     cdef int error = 0
-    if size == file.size:
+    if size == file.size and not file.unfinished:
         return 0
     if size == 0 and not file.lenient:               # needs not be made ready first: its seal vouches for nothing
         error = map_cut(file, 0)
         file.size = 0
-        error = error or seal(file, file.sealed + 1, False, False)
-        error = error or file.io.sync(file.io.who)
-        return error or file.io.resize(file.io.who, HEADER)
+        is_unfinished(file)
+        return error or finish(file)
     error = make_ready(file)
-    if error:
+    if error or size == file.size:
         return error
     if size > file.size:                             # rule 4
         last = blocks_of(size) - 1
         error = block_read(file, last, plain)
-        error = error or block_write(file, last, plain, size - last * BLOCK)
+        if error:
+            return error
+        error = block_write(file, last, plain, size - last * BLOCK)
         if error == 0:
             file.size = size
+        elif file.size < size:
+            block_back(file, last, plain)
         return error
     error = long_enough(file, size)
     error = error or map_cut(file, blocks_of(size))
     if error:
         return error
     file.size = size
-    error = seal(file, file.sealed + 1, False, False)
-    error = error or file.io.sync(file.io.who)
-    return error or shorten(file)
+    is_unfinished(file)
+    return finish(file)
 
 
 cdef int long_enough(encrypted_file_t *file, uint64_t size) noexcept nogil:
@@ -1158,6 +1229,7 @@ cdef int file_punch(encrypted_file_t *file, uint64_t offset, uint64_t length) no
 cdef int zero_part(encrypted_file_t *file, uint64_t offset, uint64_t end) noexcept nogil:
     """Zeros within one block."""
     cdef uint8_t plain[4096]
+    cdef uint8_t before[4096]
     cdef uint64_t block = offset // BLOCK
     cdef uint8_t tag[16]
     cdef int error
@@ -1167,8 +1239,14 @@ cdef int zero_part(encrypted_file_t *file, uint64_t offset, uint64_t end) noexce
     if error or all_zero(tag, TAG):
         return error
     error = block_read(file, block, plain)
+    if error:
+        return error
+    memcpy(before, plain, BLOCK)
     memset(plain + offset % BLOCK, 0, end - offset)
-    return error or block_write(file, block, plain, min(<uint64_t>BLOCK, file.size - block * BLOCK))
+    error = block_write(file, block, plain, min(<uint64_t>BLOCK, file.size - block * BLOCK))
+    if error:
+        block_back(file, block, before)
+    return error
 
 
 cdef int punch(encrypted_file_t *file, uint64_t offset, uint64_t length) noexcept nogil:
@@ -1186,6 +1264,9 @@ cdef int punch(encrypted_file_t *file, uint64_t offset, uint64_t length) noexcep
         return error or zero_part(file, many, end)
     error = zero_part(file, offset, first * BLOCK)
     error = error or zero_part(file, behind * BLOCK, end)
+    if error:
+        return error
+    hole_is_due(file, first, behind - first)
     block = first
     while block < behind and error == 0:
         many = min(behind - block, <uint64_t>1 << 20)
@@ -1198,6 +1279,10 @@ cdef int punch(encrypted_file_t *file, uint64_t offset, uint64_t length) noexcep
         many = min(behind - block, run_of(block))
         error = file.io.punch(file.io.who, slot_offset(block), many * SLOT)
         block += many
+    if error == 0:
+        file.unfinished = False
+        file.ready = True
+        file.holes_begin = file.holes_end = 0
     return error
 
 
@@ -1207,6 +1292,8 @@ cdef int file_seal(encrypted_file_t *file, bint clean) noexcept nogil:
     pthread_rwlock_wrlock(&file.lock)
     if file.lenient:                                 # nothing of ours to seal: what was left behind is to be on the disk
         error = recover(file) if clean else file.io.sync(file.io.who)
+    elif file.unfinished:
+        error = finish(file)
     if error == 0 and not file.lenient and (file.changed or (clean and not file.clean)):
         error = seal(file, file.sealed + 1, clean, True)
     pthread_rwlock_unlock(&file.lock)
@@ -1235,9 +1322,17 @@ cdef const uint8_t *file_id(encrypted_file_t *file) noexcept nogil:
 cdef bint file_unsealed(encrypted_file_t *file) noexcept nogil:
     cdef bint unsealed
     pthread_rwlock_rdlock(&file.lock)
-    unsealed = file.changed or not file.clean
+    unsealed = file.changed or not file.clean or file.unfinished
     pthread_rwlock_unlock(&file.lock)
     return unsealed
+
+
+cdef bint file_settled(encrypted_file_t *file) noexcept nogil:
+    cdef bint settled
+    pthread_rwlock_rdlock(&file.lock)
+    settled = not file.lenient and not file.unfinished
+    pthread_rwlock_unlock(&file.lock)
+    return settled
 
 
 cdef uint64_t hole_of_nodes(encrypted_file_t *file, uint64_t block) noexcept nogil:

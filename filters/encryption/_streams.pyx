@@ -30,7 +30,7 @@ from stackfs.cext.ntstatus cimport NT_SUCCESS, STATUS_ACCESS_DENIED, nt_to_errno
 from stackfs.cext.stack cimport instance_pointer
 from stackfs.cext.threads cimport count_one, init_condition, load_count, monotonic_deadline, monotonic_time
 from stackfs.filters.encryption._file cimport (
-    file_create, file_free, file_io_t, file_new, file_open, file_seal, file_size, file_unsealed)
+    file_create, file_free, file_io_t, file_new, file_open, file_seal, file_settled, file_size, file_unsealed)
 
 import threading
 
@@ -447,7 +447,7 @@ cdef void seal_batch(mounted_t *mounted, stream_t **batch, uint32_t count) noexc
         pthread_mutex_lock(&stream.mutex)
         stream.waits = False
         if stream.synced and synced and stream.handles == 0 and stream.file != NULL and stream.own != NULL:
-            already_synced = file_size(stream.file) <= MAP_FREE
+            already_synced = file_size(stream.file) <= MAP_FREE and file_settled(stream.file)
             if seal_quietly(stream, True):           # stays open, and is read through when it is next written to
                 count_one(&mounted.damaged)
             already_synced = 0

@@ -101,7 +101,7 @@ def init(
             ),
         )
     print(f"{escape(directory)} is an encrypted volume now ({file.suite}, names {file.names}).")
-    print(f"Mount it with: stackfs mount {escape(directory)} MOUNTPOINT -o filter=encryption,encryption.passfile=FILE")
+    print(f"Mount it with: stackfs mount {escape(directory)} MOUNTPOINT -o filter=encryption")
     if recovery is not None:
         _show_recovery(recovery, directory)
 

@@ -511,6 +511,8 @@ class Fsck:
         checked = future.result()
         stored = below(b"/".join(directory.parts), name)
         self.report.bytes += checked.bytes
+        if checked.wiped is not None and self.repair:
+            self._empty(directory, name, checked.wiped)
         self.report.findings.extend(checked.findings)
         if checked.id and (other := self.state.other_with(checked.id, status.st_ino, stored)) is not None:
             self._found(
@@ -525,6 +527,25 @@ class Fsck:
         if checked.bad:
             self.damaged.append(DamagedFile(directory.parts, name, path, checked))
         self.progress(self.report, path)
+
+    def _empty(self, directory: Directory, name: bytes, finding: Finding) -> None:
+        """A file without a header becomes an empty one; what it has is kept."""
+        try:
+            handle = Handle(opened(directory.descriptor, name, writable=True))
+            lost = self._lost_directory()
+            number = self._listed(lost, directory.parts, name)
+            kept = Handle(
+                os.open(number, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=lost.descriptor)
+            )
+            while os.sendfile(kept.descriptor, handle.descriptor, None, 1 << 24):
+                pass
+            os.fsync(kept.descriptor)
+            os.fsync(lost.descriptor)
+            StoredFile(self.keys, handle.descriptor, finding.stored, finding.path, self.suite).make_empty()
+        except OSError as error:
+            finding.detail += f"; it could not be put aside: {error.strerror}"
+            return
+        finding.repaired = f"it is an empty file now; what was stored is in {LOST}/{number}"
 
     def _values(self, descriptor: int, owner: bytes, stored: bytes, path: bytes) -> Iterator[Finding]:
         try:
@@ -919,8 +940,8 @@ class Search:
         """Blocks of files that are healthy themselves, by their tags: reads the whole tree once more, tags alone."""
         if not self.strays:
             return
-        wanted = {slot[-16:]: place for place, slot in self.strays.items()}
-        damaged = {(each.directory, each.name) for each in self.files}
+        wanted = {slot[-16:]: place for place, slot in self.strays.items() if any(slot[-16:])}
+        damaged = {os.fstat(each.descriptor).st_ino for each in self.handles}
         for iv, parts, path in list(self.fsck.known):
             try:
                 directory = self.fsck._open(parts)
@@ -933,7 +954,7 @@ class Search:
                 status = os.stat(name, dir_fd=directory.descriptor, follow_symlinks=False)
                 if name.startswith(RESERVED_BYTES) and not name.startswith(LONG):
                     continue
-                if not stat.S_ISREG(status.st_mode) or (parts, name) in damaged:
+                if not stat.S_ISREG(status.st_mode) or status.st_ino in damaged:
                     continue
                 self.fsck.progress(self.fsck.report, path)
                 for block, tag in tags(directory.descriptor, name, status.st_size):

@@ -38,6 +38,8 @@ class Checked:
     bytes: int = 0
     blocks: int = 0
     bad: dict[int, int] = dataclasses.field(default_factory=dict)
+    wiped: Finding | None = None
+    """It has no header at all, but zeros in its place."""
 
 
 class StoredFile:
@@ -69,10 +71,17 @@ class StoredFile:
         if stored == 0:
             empty = self._find(Kind.EMPTY_FILE, "has no bytes at all, as a crash leaves a file that was never synced")
             if repair:
-                EncryptedFile(self.keys, self.descriptor, suite=self.suite).seal(True)
+                self.make_empty()
                 empty.repaired = "it is an empty file now"
             return
         header = os.pread(self.descriptor, HEADER, 0)
+        if not any(header):
+            self.checked.wiped = self._find(
+                Kind.HEADER,
+                "its header never reached the disk, as a crash leaves a file that was never synced, or was wiped: "
+                "nothing of it can be read",
+            )
+            return
         file, length, one_seal = self._opened(header, stored)
         if file is None:
             return
@@ -101,6 +110,15 @@ class StoredFile:
             if repair and (not bad or seal_damaged) and (length is None or stored >= length):
                 EncryptedFile(self.keys, self.descriptor).seal(True)
                 finding.repaired = "sealed, with what had been written"
+
+    def make_empty(self) -> None:
+        """An empty file, with a new id. The values of its attributes were encrypted with the one that it has lost."""
+        os.truncate(self.descriptor, 0)
+        for name in os.listxattr(self.descriptor):
+            if name.startswith("user."):
+                os.removexattr(self.descriptor, name)
+        EncryptedFile(self.keys, self.descriptor, suite=self.suite).seal(True)
+        os.fsync(self.descriptor)
 
     def _opened(self, header: bytes, stored: int) -> tuple[EncryptedFile | None, int | None, bool]:
         """The file; the length that its seal says, if that is not the one it has; whether one seal is damaged."""

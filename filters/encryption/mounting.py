@@ -9,14 +9,16 @@ from typing import Any, Final
 import structlog
 
 from stackfs.api import STATUS_FLT_DO_NOT_ATTACH
-from stackfs.errors import FltError
+from stackfs.errors import ExitCode, FltError
 from stackfs.filters.encryption import volume
 from stackfs.filters.encryption._callbacks import shown_path
 from stackfs.filters.encryption._secrets import no_core_dumps
 from stackfs.filters.encryption._streams import Mounted
-from stackfs.filters.encryption.passphrase import Source
+from stackfs.filters.encryption.passphrase import Source, somebody_is_there, tell
 
 SECONDS: Final = 2.0
+TRIES: Final = 3
+SOURCES: Final = "give encryption.passfile, encryption.extpass, encryption.passfd or encryption.keyfile"
 
 
 class MountedVolume:
@@ -59,6 +61,42 @@ class MountedVolume:
             foreign, damaged = self.mounted.foreign, self.mounted.damaged
 
 
+def prepare(path: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Asks who mounts for the passphrase, if no option says where it is to come from: a pipe with it for begin().
+
+    A wrong one may be mended twice. VolumeError: as begin()'s.
+    """
+    source = Source(options["passfile"], options["extpass"], options["passfd"], options["keyfile"])
+    if not source.asks:
+        return {}
+    if not somebody_is_there():
+        raise volume.VolumeError(f"there is no terminal to ask for the passphrase: {SOURCES}", ExitCode.USAGE)
+    directory = volume.open_directory(path)
+    try:
+        file = volume.load(directory, path)
+    finally:
+        os.close(directory)
+    for left in reversed(range(TRIES)):
+        line = source.line(f"Passphrase of {path}")
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        try:
+            os.writev(writing, [line, b"\n"])
+            credential = volume.passphrase(line)         # wipes it
+            try:
+                volume.unlock(file, credential).master.wipe()
+            finally:
+                credential.wipe()
+            return {"passfd": reading}
+        except BaseException as error:
+            os.close(reading)
+            if not left or not isinstance(error, volume.VolumeError) or error.exit_code != ExitCode.WRONG_KEY:
+                raise
+            tell(f"{error.message}: try again")
+        finally:
+            os.close(writing)
+    raise AssertionError
+
+
 def begin(instance: Any) -> MountedVolume:
     """Unlocks the instance's volume. FltError: one line that says why it cannot be."""
     path = instance.volume.source
@@ -69,11 +107,8 @@ def begin(instance: Any) -> MountedVolume:
             volume.lock(directory, path)
             file = volume.load(directory, path)
             source = Source(options["passfile"], options["extpass"], options["passfd"], options["keyfile"])
-            if source.asks:
-                raise volume.VolumeError(
-                    "give encryption.passfile, encryption.extpass, encryption.passfd or encryption.keyfile: a mount "
-                    "asks nobody"
-                )
+            if source.asks:                              # attached in some other way than by a mount
+                raise volume.VolumeError(f"nobody can be asked for the passphrase here: {SOURCES}", ExitCode.USAGE)
             credential = source.credential(f"Passphrase of {path}")
             no_core_dumps()
             try:
@@ -92,4 +127,4 @@ def begin(instance: Any) -> MountedVolume:
             os.close(directory)
             raise
     except volume.VolumeError as error:
-        raise FltError(STATUS_FLT_DO_NOT_ATTACH, f"encryption: {error.message}") from error
+        raise FltError(STATUS_FLT_DO_NOT_ATTACH, f"encryption: {error.message}", error.exit_code) from error

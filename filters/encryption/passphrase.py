@@ -124,6 +124,21 @@ def _from_program(command: str) -> bytearray:
     return line
 
 
+def somebody_is_there() -> bool:
+    """Whether this process has a terminal."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def tell(text: str) -> None:
+    """A line on the terminal, for who has just been asked."""
+    with open("/dev/tty", "w") as terminal:
+        terminal.write(f"{text}\n")
+
+
 def _asked(prompt: str, twice: bool) -> bytearray:
     try:
         terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
