@@ -172,7 +172,7 @@ cpdef enum FsControlCode:
     FSCTL_LOCK_VOLUME = 0x90018         # these three of the volume, injected (D20)
     FSCTL_UNLOCK_VOLUME = 0x9001C
     FSCTL_DISMOUNT_VOLUME = 0x90020
-    FSCTL_STACKFS_POLL = 0x92004        # poll(2), select(2), epoll(7) of an open file: RequestOpcode is POLL's, of an ioctl(2) with this number it is not (D22)
+    FSCTL_STACKFS_POLL = 0x92004        # poll(2), select(2), epoll(7) of an open file (D22); of an ioctl(2), RequestOpcode is not POLL's
 
 # MinorFunction of DIRECTORY_CONTROL
 cpdef enum DirectoryMinorFunction:

@@ -987,13 +987,12 @@ cdef class Blocks:
         cdef size_t length = len(plain)
         cdef size_t count = length // BLOCK
         cdef int error = 0
-        cdef long call
         if count == 0 or length % BLOCK or <size_t>len(slots) < count * SLOT:
             raise ValueError("whole blocks, and slots for all of them")
         cdef uint8_t *tags = <uint8_t *>malloc(count * TAG)
         cdef block_t *found = <block_t *>malloc(count * sizeof(block_t))
         with nogil:
-            for call in range(calls if tags != NULL and found != NULL else 0):
+            for _ in range(calls if tags != NULL and found != NULL else 0):
                 if encrypts:
                     error = blocks_encrypt(self.keys, 0, 1, &plain[0], length, &slots[0], tags)
                 else:
