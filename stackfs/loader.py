@@ -231,8 +231,8 @@ def prepare(found: Found, source: str, options: dict[str, Any]) -> dict[str, Any
     """Calls what the manifest's "prepare" names, if anything: options that are to be others.
 
     It is called as ``prepare(source, options)``, `source` being the backing directory, in the process that mounts,
-    before the daemon goes to the background: it has the user's terminal, and the daemon inherits its descriptors. It may
-    raise a StackfsError, and nothing is mounted.
+    before the daemon goes to the background: it has the user's terminal, and the daemon inherits its descriptors. It
+    may raise a StackfsError, and nothing is mounted.
     """
     if found.manifest.prepare is None:
         return {}
