@@ -59,7 +59,7 @@ test-long: build
 	@$(SETUP) test_packages
 	@echo "stackfs: all tests"
 	@$(VENV)/bin/python -m pytest -q -m "not long" $(BESIDE)
-	@$(VENV)/bin/python -m pytest -q -m long
+	@$(VENV)/bin/python -m pytest -q -m long $(BESIDE)
 
 sanitize: build
 	@$(SETUP) sanitize

@@ -17,24 +17,29 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from stackfs.errors import StackfsError, UsageError
 
 from . import jobs
-from .jobs import JOBS, Counts, Job, JobFailed, MetadataWorker, Outcome
+from .jobs import JOBS, Counts, Job, JobFailed, MetadataWorker, Mode, Outcome
 from .mounts import MountFailed
 from .report import Results, busy, machine
-from .sides import SIDES, Mode, Mounted, missing, mounted
-from .targets import sides_needed
+from .sides import SIDES, Mounted, missing, mounted
+from .targets import CIPHER_BLOCK, sides_needed
 
 BUSY = 0.1                             # of the processors used by others: more, and the figures say little
 SHM = Path("/dev/shm")
 SHM_FREE = 128 << 20                   # bytes that must be free there
+KINDS: tuple[jobs.Scene, ...] = ("data", "metadata")
+MODES: tuple[Mode, ...] = ("direct", "cached")
 PAIRS = {"create": "unlink", "unpack": "remove"}       # what the first makes, the second takes away
-COMPARED = ("native", "passthrough_ll")                # on metadata loads that have no target too
+COMPARED: dict[Mode, tuple[str, ...]] = {"direct": ("native", "passthrough_ll"), "cached": ()}
+"""On metadata loads that have no target, too."""
+BESIDE = {"gocryptfs": "securefs"}     # a peer that stands in the table, if it is there, wherever the first does
+MANY_TIMES = 10                        # as many files in the directory of the cached metadata scene
 
 
 @dataclass(frozen=True)
@@ -74,9 +79,18 @@ class Scene:
         named = {name for _, sides in self.cells for name in sides}
         return [name for name in SIDES if name in named]
 
+    def counts(self, settings: Settings) -> Counts:
+        counts = settings.counts
+        return counts if self.mode == "direct" else replace(counts, many=counts.many * MANY_TIMES)
+
+    def repeats(self, settings: Settings) -> int:
+        """How often each load is run in a round."""
+        if self.kind == "data":
+            return 1
+        return settings.repeats if self.mode == "direct" else max(1, settings.repeats // 4)
+
     def size(self, settings: Settings) -> int:
-        repeats = settings.repeats if self.kind == "metadata" else 1
-        return settings.rounds * repeats * sum(len(sides) for _, sides in self.cells)
+        return settings.rounds * self.repeats(settings) * sum(len(sides) for _, sides in self.cells)
 
 
 def plan(settings: Settings) -> list[Scene]:
@@ -89,28 +103,30 @@ def plan(settings: Settings) -> list[Scene]:
         if patterns and not chosen[what]:
             known = ", ".join(JOBS if what == "job" else SIDES)
             raise UsageError(f"no {what} is called {patterns[0]!r}; there are {known}")
-    wanted = {name: _sides_of(name, settings, chosen["side"]) for name in chosen["job"] or JOBS}
-    for first, second in PAIRS.items():
-        both = [name for name in SIDES if name in {*wanted.get(first, ()), *wanted.get(second, ())}]
-        if both:
-            wanted[first] = wanted[second] = both
-    scenes = [Scene("data", "direct"), Scene("metadata", "direct")]
-    if settings.full:
-        scenes.append(Scene("data", "cached"))
+    scenes = [Scene(kind, mode) for mode in MODES for kind in KINDS]
     for scene in scenes:
-        scene.cells = [
-            (job, wanted[job.name]) for job in JOBS.values() if job.scene == scene.kind and wanted.get(job.name)
-        ]
+        names = [name for name, job in JOBS.items() if job.scene == scene.kind and name in (chosen["job"] or JOBS)]
+        wanted = {name: _sides_of(name, scene.mode, settings, chosen["side"]) for name in names}
+        for first, second in PAIRS.items():
+            both = [name for name in SIDES if name in {*wanted.get(first, ()), *wanted.get(second, ())}]
+            if both:
+                wanted[first] = wanted[second] = both
+        scene.cells = [(job, wanted[job.name]) for job in JOBS.values() if wanted.get(job.name)]
     return [scene for scene in scenes if scene.cells]
 
 
-def _sides_of(job: str, settings: Settings, chosen: list[str]) -> list[str]:
+def _sides_of(job: str, mode: Mode, settings: Settings, chosen: list[str]) -> list[str]:
+    """What is measured of a job in a mode. An encrypted drive is measured as it is used, with the kernel's cache."""
+    needed = sides_needed(job, mode)
+    if not needed and JOBS[job].scene == "metadata":
+        needed = list(COMPARED[mode])
+    needed = [name for name in SIDES if name in needed or any(SIDES[name].kind == BESIDE.get(each) for each in needed)]
+    possible = [name for name in SIDES if mode == "cached" or name != "encryption"]
+    if mode == "cached" and not (settings.full and JOBS[job].scene == "data"):
+        possible = needed
     if chosen:
-        return chosen
-    if settings.full:
-        return list(SIDES)
-    needed = sides_needed(job)
-    return needed if needed or JOBS[job].scene == "data" else list(COMPARED)
+        return [name for name in possible if name in chosen]
+    return possible if settings.full else needed
 
 
 Tell = Callable[[int, int, str], None]
@@ -128,6 +144,7 @@ def run(settings: Settings, tell: Tell = lambda done, of, text: None) -> Results
     if (load := busy()) > BUSY:
         results.notes.append(f"others used {load:.0%} of this machine's processors when this began")
     results.pair = native_pair()
+    results.cipher = cipher(settings)
     done = 0
     for scene in scenes:
         with places(scene, settings, results) as (work, source):
@@ -145,6 +162,25 @@ def native_pair() -> list[float]:
     return [float(stack.time_native_pair(2_000_000)) for _ in range(5)]
 
 
+def cipher(settings: Settings) -> list[tuple[float, float]]:
+    """MB/s of AES-256-GCM with blocks of CIPHER_BLOCK bytes, ours and openssl's, a pair a round, in turns."""
+    from stackfs.filters.encryption.speed import measure
+
+    if shutil.which("openssl") is None:
+        return []
+    whole = str(max(1, round(settings.seconds)))
+    words = ["openssl", "speed", "-mr", "-seconds", whole, "-bytes", str(CIPHER_BLOCK), "-aead", "-evp", "aes-256-gcm"]
+    pairs = []
+    for _ in range(settings.rounds):
+        (row,) = measure(["aes-256-gcm"], settings.seconds, [1])
+        said = subprocess.run(words, capture_output=True, text=True, cwd="/", check=False).stdout
+        last = said.strip().rpartition(":")[2]
+        if not last.replace(".", "", 1).isdigit():
+            return []
+        pairs.append((row.encrypt / 1e6, float(last) / 1e6))
+    return pairs
+
+
 @contextmanager
 def places(scene: Scene, settings: Settings, results: Results) -> Iterator[tuple[Path, Path]]:
     """A directory to work in, and the backing directory, with what the loads need in it; both gone afterwards."""
@@ -159,9 +195,9 @@ def places(scene: Scene, settings: Settings, results: Results) -> Iterator[tuple
         source = top / "source"
         source.mkdir()
         if scene.kind == "data":
-            jobs.prepare_data(source)
+            jobs.prepare_data(source, jobs.size_of_data(scene.mode))
         else:
-            jobs.prepare_metadata(source, settings.counts)
+            jobs.prepare_metadata(source, scene.counts(settings))
             jobs.make_archive(top / "tree.tar", settings.counts)
         yield work, source
     finally:
@@ -234,11 +270,12 @@ class _Run:
         if self.scene.kind == "metadata":
             settings = self.settings
             archive = self.source.parent / "tree.tar"
-            worker = MetadataWorker(ready.path, name, archive, settings.counts, settings.expiry if ready.pid else 0.0)
+            expiry = settings.expiry if ready.pid else 0.0
+            worker = MetadataWorker(ready.path, name, archive, self.scene.counts(settings), expiry)
             self.workers[name] = stack.enter_context(worker)
 
     def _round(self, number: int, end: float | None) -> None:
-        repeats = self.settings.repeats if self.scene.kind == "metadata" else 1
+        repeats = self.scene.repeats(self.settings)
         if self.scene.kind == "data":                  # the page cache below is warm, whatever else needed the memory
             subprocess.run(["cat", self.source / jobs.DATA_FILE], stdout=subprocess.DEVNULL, check=False)
         for repeat in range(repeats):
@@ -261,7 +298,7 @@ class _Run:
             before = jobs.cpu_seconds(ready.pid) if ready.pid else None
             if self.scene.kind == "data":
                 o_direct = ready.side.o_direct and self.scene.mode == "direct"
-                outcome = jobs.fio(job, ready.path, self.settings.seconds, o_direct)
+                outcome = jobs.fio(job, ready.path, self.settings.seconds, self.scene.mode, o_direct)
             else:
                 outcome = self.workers[name].run(job)
             cpu = jobs.cpu_seconds(ready.pid) - before if ready.pid and before is not None else None

@@ -7,9 +7,9 @@ from typing import Any
 
 from stackfs.errors import StackfsError
 
-from .jobs import JOBS
+from .jobs import JOBS, Mode
 from .report import Results, machine_line, shown, side_title
-from .sides import Mode
+from .sides import SIDES
 
 COLUMNS = 3
 OURS, THEIRS, MISSED, LINE = "#3b7dd8", "#a8adb5", "#d1495b", "#222222"
@@ -76,7 +76,7 @@ def _rates(axes: Any, results: Results, mode: Mode, job: str, sides: list[str]) 
     """A bar for each side, logarithmic: the backing directory is a hundred times as fast as some."""
     places = range(len(sides))
     rates = [figure.rate if (figure := results.figure(mode, job, side)) else 0.0 for side in sides]
-    ours = [side not in ("directory", "passthrough_ll", "bindfs", "gocryptfs", "plain") for side in sides]
+    ours = [SIDES[side].kind == "stackfs" for side in sides]
     axes.barh(places, rates, color=[OURS if one else THEIRS for one in ours])
     for place, rate in zip(places, rates, strict=True):
         axes.annotate(f" {shown(rate)}", (rate, place), va="center")

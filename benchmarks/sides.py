@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Literal
 
 from . import mounts
-from .jobs import TIMEOUT
+from .jobs import TIMEOUT, Mode
 
-Mode = Literal["direct", "cached"]
 Lane = Literal["bypass", "device", "irp"]
 
 FILTERS = Path(__file__).resolve().parent / "filters"      # found as a stranger's would be
@@ -38,12 +37,17 @@ class Side:
 
     name: str
     title: str
-    kind: Literal["directory", "stackfs", "passthrough_ll", "bindfs", "gocryptfs", "plain"]
+    kind: Literal["directory", "stackfs", "passthrough_ll", "bindfs", "gocryptfs", "securefs", "plain"]
     lane: Lane | None = None
     options: tuple[str, ...] = ()
     filters: tuple[str, ...] = ()
     counters: int = 0
     o_direct: bool = False
+
+    @property
+    def encrypts(self) -> bool:
+        """What is below it is ciphertext of its own: the files that the loads need are copied in through the mount."""
+        return self.kind in ("gocryptfs", "securefs") or "encryption" in self.filters
 
 
 def _sides() -> tuple[Side, ...]:
@@ -54,6 +58,7 @@ def _sides() -> tuple[Side, ...]:
         Side("native", "stackfs, native stack", "stackfs", filters=("audit", "counter", "budget")),
         Side("python", "stackfs, one Python filter", "stackfs", filters=("onlooker",)),
         Side("demo", "stackfs, passthrough and audit", "stackfs", filters=("passthrough", "audit")),
+        Side("encryption", "stackfs, encryption", "stackfs", filters=("encryption",)),
     ]
     for lane, options in lanes:
         for count in (0, 1, 3, 10):
@@ -63,6 +68,7 @@ def _sides() -> tuple[Side, ...]:
         Side("passthrough_ll", "libfuse passthrough_ll", "passthrough_ll"),
         Side("bindfs", "bindfs", "bindfs", o_direct=True),
         Side("gocryptfs", "gocryptfs", "gocryptfs", o_direct=True),
+        Side("securefs", "securefs", "securefs", o_direct=True),
         Side("plain", "plain pyfuse3", "plain"),
     ]
     return tuple(sides)
@@ -89,12 +95,17 @@ def mounted(side: Side, source: Path, work: Path, mode: Mode) -> Iterator[Mounte
         return
     mountpoint = work / f"bench-{os.getpid()}-{side.name}"
     mountpoint.mkdir()
+    if side.encrypts:
+        (work / "phrase").write_text("benchmark\n")
     if side.kind == "stackfs":
-        with mounts.stackfs(_toml(side, source, mountpoint, work, mode), mountpoint) as pid:
+        below = _encrypted_volume(source, work) if side.encrypts else source
+        with mounts.stackfs(_toml(side, below, mountpoint, work, mode), mountpoint) as pid:
+            if side.encrypts:
+                _copy(source, mountpoint)
             yield Mounted(side, mountpoint, pid, _checked_lane(side, mountpoint))
         return
     with mounts.foreground(_PEERS[side.kind](source, mountpoint, work, mode), mountpoint) as pid:
-        if side.kind == "gocryptfs":
+        if side.encrypts:
             _copy(source, mountpoint)
         yield Mounted(side, mountpoint, pid)
 
@@ -103,6 +114,8 @@ def missing(side: Side) -> str | None:
     """Why a peer cannot be measured here, and what to install; None if it can."""
     if side.kind in ("bindfs", "gocryptfs") and shutil.which(side.kind) is None:
         return f"not installed: apt-get install {side.kind}"
+    if side.kind == "securefs" and shutil.which(side.kind) is None:
+        return "not installed (Debian has no package of it)"
     if side.kind == "passthrough_ll":
         try:
             passthrough_ll()
@@ -127,6 +140,8 @@ def _toml(side: Side, source: Path, mountpoint: Path, work: Path, mode: Mode) ->
     ]  # fmt: skip
     for name in side.filters:
         lines += ["[[instance]]", f"filter = {text(name)}"]
+        if name == "encryption":
+            lines += [f"options.passfile = {text(work / 'phrase')}"]
         if name == "audit":
             lines += [f"options.directory = {text(work / 'trail')}", f"options.key = {text(work / 'audit.key')}"]
     for number in range(side.counters):
@@ -186,6 +201,23 @@ def lane_of(status: dict[str, object]) -> str | None:
     return best if best is not None and reads[best] else None
 
 
+def _encrypted_volume(source: Path, work: Path) -> Path:
+    """A directory of its own beside the source, initialised as an encrypted volume."""
+    volume = source.parent / f"{source.name}-encryption"
+    if not volume.exists():
+        volume.mkdir()
+        words = [*mounts.stackfs_command(), "encryption", "init", "--passfile", str(work / "phrase"), str(volume)]
+        _initialise("stackfs encryption init", words)
+    return volume
+
+
+def _initialise(what: str, words: list[str]) -> None:
+    done = subprocess.run(words, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise mounts.MountFailed(f"{what} failed: {reason}")
+
+
 # ---- peers ----------------------------------------------------------------------------------------------------------
 
 
@@ -243,18 +275,25 @@ def _bindfs(source: Path, mountpoint: Path, work: Path, mode: Mode) -> list[str]
 
 
 def _gocryptfs(source: Path, mountpoint: Path, work: Path, mode: Mode) -> list[str]:
-    """Over a directory of its own beside the source: what is below it is ciphertext."""
+    """Over a directory of its own beside the source."""
     cipher = source.parent / f"{source.name}-gocryptfs"
     phrase = work / "phrase"
-    phrase.write_text("benchmark\n")
     if not cipher.exists():
         cipher.mkdir()
         words = ["gocryptfs", "-init", "-q", "-scryptn", "10", "-passfile", str(phrase), str(cipher)]
-        done = subprocess.run(words, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
-        if done.returncode != 0:
-            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise mounts.MountFailed(f"gocryptfs -init failed: {reason}")
+        _initialise("gocryptfs -init", words)
     return ["gocryptfs", "-fg", "-q", "-nosyslog", "-passfile", str(phrase), str(cipher), str(mountpoint)]
+
+
+def _securefs(source: Path, mountpoint: Path, work: Path, mode: Mode) -> list[str]:
+    """Its lite format, one file below for each file, as with the others."""
+    cipher = source.parent / f"{source.name}-securefs"
+    phrase = (work / "phrase").read_text().strip()
+    if not cipher.exists():
+        cipher.mkdir()
+        words = ["securefs", "create", "--format", "lite", "--rounds", "1", "--pass", phrase, str(cipher)]
+        _initialise("securefs create", words)
+    return ["securefs", "mount", "--pass", phrase, str(cipher), str(mountpoint)]
 
 
 def _copy(source: Path, mountpoint: Path) -> None:
@@ -281,5 +320,6 @@ _PEERS: dict[str, Callable[[Path, Path, Path, Mode], list[str]]] = {
     "passthrough_ll": _passthrough_ll,
     "bindfs": _bindfs,
     "gocryptfs": _gocryptfs,
+    "securefs": _securefs,
     "plain": _plain,
 }

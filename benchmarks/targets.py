@@ -5,24 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .jobs import JOBS
+from .jobs import JOBS, Mode
 
 Measure = Literal["rate", "cpu"]
 
 PAIR_LIMIT = 60.0                      # nanoseconds for a native pre and post pair, the stack alone
 PAIR_TITLE = "a native pre and post pair, the stack alone"
+CIPHER_BOUND = 0.85                    # of what `openssl speed` does with blocks of this size
+CIPHER_BLOCK = 4096
+CIPHER_TITLE = "AES-256-GCM by itself, blocks of 4 KiB, MB/s"
 
 
 @dataclass(frozen=True)
 class Target:
-    """ours / theirs of one job, in direct mode. rate: at least `bound`; cpu (seconds an operation): at most."""
+    """ours / theirs of one job in one mode. rate: at least `bound`; cpu (seconds an operation): at most."""
 
-    group: Literal["lanes", "drive"]
+    group: Literal["lanes", "drive", "encryption"]
     job: str
     ours: str
     theirs: str
     bound: float
     measure: Measure = "rate"
+    mode: Mode = "direct"
 
     @property
     def title(self) -> str:
@@ -61,6 +65,18 @@ def _lanes() -> list[Target]:
     return lines
 
 
+def _encryption() -> list[Target]:
+    lines: list[tuple[str, float, Measure]] = [
+        ("read_1m_1", 1.5, "rate"), ("write_1m_1", 1.5, "rate"),
+        ("read_4k_1", 1.3, "rate"), ("write_4k_1", 1.5, "rate"),
+        *((job, 1.0, "rate") for job in ("create", "stat", "unlink", "unpack", "readdir")),
+        ("read_1m_1", 0.8, "cpu"), ("write_1m_1", 0.8, "cpu"),
+    ]  # fmt: skip
+    return [
+        Target("encryption", job, "encryption", "gocryptfs", bound, measure, "cached") for job, bound, measure in lines
+    ]
+
+
 TARGETS = (
     *_lanes(),
     Target("drive", "read_4k_4", "demo", "plain", 0.6),
@@ -68,14 +84,17 @@ TARGETS = (
     Target("drive", "stat", "demo", "plain", 0.8),
     Target("drive", "create", "demo", "plain", 1.0),
     Target("drive", "unlink", "demo", "plain", 1.0),
+    *_encryption(),
 )
 
 GROUPS = {
     "lanes": "three lanes: native speed where nothing filters, C speed where something does",
     "drive": "passthrough and audit attached, against plain pyfuse3",
+    "encryption": "an encrypted drive, against gocryptfs, AES-256-GCM both",
 }
 
 
-def sides_needed(job: str) -> list[str]:
-    """The sides that some target compares on this job, each once, in the table's order."""
-    return list(dict.fromkeys(name for line in TARGETS if line.job == job for name in (line.ours, line.theirs)))
+def sides_needed(job: str, mode: Mode) -> list[str]:
+    """The sides that some target compares on this job in this mode, each once, in the table's order."""
+    lines = [line for line in TARGETS if (line.job, line.mode) == (job, mode)]
+    return list(dict.fromkeys(name for line in lines for name in (line.ours, line.theirs)))

@@ -55,7 +55,7 @@ from stackfs.cext.ntstatus cimport NT_SUCCESS, STATUS_INVALID_DEVICE_REQUEST, ST
 from stackfs.cext.process cimport requestor_in_group
 from stackfs.cext.requests cimport vfs_request_t
 from stackfs.cext.stack cimport about_to_wait, is_notice, operation_hidden_from, operation_t
-from stackfs.cext.threads cimport exchange_int, load_int, set_bits, store_int
+from stackfs.cext.threads cimport exchange_int, load_bits, load_int, set_bits, store_int
 
 
 cdef extern from *:
@@ -1079,7 +1079,7 @@ cdef int64_t perform_control(backing_t *backing, vfs_request_t *request, operati
         request.info_known = 0
         return -EBADF if file.fd < 0 else allocate(
             op, file, p.Parameters.Control.Flags, p.Parameters.Control.FileOffset, p.Parameters.Control.ByteCount)
-    if file.Flags & FO_VOLUME_OPEN:
+    if load_bits(&file.Flags) & FO_VOLUME_OPEN:
         return control_volume(backing, p.Parameters.Control.ControlCode)
     if is_file_flags(p.Parameters.Control.ControlCode):
         return -EBADF if file.fd < 0 else file_flags(file.fd, op.data.Thread, &p.Parameters.Control)
@@ -1246,7 +1246,7 @@ cdef void perform(operation_t *op) noexcept nogil:
             op.would_block = 2
             return
         about_to_wait(op)
-        if file.Flags & FO_VOLUME_OPEN:
+        if load_bits(&file.Flags) & FO_VOLUME_OPEN:
             result = flush_volume(backing)
         else:
             result = fdatasync(file.fd) if p.Parameters.Flush.DataOnly else fsync(file.fd)

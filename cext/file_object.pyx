@@ -6,6 +6,7 @@ Used under the GIL, by whoever runs the operation the file object belongs to.
 from libc.stdint cimport uintptr_t
 
 from stackfs.cext.callback_data cimport FILE_OBJECT, FO_DIRECTORY, FO_SYNTHESISED
+from stackfs.cext.threads cimport load_bits
 
 
 cdef class FileReference:
@@ -35,12 +36,12 @@ cdef class FileReference:
 
     @property
     def is_directory(self):
-        return (self.live().Flags & FO_DIRECTORY) != 0
+        return (load_bits(&self.live().Flags) & FO_DIRECTORY) != 0
 
     @property
     def is_synthesised(self):
         """The open around a request by path: no handle, no descriptor."""
-        return (self.live().Flags & FO_SYNTHESISED) != 0
+        return (load_bits(&self.live().Flags) & FO_SYNTHESISED) != 0
 
 
 cdef FileReference file_reference_new(FILE_OBJECT *pointer):

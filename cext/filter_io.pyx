@@ -21,6 +21,7 @@ from stackfs.cext.generated_io cimport begin_io, enter, finish_io, leave, perfor
 from stackfs.cext.ntstatus cimport (
     NT_SUCCESS, STATUS_FLT_DELETING_OBJECT, STATUS_INVALID_PARAMETER, STATUS_NO_MORE_FILES, STATUS_SUCCESS)
 from stackfs.cext.requests cimport request_free, vfs_request_t
+from stackfs.cext.threads cimport load_bits
 
 
 cdef enum:
@@ -280,7 +281,7 @@ cdef NTSTATUS FltQueryDirectoryFile(FLT_INSTANCE *Instance, FILE_OBJECT *FileObj
     cdef int64_t base_got, base_to
     cdef NTSTATUS status
     LengthReturned[0] = 0
-    if own is NULL or not FileObject.Flags & FO_DIRECTORY:
+    if own is NULL or not load_bits(&FileObject.Flags) & FO_DIRECTORY:
         return STATUS_INVALID_PARAMETER
     if RestartScan:
         own.listed_to = 0

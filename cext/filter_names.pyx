@@ -31,6 +31,7 @@ from stackfs.cext.ntstatus cimport (
     STATUS_OBJECT_NAME_INVALID, STATUS_OBJECT_NAME_NOT_FOUND, STATUS_OBJECT_PATH_NOT_FOUND, STATUS_SUCCESS,
     STATUS_VOLUME_DISMOUNTED)
 from stackfs.cext.requests cimport put_handle, request_free, vfs_request_t
+from stackfs.cext.threads cimport load_bits
 
 
 cdef extern from *:
@@ -409,7 +410,7 @@ cdef void close_file(filter_file_t *record) noexcept nogil:
     cdef backing_t *backing = backing_of(instance)
     cdef FILE_OBJECT *file = record.file
     cdef node_t *node = file.Node
-    cdef vfs_request_t *request = new_request(instance, RELEASEDIR if file.Flags & FO_DIRECTORY else RELEASE, NULL)
+    cdef vfs_request_t *request = new_request(instance, RELEASEDIR if load_bits(&file.Flags) & FO_DIRECTORY else RELEASE, NULL)
     unlist_file(record)
     node_hold(backing.nodes, node)
     if request is not NULL:
@@ -525,7 +526,7 @@ cdef NTSTATUS still_named(FLT_INSTANCE *instance, const filter_file_t *record) n
 cdef NTSTATUS delete_name(FLT_INSTANCE *instance, const filter_file_t *record) noexcept nogil:
     cdef NTSTATUS status = still_named(instance, record)
     if NT_SUCCESS(status):
-        status = by_names(instance, NULL, RMDIR if record.file.Flags & FO_DIRECTORY else UNLINK, record.parent, record.name,
+        status = by_names(instance, NULL, RMDIR if load_bits(&record.file.Flags) & FO_DIRECTORY else UNLINK, record.parent, record.name,
                           record.name_length, NULL, NULL, 0, 0)
     return status
 

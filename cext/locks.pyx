@@ -217,17 +217,28 @@ cdef void locks_drop(lock_table_t *table, const node_t *node, uint64_t key, bint
 # --- ranges granted -----------------------------------------------------------------------------------------------
 
 cdef bint remember_locked(lock_owner_t *entry, const lock_range_t *what) noexcept nogil:
-    """The range becomes the owner's as said; what it had of it before is replaced. Had it any?"""
+    """The range becomes the owner's as said; what it had of it before is replaced. Had it any? Ranges of one type that
+    touch each other are one, as they are below, where F_GETLK shows them so."""
     cdef bint replaced = False
+    cdef lock_range_t whole = what[0]
     cdef range_t **link = &entry.ranges
     cdef range_t *had
     cdef range_t *rest
+    cdef bint overlaps
     while link[0] is not NULL:
         had = link[0]
-        if had.range.end < what.start or had.range.start > what.end:
+        overlaps = had.range.end >= what.start and had.range.start <= what.end
+        replaced = replaced or overlaps
+        if had.range.type == what.type and (
+                overlaps or had.range.end + 1 == what.start or had.range.start == what.end + 1):
+            whole.start = min(whole.start, had.range.start)
+            whole.end = max(whole.end, had.range.end)
+            link[0] = had.next
+            free(had)
+            continue
+        if not overlaps:
             link = &had.next
             continue
-        replaced = True
         if had.range.start < what.start and had.range.end > what.end:      # what is left has two parts
             rest = <range_t *>malloc(cython.sizeof(range_t))
             if rest is not NULL:
@@ -250,7 +261,7 @@ cdef bint remember_locked(lock_owner_t *entry, const lock_range_t *what) noexcep
         return replaced
     had = <range_t *>malloc(cython.sizeof(range_t))
     if had is not NULL:
-        had.range = what[0]
+        had.range = whole
         had.next = entry.ranges
         entry.ranges = had
     return replaced

@@ -405,7 +405,7 @@ cdef NTSTATUS FltGetFileNameInformationUnsafe(
     memset(&q, 0, sizeof(q))
     if Instance is NULL or FileObject is NULL:
         return STATUS_INVALID_PARAMETER
-    if not has_stream(FileObject) and not FileObject.Flags & FO_NAMED:       # it must be open
+    if not has_stream(FileObject) and not load_bits(&FileObject.Flags) & FO_NAMED:       # it must be open
         return STATUS_FLT_INVALID_NAME_REQUEST
     q.asker = Instance
     q.volume = Instance.Related.Volume

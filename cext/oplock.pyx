@@ -1261,7 +1261,7 @@ cdef int fsctl_with(oplock_t *oplock, uint32_t open_count, uint32_t flags, const
     if record != NULL:
         record.control_code = p.Parameters.Control.ControlCode
         memset(&asked, 0, sizeof(asked))
-        asked.directory = p.TargetFileObject.Flags & FO_DIRECTORY != 0
+        asked.directory = load_bits(&p.TargetFileObject.Flags) & FO_DIRECTORY != 0
         asked.deleted = p.TargetFileObject.Node != NULL and p.TargetFileObject.Node.deleted
         asked.others_open = open_count > 1
         asked.byte_range_locks = open_count != 0

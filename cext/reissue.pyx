@@ -23,6 +23,7 @@ from stackfs.cext.requests cimport vfs_request_t
 from stackfs.cext.stack cimport (
     INLINE_LAYERS, POST_REISSUED, POST_SYNCHRONISED, layer_t, operation_begin, operation_end, operation_join_list,
     operation_only_below, operation_t)
+from stackfs.cext.threads cimport load_bits
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
@@ -124,7 +125,7 @@ cdef NTSTATUS FltCancelFileOpen(FLT_INSTANCE *Instance, FLT_CALLBACK_DATA *Data)
         operation_end(closing)
     revert_to_self()
     free(closing)
-    if not file.Flags & FO_SYNTHESISED and file.fd >= 0:
+    if not load_bits(&file.Flags) & FO_SYNTHESISED and file.fd >= 0:
         close(file.fd)
         file.fd = -1
     if request.found is not NULL:

@@ -1049,7 +1049,7 @@ cdef void put_handle(backing_t *backing, handle_t *handle) noexcept nogil:
             locks_released(backing.locks, handle.file.Node)          # a flock(2) lock ends with its descriptor
     if handle.file.Node is not NULL:
         bypass_release(backing.bypass, &handle.file)
-        if handle.file.Flags & FO_OPENED:
+        if load_bits(&handle.file.Flags) & FO_OPENED:
             node_put(backing.nodes, handle.file.Node)
     if handle.file.NameDirectory is not NULL:
         node_put(backing.nodes, handle.file.NameDirectory)

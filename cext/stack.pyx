@@ -49,7 +49,7 @@ from stackfs.cext.operation_status cimport tell_status
 from stackfs.cext.pending cimport (
     HOLD_CANCELLED, HOLD_RAISED, PASSIVE_LEVEL, callback_enter, callback_frame_t, callback_leave, hold_forget, hold_taken_over,
     holds_free, holds_new, holds_on_list, operation_hold, operation_irql)
-from stackfs.cext.threads cimport add_int, monotonic_time, stackfs_spin_lock, stackfs_spin_unlock
+from stackfs.cext.threads cimport add_int, load_bits, monotonic_time, stackfs_spin_lock, stackfs_spin_unlock
 from stackfs.cext.verifier cimport (
     verified_post, verified_pre, verifier_complains, verifier_encloses, verifier_on, verify_completed_pre)
 from stackfs.cext.python_contexts cimport FilterContexts, VolumeContexts
@@ -208,7 +208,8 @@ cdef inline bint skipped(const operation_t *op, const callback_t *callback) noex
                 transfer and not op.current.IrpFlags & IRP_NOCACHE):
             return True
     if flags & FLTFL_OPERATION_REGISTRATION_SKIP_NON_DASD_IO:
-        if op.current.TargetFileObject is NULL or not op.current.TargetFileObject.Flags & FO_VOLUME_OPEN:
+        if op.current.TargetFileObject is NULL or not (
+                load_bits(&op.current.TargetFileObject.Flags) & FO_VOLUME_OPEN):
             return True
     if flags & FLTFL_OPERATION_REGISTRATION_SKIP_NON_CACHED_NON_PAGING_IO and transfer:
         if op.current.IrpFlags & IRP_NOCACHE and not op.current.IrpFlags & IRP_PAGING_IO:

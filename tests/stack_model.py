@@ -11,6 +11,7 @@ method of Model, called between two steps of generators.
 from __future__ import annotations
 
 import errno
+import itertools
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -230,6 +231,7 @@ class Hold:
     instance: Instance
     when: str
     act: Pre | Post
+    number: int = field(default_factory=itertools.count().__next__)  # in the order in which they began
 
     @property
     def how(self) -> str:
@@ -349,9 +351,9 @@ class Model:
         return self.cancel(hold)
 
     def cancel_held(self, instance: Instance) -> int:
-        """Also what it comes to hold when that goes on."""
+        """What it has held longest first, and at last what it comes to hold when that goes on (A8.1)."""
         while holds := [each for each in self.holds(instance) if not each.operation.cancelled]:
-            self.cancel_io(holds[0])
+            self.cancel_io(min(holds, key=lambda hold: hold.number))
         return len(self.holds(instance))
 
     def canceled(self, operation: Operation, instance: Instance) -> None:

@@ -27,13 +27,13 @@ ABOUT = {"date": "2026-01-02", "cpu": "2 x CPU", "kernel": "6.1", "python": "3.1
 
 def results(ours: float = 2.0) -> Results:
     """Every target measured: our side `ours` times as fast as the other, for half of its CPU time."""
-    found = Results(dict(ABOUT), 3, 1.5, pair=[50.0, 40.0, 45.0])
+    found = Results(dict(ABOUT), 3, 1.5, pair=[50.0, 40.0, 45.0], cipher=[(900.0, 1000.0)])
     for target in targets.TARGETS:
         for side, rate, cpu in ((target.ours, 1000.0 * ours, 10e-6), (target.theirs, 1000.0, 20e-6)):
-            if found.figure("direct", target.job, side) is None:
+            if found.figure(target.mode, target.job, side) is None:
                 for factor in (0.5, 1.0, 3.0):             # the median is the middle one
                     seconds = 1 / (rate * factor)
-                    found.add("direct", target.job, side, Outcome(1, seconds, None if side == "directory" else cpu))
+                    found.add(target.mode, target.job, side, Outcome(1, seconds, None if side == "directory" else cpu))
     return found
 
 
@@ -89,6 +89,15 @@ def test_the_stack_alone_has_a_limit(pair: list[float], met: bool | None) -> Non
     found = results(3.5)
     found.pair = pair
     assert found.pair_met is met
+    assert found.all_met() is bool(met)
+
+
+@pytest.mark.parametrize(("cipher", "met"), [
+    ([(900.0, 1000.0)], True), ([(800.0, 1000.0), (900.0, 1000.0), (820.0, 1000.0)], False), ([], None)])  # fmt: skip
+def test_the_cipher_is_held_against_openssl(cipher: list[tuple[float, float]], met: bool | None) -> None:
+    found = results(3.5)
+    found.cipher = cipher
+    assert found.cipher_met is met
     assert found.all_met() is bool(met)
 
 
@@ -154,11 +163,17 @@ def test_the_table_of_targets() -> None:
         ("python", "plain", "rate"): {"read_4k_1": 3.0, "read_4k_4": 2.5},
         ("irp_0", "plain", "rate"): {"read_4k_4": 0.6, "read_4k_1": 0.4},
         ("demo", "plain", "rate"): {"read_4k_4": 0.6, "read_4k_1": 0.4, "stat": 0.8, "create": 1.0, "unlink": 1.0},
+        ("encryption", "gocryptfs", "rate"): {
+            "read_1m_1": 1.5, "write_1m_1": 1.5, "read_4k_1": 1.3, "write_4k_1": 1.5,
+            **dict.fromkeys(("create", "stat", "unlink", "unpack", "readdir"), 1.0),
+        },
+        ("encryption", "gocryptfs", "cpu"): {"read_1m_1": 0.8, "write_1m_1": 0.8},
     }  # fmt: skip
     found: dict[tuple[str, str, str], dict[str, float]] = {}
     for each in targets.TARGETS:
         found.setdefault((each.ours, each.theirs, each.measure), {})[each.job] = each.bound
         assert each.job in JOBS and each.ours in SIDES and each.theirs in SIDES
+        assert each.mode == ("cached" if each.ours == "encryption" else "direct")
     assert found == written
     assert SIDES["native"].filters == ("audit", "counter", "budget")
     assert SIDES["demo"].filters == ("passthrough", "audit")
@@ -177,17 +192,22 @@ def test_the_document_explains_every_job_and_side() -> None:
 
 def test_the_plan_has_what_the_targets_need() -> None:
     scenes = bench.plan(bench.Settings())
-    assert [(scene.kind, scene.mode) for scene in scenes] == [("data", "direct"), ("metadata", "direct")]
-    cells = {(job.name, side) for scene in scenes for job, names in scene.cells for side in names}
-    assert cells >= {(each.job, side) for each in targets.TARGETS for side in (each.ours, each.theirs)}
-    assert ("remove", "native") in cells and ("open_read_close", "passthrough_ll") in cells
-    assert not {side for _, side in cells} & {"bindfs", "gocryptfs", "device_3"}
+    assert [(scene.kind, scene.mode) for scene in scenes] == [
+        ("data", "direct"), ("metadata", "direct"), ("data", "cached"), ("metadata", "cached")]  # fmt: skip
+    cells = {(scene.mode, job.name, side) for scene in scenes for job, names in scene.cells for side in names}
+    assert cells >= {(each.mode, each.job, side) for each in targets.TARGETS for side in (each.ours, each.theirs)}
+    assert {("direct", "remove", "native"), ("direct", "open_read_close", "passthrough_ll")} <= cells
+    assert ("cached", "read_1m_1", "securefs") in cells
+    assert not {side for mode, _, side in cells if mode == "direct"} & {"bindfs", "gocryptfs", "encryption", "device_3"}
+    assert {side for mode, _, side in cells if mode == "cached"} == {"encryption", "gocryptfs", "securefs"}
 
 
 def test_the_full_plan_has_everything() -> None:
     scenes = bench.plan(bench.Settings(full=True))
-    assert ("data", "cached") in [(scene.kind, scene.mode) for scene in scenes]
-    assert all(names == list(SIDES) for scene in scenes for _, names in scene.cells)
+    sides = {(scene.kind, scene.mode): names for scene in scenes for _, names in scene.cells}
+    assert sides["data", "cached"] == list(SIDES)
+    assert sides["data", "direct"] == sides["metadata", "direct"] == [side for side in SIDES if side != "encryption"]
+    assert sides["metadata", "cached"] == ["encryption", "gocryptfs", "securefs"]
     assert {job.name for scene in scenes for job, _ in scene.cells} == set(JOBS)
     assert {f"{lane}_{count}" for lane in ("device", "irp") for count in (0, 1, 3, 10)} <= set(SIDES)
 

@@ -533,7 +533,14 @@ def test_an_attribute_is_asked_for_as_long_on_the_irp_lane(drive: Callable[..., 
     assert lengths and max(lengths) < 1000
 
 
-SHORT: list[list[Step]] = []
+SHORT: list[list[Step]] = [
+    # F_GETLK: ranges of one owner that meet are one
+    [["open", 1, "a", os.O_RDWR | os.O_CREAT, 0o644], ["open", 2, "a", os.O_RDWR, 0],
+     ["lock", 1, 0, 65536, 0], ["lock", 1, 0, 4095, 70_000], ["who_locks", 2, 1, 70_000, 20_000]],
+    [["open", 1, "a", os.O_RDWR | os.O_CREAT, 0o644], ["open", 2, "a", os.O_RDWR, 0],
+     ["lock", 1, 0, 4096, 10], ["lock", 1, 0, 0, 4096], ["lock", 1, 1, 4100, 2], ["who_locks", 2, 1, 1, 20_000],
+     ["lock", 1, 2, 0, 1], ["who_locks", 2, 1, 0, 0]],
+]  # fmt: skip
 """Streams that once gave different answers."""
 
 

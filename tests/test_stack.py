@@ -115,6 +115,11 @@ ONCE = {
         [creates("low", "1", [Pre()], [Post()], model.CLEANUP), creates("mid", "2", [Pre()], [Post(cancel_open=True)]),
          creates("high", "3", [Pre(change=b"two", dirty=True)], [Post()])], [("start", "create", b"one")],
     ),
+    "what is held longest is cancelled first, and what comes of it last": Program(
+        [Layer("only", "1", EVERYTHING, [Pre(PENDING, how="cancel", then=HERE, polite=True)], [Post()])],
+        [("start", "lookup", b"file"), ("start", "rmdir", b"folder"), ("start", "lookup", b"folder"),
+         ("cancel held", 0)],
+    ),
     "what was changed without a post to come is waited for": Program(
         [Layer("low", "1", EVERYTHING, [Pre(PENDING)], [Post()]),
          Layer("high", "2", EVERYTHING, [Pre(model.NO_CALLBACK, dirty=True, change=b"")], [Post()])],

@@ -57,6 +57,9 @@ class Blocks:
         """Blocks into `plain`, 4,096 bytes each. `last`: the number of the file's last block. For each block: state (0
         all zeros or absent, 1 authentic, 2 damaged), generation, length, tag; what is damaged is zeros in `plain`."""
 
+    def repeat(self, encrypts: bool, plain: Buffer, slots: Buffer, calls: int) -> None:
+        """Whole blocks from number 0 on, into `slots` or out of them, so many times: for measuring."""
+
 def wrap(key: Secret, associated: list[bytes], secret: Secret) -> bytes:
     """AES-256-SIV of a secret; `key` has 64 bytes, `associated` one to four that are not empty."""
 

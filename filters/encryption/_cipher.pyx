@@ -983,6 +983,29 @@ cdef class Blocks:
         finally:
             free(found)
 
+    def repeat(self, bint encrypts, uint8_t[::1] plain, uint8_t[::1] slots, long calls):
+        cdef size_t length = len(plain)
+        cdef size_t count = length // BLOCK
+        cdef int error = 0
+        cdef long call
+        if count == 0 or length % BLOCK or <size_t>len(slots) < count * SLOT:
+            raise ValueError("whole blocks, and slots for all of them")
+        cdef uint8_t *tags = <uint8_t *>malloc(count * TAG)
+        cdef block_t *found = <block_t *>malloc(count * sizeof(block_t))
+        with nogil:
+            for call in range(calls if tags != NULL and found != NULL else 0):
+                if encrypts:
+                    error = blocks_encrypt(self.keys, 0, 1, &plain[0], length, &slots[0], tags)
+                else:
+                    error = blocks_decrypt(self.keys, 0, count, count, &slots[0], count * SLOT, &plain[0], found)
+                if error:
+                    break
+        if tags == NULL or found == NULL:
+            error = -ENOMEM
+        free(tags)
+        free(found)
+        raised(error)
+
 
 memset(DIGITS, -1, sizeof(DIGITS))
 for _number in range(64):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from stackfs.filters.encryption._cipher import Blocks, VolumeKeys
 from stackfs.filters.encryption._secrets import Secret
 from stackfs.filters.encryption.volume import SUITES
+
+BATCH: Final = 1 << 20                 # bytes between two looks at the clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +32,18 @@ def measure(suites: Sequence[str], seconds: float, transfers: Sequence[int] = (1
     for suite in suites:
         blocks = Blocks(volume, b"SFENCRF1\x01" + bytes([SUITES[suite]]) + bytes(6) + os.urandom(48))
         for count in transfers:
-            plain, slots, opened = bytearray(os.urandom(4096 * count)), bytearray(4132 * count), bytearray(4096 * count)
-            encrypt = _rate(blocks.encrypt, (0, 3, plain, slots), seconds, len(plain))
-            decrypt = _rate(blocks.decrypt, (0, count, slots, opened), seconds, len(plain))
+            plain, slots = bytearray(os.urandom(4096 * count)), bytearray(4132 * count)
+            encrypt, decrypt = (_rate(blocks, encrypts, plain, slots, seconds) for encrypts in (True, False))
             rows.append(Row(suite, count, encrypt, decrypt))
     return rows
 
 
-def _rate(call: Callable[..., object], arguments: tuple[object, ...], seconds: float, size: int) -> float:
-    call(*arguments)
+def _rate(blocks: Blocks, encrypts: bool, plain: bytearray, slots: bytearray, seconds: float) -> float:
+    calls = max(1, BATCH // len(plain))
+    done = 0
+    blocks.repeat(encrypts, plain, slots, calls)
     begun = time.perf_counter()
-    calls = 0
     while (taken := time.perf_counter() - begun) < seconds:
-        for _ in range(8):
-            call(*arguments)
-        calls += 8
-    return calls * size / taken
+        blocks.repeat(encrypts, plain, slots, calls)
+        done += calls
+    return done * len(plain) / taken
