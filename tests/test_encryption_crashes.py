@@ -741,3 +741,39 @@ def test_a_disk_that_fails(recorded: Callable[..., Recorded]) -> None:
 @pytest.mark.parametrize("seed", range(10, 16))
 def test_a_disk_that_fails_for_long(recorded: Callable[..., Recorded], seed: int) -> None:
     assert failing(recorded(), seed, 600) > 100
+
+
+def test_a_disk_that_syncs_nothing_any_more_does_not_hold_up_the_end(recorded: Callable[..., Recorded]) -> None:
+    it = recorded()
+    p = it.mount()
+    it.it.drive.expected_log.append("damaged or was changed")
+    p.create("file", data(50_000, 1), sync=True)
+    it.fails("sync", errno.EIO, 0, 1 << 30)
+    p.write("file", 0, b"not sealed")
+    it.it.umount()
+    it.fails("any", 0, 0, 0)
+    it.mount()
+    p.check(shown_tree(p.top), NEVER - 1)
+    it.it.umount()
+
+
+@pytest.mark.parametrize("kind", ["mode", "names", "sync", "write"])
+def test_a_directory_that_cannot_be_made_leaves_nothing(recorded: Callable[..., Recorded], kind: str) -> None:
+    it = recorded()
+    p = it.mount()
+    made = []
+    for skip in range(6):
+        it.fails(kind, errno.EIO, skip, 1)
+        name = f"{skip}" + "l" * 180
+        try:
+            os.mkdir(p.top / name, 0o500)
+        except OSError as error:
+            assert error.errno == errno.EIO
+        else:
+            made.append(name)
+        it.fails("any", 0, 0, 0)
+        assert sorted(os.listdir(p.top)) == made
+    assert len(made) < 6 and all((p.top / name).stat().st_mode & 0o777 == 0o500 for name in made)
+    it.it.umount()
+    done = run(STACKFS, "encryption", "fsck", it.it.src, "--passfile", it.it.passfile, check=False)
+    assert done.returncode in (0, 9), done.stdout

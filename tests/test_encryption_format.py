@@ -5,6 +5,7 @@ A File below is a stored file in memory; the core reaches it through the five ca
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -604,7 +605,7 @@ def test_every_block_is_old_or_new_after_a_power_cut(
             file.seal(chance.random() < 0.3)
             settle()
         elif kind < 0.8:
-            size = chance.randrange(blocks) * 4096
+            size = chance.randrange(blocks * 4096) if chance.random() < 0.5 else chance.randrange(blocks) * 4096
             del plain[size:]
             plain.extend(bytes(size - len(plain)))
             file.resize(size)
@@ -621,7 +622,8 @@ def test_every_block_is_old_or_new_after_a_power_cut(
             versions[each].add(now(each))
         left = recorded.crashed(chance)
         after = opened(keys, left)
-        assert after.size % 4096 == 0 and min(lengths) <= after.size <= max(lengths), (number, after.size, lengths)
+        assert min(lengths) <= after.size <= max(lengths), (number, after.size, lengths)
+        assert after.size % 4096 == 0 or after.size in lengths, (number, after.size, lengths)
         got = whole(after)
         assert reader.File(reading, bytes(left.data)).read() == got
         for each in range(blocks):
@@ -670,6 +672,105 @@ def test_failing_writes(keys: VolumeKeys) -> None:
         file.append(b"goes on")
         file.seal(True)
         assert whole(opened(keys, stored)) == whole(file) and whole(file).endswith(b"goes on")
+
+
+def test_a_part_of_a_block_that_does_not_fit_leaves_the_rest_of_it(keys: VolumeKeys) -> None:
+    """The disk is full in the middle of the last block's new bytes: what it was before is there."""
+
+    class Full(Stored):
+        room = 1 << 40
+
+        def write(self, offset: int, data: bytes) -> None:
+            if offset + len(data) > self.room:
+                super().write(offset, data[: max(0, self.room - offset)])
+                raise OSError(errno.ENOSPC, "full")
+            super().write(offset, data)
+
+    for size in (500, 4000, 9000):
+        stored = Full()
+        file = EncryptedFile(keys, stored, suite=1)
+        file.write(0, content(size))
+        file.seal(True)
+        file = opened(keys, stored)
+        stored.room = len(stored.data) + 50
+        with pytest.raises(OSError, match="No space"):
+            file.append(content(3000, 2))
+        with pytest.raises(OSError, match="No space"):
+            file.resize(size + 3000)
+        assert whole(file) == content(size) and len(stored.data) == file.stored_size
+        file.seal(True)
+        assert whole(opened(keys, stored)) == content(size)
+
+
+@pytest.mark.parametrize("fails", ["sync", "resize", "write", "punch"])
+def test_what_failed_is_done_before_the_next_change(keys: VolumeKeys, reading: reader.Keys, fails: str) -> None:
+    """A truncation or a punch that fails in the middle: the file can be read, is never sealed as what it is not, and
+    the next change, or fsync, brings it to its end."""
+
+    class Failing(Stored):
+        kind, skip = "", 0
+
+        def _maybe(self, kind: str) -> None:
+            if kind == self.kind:
+                self.skip -= 1
+                if self.skip < 0:
+                    raise OSError(errno.EIO, "fails")
+
+        def write(self, offset: int, data: bytes) -> None:
+            self._maybe("write")
+            super().write(offset, data)
+
+        def sync(self) -> None:
+            self._maybe("sync")
+            super().sync()
+
+        def resize(self, size: int) -> None:
+            self._maybe("resize")
+            super().resize(size)
+
+        def punch(self, offset: int, length: int) -> None:
+            self._maybe("punch")
+            super().punch(offset, length)
+
+    for skip in range(3):
+        for size in (100_001, 0, None):
+            stored = Failing()
+            file = EncryptedFile(keys, stored, suite=1)
+            file.write(0, content(150_000))
+            file.seal(True)
+            file = opened(keys, stored)
+            expected = bytearray(content(150_000))
+            stored.kind, stored.skip = fails, skip
+            failed = False
+            try:
+                if size is None:
+                    file.punch(5000, 60_000)
+                else:
+                    file.resize(size)
+            except OSError:
+                failed = True
+            done = bytearray(expected)
+            if size is None:
+                done[5000:65_000] = bytes(60_000)
+            else:
+                del done[size:]
+            for _ in range(2):                       # and that nothing can be sealed meanwhile changes nothing
+                now = whole(file)
+                for block in range(0, len(now), 4096):
+                    old, new = bytes(expected[block : block + 4096]), bytes(done[block : block + 4096])
+                    assert now[block : block + 4096] in (old, new, old[: len(done) - block])
+                with contextlib.suppress(OSError):
+                    file.seal(True)
+            stored.kind = ""
+            if failed and size is None:
+                file.punch(5000, 60_000)
+            elif failed:
+                file.resize(size or 0)
+            file.append(b"goes on")
+            file.seal(True)
+            done += b"goes on"
+            assert whole(file) == done == whole(opened(keys, stored))
+            assert reader.File(reading, bytes(stored.data)).read() == done
 
 
 # --- keys and names -------------------------------------------------------------------------------------------------

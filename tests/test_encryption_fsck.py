@@ -107,8 +107,13 @@ class Volume:
     def read(self, place: Path) -> bytes:
         return reader.File(self.reading, place.read_bytes()).read()
 
-    def fsck(self, *words: str, code: int = 0) -> list[tuple[str, str]]:
-        """Kind and path of what it finds."""
+    def fsck(self, *words: str, code: int = 0, bare: bool = False) -> list[tuple[str, str]]:
+        """Kind and path of what it finds. `bare`: it says nothing but why it does not begin."""
+        if bare:
+            line = ["encryption", "fsck", str(self.root), "--passfile", str(self.passfile), *words]
+            with contextlib.redirect_stderr(io.StringIO()):
+                assert stackfs_main.main(line) == code
+            return []
         return [(each["kind"], each["path"]) for each in self.document(*words, code=code)["findings"]]
 
     def document(self, *words: str, code: int = 0) -> dict[str, object]:
@@ -262,12 +267,87 @@ def test_names_a_hole_that_is_filled_and_a_block_that_is_none(volume: Volume) ->
     assert volume.fsck() == []
 
 
+def test_a_file_whose_header_never_came_becomes_empty(volume: Volume) -> None:
+    """As a power cut leaves one that was never synced: later bytes are there, and zeros before them. They are kept."""
+    place = volume.write("new", data=os.urandom(10_000))
+    os.setxattr(place, "user.a", b"1")
+    stored = bytes(1024) + place.read_bytes()[1024:]
+    place.write_bytes(stored)
+    assert volume.fsck(code=ExitCode.DAMAGED) == [("header", "new")]
+    volume.document("--repair", code=ExitCode.REPAIRED)
+    assert volume.fsck() == [] and volume.read(place) == b""
+    assert (volume.root / fsck.LOST / "000000").read_bytes() == stored
+
+
 def test_names_a_damaged_part_of_the_map(volume: Volume) -> None:
     place = volume.write("large", data=os.urandom(2 * MIB))
     for each in range(3):
         flip(place, reader.node_offset(1, 1) + 4096 * each)
     (found,) = volume.document(code=ExitCode.DAMAGED)["findings"]
     assert (found["kind"], found["path"], found["blocks"]) == ("map", "large", [256, 511])
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_a_damaged_map_is_made_anew_where_that_is_asked_for(volume: Volume, clean: bool) -> None:
+    """Blocks as they lie, holes where zeros are; a block that is damaged too stays an error. Not without being told."""
+    plain = bytearray(os.urandom(3 * MIB))
+    place = volume.write("large", data=bytes(plain), clean=True)
+    volume.change(place, lambda file: file.punch(300 * 4096, 20 * 4096))
+    if not clean:
+        volume.change(place, lambda file: file.write(270 * 4096, b"late"), clean=False)
+        plain[270 * 4096 : 270 * 4096 + 4] = b"late"
+    plain[300 * 4096 : 320 * 4096] = bytes(20 * 4096)
+    for each in range(3):
+        flip(place, reader.node_offset(1, 1) + 4096 * each)
+    flip(place, reader.slot_offset(400) + 100)
+    damaged = place.read_bytes()
+    volume.document("--repair", code=ExitCode.DAMAGED)
+    if clean:
+        assert place.read_bytes() == damaged
+    found = volume.document("--repair", "--rebuild-maps", code=ExitCode.DAMAGED)["findings"]
+    assert [(each["kind"], each["blocks"]) for each in found if not each["repaired"]] == [("block", [400, 400])]
+    (told,) = [each for each in found if each["kind"] == "map"]
+    assert told["blocks"] == [256, 511] and "nothing proves" in told["repaired"]
+    with open(place, "rb") as file:
+        opened = EncryptedFile(volume.keys, file.fileno())
+        assert opened.read(0, 400 * 4096) == plain[: 400 * 4096]
+        assert opened.read(401 * 4096, 3 * MIB) == plain[401 * 4096 :]
+        assert opened.seek(290 * 4096, True) == 300 * 4096 and not opened.unsealed
+        with pytest.raises(OSError, match="Bad message"):
+            opened.read(400 * 4096, 1)
+    assert volume.fsck(code=ExitCode.DAMAGED) == [("block", "large")]
+    assert volume.fsck("--rebuild-maps", code=ExitCode.USAGE, bare=True) == []
+
+
+def test_a_damaged_node_of_a_higher_level_is_made_anew(volume: Volume) -> None:
+    place = volume.write("huge")
+    volume.change(place, lambda file: [file.write(at * MIB, b"%d" % at * 5000) for at in (0, 5, 30, 31)])
+    for each in range(3):
+        flip(place, reader.node_offset(2, 0) + 4096 * each)
+    assert {kind for kind, _ in volume.fsck(code=ExitCode.DAMAGED)} == {"map"}
+    volume.document("--repair", "--rebuild-maps", code=ExitCode.REPAIRED)
+    assert volume.fsck() == []
+    with open(place, "rb") as file:
+        opened = EncryptedFile(volume.keys, file.fileno())
+        for at in (0, 5, 30, 31):
+            assert opened.read(at * MIB, len(b"%d" % at * 5000)) == b"%d" % at * 5000
+        assert opened.seek(10 * MIB, False) == 30 * MIB
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_what_a_user_may_not_read_is_not_called_damaged_by_the_disk(volume: Volume, tmp_path: Path) -> None:
+    for each in (volume.root, *volume.root.rglob("*")):
+        os.chown(each, 65534, 65534)
+    for above in (*list(volume.root.parents)[:-2], volume.passfile):
+        above.chmod(0o755)
+    volume.at("a", "one").chmod(0)
+    words = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", STACKFS, "encryption", "fsck")
+    done = subprocess.run(
+        [*words, volume.root, "--passfile", volume.passfile],
+        capture_output=True, text=True, check=False, cwd="/", env={"PATH": os.environ["PATH"], "HOME": "/nonexistent"},
+    )  # fmt: skip
+    (line,) = [each for each in done.stdout.splitlines() if each.startswith("a/one")]
+    assert "its mode is 0000" in line and "as root" in line
 
 
 def test_what_is_left_of_a_cut_file_can_be_read_after_a_repair(volume: Volume) -> None:

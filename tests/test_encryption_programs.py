@@ -307,9 +307,8 @@ def bench(server: Postgres, scale: int, seconds: int, clients: int) -> None:
     healthy(it)
 
 
-@pytest.mark.parametrize("options", ["cache=normal", "cache=strict"])
-def test_postgresql(postgres: Callable[..., Postgres], options: str) -> None:
-    bench(postgres(options), 1, 2, 4)
+def test_postgresql(postgres: Callable[..., Postgres]) -> None:
+    bench(postgres(), 1, 2, 4)
 
 
 @pytest.mark.long

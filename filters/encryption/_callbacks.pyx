@@ -286,7 +286,9 @@ cdef int opened(mounted_t *mounted, FLT_CALLBACK_DATA *data, FILE_OBJECT *file, 
     cdef bint counted = False
     cdef int error = 0
     if passing.makes == MAKES_DIRECTORY:
-        return made_directory(mounted, file, passing)
+        if mounted.plain_names:
+            return 0
+        return directory_made(mounted, file.Directory, &passing.other, &passing.name, file.Node, passing.missing)
     if not is_file(file):
         return 0
     if file.fd >= 0:
@@ -304,24 +306,6 @@ cdef int opened(mounted_t *mounted, FLT_CALLBACK_DATA *data, FILE_OBJECT *file, 
         stream_closed(mounted, file)
     if error and passing.makes == MAKES_FILE and passing.name.length:
         remove_below(mounted, file.Directory, &passing.name, False)
-    return error
-
-
-cdef int made_directory(mounted_t *mounted, FILE_OBJECT *file, passing_t *passing) noexcept nogil:
-    cdef SECURITY_PARAMETERS security
-    cdef FILE_OBJECT itself
-    cdef statx_t info
-    cdef int error
-    if mounted.plain_names:
-        return 0
-    error = directory_made(mounted, file.Directory, &passing.other, &passing.name, file.Node)
-    if error == 0 and passing.missing:
-        stands_for(file.Node, &itself)
-        error = error_of(FltQueryInformationFile(mounted.instance, &itself, &info))
-        security.SecurityInformation = DACL_SECURITY_INFORMATION
-        security.KillSetId = security.Uid = security.Gid = 0
-        security.Mode = info.stx_mode & 0o7777 & ~passing.missing
-        error = error or error_of(FltSetSecurityObject(mounted.instance, &itself, &security))
     return error
 
 

@@ -28,9 +28,9 @@ cdef void long_name_end(mounted_t *mounted, node_t *directory, const stored_name
 
 # A name under which something is made, or removed, that nobody is to see.
 cdef int passing_name(stored_name_t *stored) noexcept nogil
-# Gives a new directory its IV, and its name.
+# Gives a new directory its IV, takes the mode bits `missing` from it, and gives it its name.
 cdef int directory_made(mounted_t *mounted, node_t *parent, const stored_name_t *passing, const stored_name_t *stored,
-                        node_t *directory) noexcept nogil
+                        node_t *directory, uint32_t missing) noexcept nogil
 # Takes an empty directory out of the way, under the name `passing`, without its directory file; directory_put_back() undoes it.
 # -ENOTEMPTY.
 cdef int directory_leaves(mounted_t *mounted, node_t *parent, const stored_name_t *stored, node_t *directory,

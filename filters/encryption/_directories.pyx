@@ -11,7 +11,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset, strlen, strncmp
 
 from stackfs.cext.callback_data cimport (
-    FILE_OBJECT, GROUP_SECURITY_INFORMATION, OWNER_SECURITY_INFORMATION, SECURITY_PARAMETERS, statx_t)
+    DACL_SECURITY_INFORMATION, FILE_OBJECT, GROUP_SECURITY_INFORMATION, OWNER_SECURITY_INFORMATION, SECURITY_PARAMETERS, statx_t)
 from stackfs.cext.contexts cimport FltReleaseContext
 from stackfs.cext.filter_io cimport (
     FltFlushBuffers, FltQueryDirectoryFile, FltQueryInformationFile, FltReadFile, FltSetSecurityObject, FltWriteFile)
@@ -358,8 +358,23 @@ cdef int write_places(mounted_t *mounted, node_t *directory, const uint8_t *iv, 
     return error or sync_directory(mounted, directory)
 
 
+cdef int without_bits(mounted_t *mounted, node_t *directory, uint32_t bits) noexcept nogil:
+    cdef FILE_OBJECT itself
+    cdef SECURITY_PARAMETERS security
+    cdef statx_t info
+    cdef int error
+    if bits == 0:
+        return 0
+    stands_for(directory, &itself)
+    error = error_of(FltQueryInformationFile(mounted.instance, &itself, &info))
+    memset(&security, 0, sizeof(security))
+    security.SecurityInformation = DACL_SECURITY_INFORMATION
+    security.Mode = info.stx_mode & 0o7777 & ~bits
+    return error or error_of(FltSetSecurityObject(mounted.instance, &itself, &security))
+
+
 cdef int directory_made(mounted_t *mounted, node_t *parent, const stored_name_t *passing, const stored_name_t *stored,
-                        node_t *directory) noexcept nogil:
+                        node_t *directory, uint32_t missing) noexcept nogil:
     cdef uint8_t iv[16]
     cdef uint8_t above[16]
     cdef uint8_t data[96]
@@ -370,6 +385,7 @@ cdef int directory_made(mounted_t *mounted, node_t *parent, const stored_name_t 
     error = error or directory_build(mounted.keys, iv, &place, NULL, data)
     error = error or write_small(mounted, directory, FILE_OF_DIRECTORY, data, DIRECTORY_FILE)
     error = error or sync_directory(mounted, directory)
+    error = error or without_bits(mounted, directory, missing)
     error = error or move(mounted, parent, passing.name, stored.name, RENAME_NOREPLACE)
     if error:
         remove(mounted, directory, FILE_OF_DIRECTORY, False)

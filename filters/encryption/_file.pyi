@@ -56,6 +56,10 @@ class EncryptedFile:
         part of the map is damaged, 3 zeros where a block was, 4 not authentic in this place, 5 another version than the
         map has, 6 not as long as the size says."""
 
+    def rebuild_map(self) -> None:
+        """Parts of the map that are damaged are made anew from the blocks themselves; sealed, clean. Nothing proves any
+        more that those blocks are the last versions of themselves, and that what is zeros is a hole (fsck)."""
+
     def seal_again(self) -> None:
         """Both seals anew, clean."""
 

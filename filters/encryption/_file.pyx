@@ -94,6 +94,7 @@ cdef struct encrypted_file_t:
     bint ready                           # blocks may be written: the seal on disk is open, and nothing is lenient
     bint lenient
     bint one_seal                        # one of the header's seals may be damaged: fsck alone
+    bint rebuilds                        # a node that is damaged is made anew from its blocks: fsck alone, if it was told to
     bint unfinished                      # a change that failed: finish() is due, and until then rule 5's "until then" holds
     uint64_t holes_begin, holes_end      # unfinished: among these blocks are holes whose bytes are still there
     bint clean                           # the last seal is
@@ -274,6 +275,8 @@ cdef int node_find(encrypted_file_t *file, int level, uint64_t index, bint sure,
                     break
                 error = -EBADMSG
         free(places)
+        if error == -EBADMSG and file.rebuilds:
+            error = node_rebuild(file, node)
         if error:
             free(node)
             return error
@@ -285,6 +288,57 @@ cdef int node_find(encrypted_file_t *file, int level, uint64_t index, bint sure,
         return error
     found[0] = node
     return 0
+
+
+cdef int node_rebuild(encrypted_file_t *file, node_t *node) noexcept nogil:
+    """A node from what its blocks say of themselves: tags of those that are authentic, holes where zeros are, and where
+    something else is an entry that nothing fits. Of a higher level: all nodes below it, which the next seal enters in it.
+
+    Under `map`. Nothing here proves that a block is the last version of itself."""
+    cdef buffer_t *buffer = NULL
+    cdef uint8_t *plain = NULL
+    cdef node_t *child
+    cdef uint64_t blocks = blocks_of(file.size)
+    cdef uint64_t block = node.index << 8 * node.level
+    cdef uint64_t end = min(blocks, (node.index + 1) << 8 * node.level)
+    cdef uint64_t step = <uint64_t>1 << 8 * (node.level - 1)
+    cdef uint8_t *entry
+    cdef size_t many, i
+    cdef int64_t got
+    cdef int error = 0
+    memset(node.entries, 0, NODE)
+    node_changes(file, node)
+    if node.level > 1:
+        while block < end and error == 0:
+            child = <node_t *>calloc(1, sizeof(node_t))
+            if child == NULL:
+                return -ENOMEM
+            child.level, child.index, child.place, child.before = node.level - 1, block // step, NOWHERE, NOWHERE
+            error = node_rebuild(file, child)
+            error = error or node_add(file, child)
+            if error:
+                free(child)
+            block += step
+        return error
+    buffer = buffer_take()
+    plain = <uint8_t *>malloc(RUN * BLOCK)
+    if buffer == NULL or plain == NULL:
+        error = -ENOMEM
+    while block < end and error == 0:
+        many = <size_t>min(end - block, run_of(block))
+        got = file.io.read(file.io.who, slot_offset(block), buffer.slots, many * SLOT)
+        error = <int>got if got < 0 else blocks_decrypt(file.keys, block, many, blocks - 1, buffer.slots, got, plain, buffer.found)
+        for i in range(many if error == 0 else 0):
+            entry = node.entries + (block + i) % FANOUT * TAG
+            if buffer.found[i].state == BLOCK_AUTHENTIC and buffer.found[i].generation <= file.sealed + 2:
+                memcpy(entry, buffer.found[i].tag, TAG)
+            elif buffer.found[i].state != BLOCK_ABSENT:
+                memset(entry, 255, TAG)
+        block += many
+    free(plain)
+    if buffer != NULL:
+        buffer_give(buffer)
+    return error
 
 
 cdef int map_get(encrypted_file_t *file, uint64_t first, size_t count, uint8_t *tags) noexcept nogil:
@@ -839,6 +893,29 @@ cdef int seal_again(encrypted_file_t *file) noexcept nogil:
     pthread_mutex_lock(&file.sealing)
     pthread_rwlock_wrlock(&file.lock)
     error = make_ready(file)
+    error = error or seal(file, file.sealed + 1, True, False)
+    error = error or file.io.sync(file.io.who)
+    pthread_rwlock_unlock(&file.lock)
+    pthread_mutex_unlock(&file.sealing)
+    return error
+
+
+cdef int rebuild_map(encrypted_file_t *file) noexcept nogil:
+    """For fsck: the parts of the map that are damaged, from the blocks themselves; sealed, clean."""
+    cdef uint8_t tag[16]
+    cdef uint64_t block = 0
+    cdef int error
+    pthread_mutex_lock(&file.sealing)
+    pthread_rwlock_wrlock(&file.lock)
+    file.rebuilds = True
+    error = make_ready(file)
+    while block < blocks_of(file.size) and error == 0:
+        error = map_get(file, block, 1, tag)
+        block += FANOUT
+    file.changed = True
+    error = error or seal(file, file.sealed + 1, False, False)
+    error = error or file.io.sync(file.io.who)
+    file.rebuilds = False
     error = error or seal(file, file.sealed + 1, True, False)
     error = error or file.io.sync(file.io.who)
     pthread_rwlock_unlock(&file.lock)
@@ -1603,6 +1680,12 @@ cdef class EncryptedFile:
         with nogil:
             got = blocks_examine(self.file, first, count, verdicts)
         return (<const char *>verdicts)[:raised(got)]
+
+    def rebuild_map(self):
+        cdef int error
+        with nogil:
+            error = rebuild_map(self.file)
+        raised(error)
 
     def seal_again(self):
         cdef int error

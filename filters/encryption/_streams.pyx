@@ -452,6 +452,9 @@ cdef void seal_batch(mounted_t *mounted, stream_t **batch, uint32_t count) noexc
                 count_one(&mounted.damaged)
             already_synced = 0
             close_sealed(stream)
+        elif mounted.ends and not synced:            # the disk fails: nothing is waited for; it is read through next time
+            count_one(&mounted.damaged)
+            close_sealed(stream)
         else:
             let_rest(stream)
         FltReleaseContext(stream)

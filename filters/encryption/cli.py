@@ -316,6 +316,14 @@ def fsck(
     new_names: Annotated[
         bool, typer.Option("--new-names", help="With --repair: files whose names are lost get new ones.")
     ] = False,
+    rebuild_maps: Annotated[
+        bool,
+        typer.Option(
+            "--rebuild-maps",
+            help="With --repair: where a file's map is damaged its blocks are taken as they lie; nothing proves any "
+            "more that they are the last ones.",
+        ),
+    ] = False,
     restart: Annotated[
         bool, typer.Option("--restart", help="From the beginning, also if a check was interrupted before.")
     ] = False,
@@ -343,6 +351,8 @@ def fsck(
     no_core_dumps()
     if new_names and not repair:
         raise VolumeError("--new-names goes with --repair", ExitCode.USAGE)
+    if rebuild_maps and not repair:
+        raise VolumeError("--rebuild-maps goes with --repair", ExitCode.USAGE)
     source = Source(passfile, extpass, passfd, keyfile)
     if recovery_file is not None and not source.asks:
         raise VolumeError("a recovery key goes without a passphrase or key file", ExitCode.USAGE)
@@ -372,6 +382,7 @@ def fsck(
                         state,
                         repair=repair,
                         new_names=new_names,
+                        rebuild_maps=rebuild_maps,
                         threads=threads,
                         progress=progress,
                     ).run(),

@@ -185,11 +185,13 @@ class Fsck:
         *,
         repair: bool = False,
         new_names: bool = False,
+        rebuild_maps: bool = False,
         threads: int | None = None,
         progress: Progress = lambda report, path: None,
     ) -> None:
         self.root, self.opened, self.state = Handle(os.dup(root)), opened, state
         self.repair, self.new_names, self.progress = repair, new_names, progress
+        self.rebuild_maps = rebuild_maps
         self.threads = threads or max(1, len(os.sched_getaffinity(0)))
         file = opened.unlocked.file
         self.keys: VolumeKeys = opened.unlocked.keys
@@ -320,7 +322,10 @@ class Fsck:
             with contextlib.suppress(FileNotFoundError, VolumeError):
                 directory.file = volumes.read_file(directory.descriptor, DIRECTORY_FILE, 4096)
         except OSError as error:
-            self._found(Kind.UNREADABLE, stored, directory.path, f"cannot be read: {error.strerror}")
+            above = Directory((), b"", None, None, handle=directory.parent or self.root)
+            self._found(
+                Kind.UNREADABLE, stored, directory.path, unreadable(error, above, directory.stored or b".")
+            )
             return False
         if directory.place is not None:
             try:
@@ -499,9 +504,11 @@ class Fsck:
             checked = StoredFile(self.keys, handle.descriptor, stored, path, self.suite).check()
             if self.repair and checked.findings:
                 handle = Handle(opened(directory.descriptor, name, writable=True))
-                checked = StoredFile(self.keys, handle.descriptor, stored, path, self.suite).check(repair=True)
+                checked = StoredFile(self.keys, handle.descriptor, stored, path, self.suite).check(
+                    repair=True, rebuild=self.rebuild_maps
+                )
         except OSError as error:
-            return Checked([Finding(Kind.UNREADABLE, stored, path, f"cannot be read: {error.strerror}")])
+            return Checked([Finding(Kind.UNREADABLE, stored, path, unreadable(error, directory, name))])
         if checked.id:
             checked.findings.extend(self._values(handle.descriptor, checked.id, stored, path))
         return checked
@@ -868,7 +875,7 @@ class Fsck:
         """The file once more, after something was put back."""
         handle = Handle(self.opened_file(damaged.directory, damaged.name))
         return StoredFile(self.keys, handle.descriptor, damaged.stored, damaged.path, self.suite).check(
-            repair=repair, seal_damaged=True
+            repair=repair, seal_damaged=True, rebuild=self.rebuild_maps
         )
 
     def opened_file(self, parts: tuple[bytes, ...], name: bytes) -> int:
@@ -1053,6 +1060,19 @@ def opened(directory: int, name: bytes, *, writable: bool) -> int:
             return os.open(name, flags | os.O_RDWR, dir_fd=directory)
         finally:
             os.fchmod(handle.descriptor, mode)
+
+
+def unreadable(error: OSError, directory: Directory, name: bytes) -> str:
+    """Why something cannot be looked at: its mode, which says nothing about its content, or the disk."""
+    if error.errno in (errno.EACCES, errno.EPERM):
+        with contextlib.suppress(OSError):
+            status = os.stat(name, dir_fd=directory.descriptor, follow_symlinks=False)
+            mode = stat.S_IMODE(status.st_mode)
+            return (
+                f"was not looked at: its mode is {mode:04o} and its owner user {status.st_uid}, which does not let "
+                "this user read it. Check the volume as root"
+            )
+    return f"cannot be read: {error.strerror}"
 
 
 def below(path: bytes, name: bytes) -> bytes:

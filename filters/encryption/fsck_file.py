@@ -49,12 +49,13 @@ class StoredFile:
         self.keys, self.descriptor, self.stored, self.path, self.suite = keys, descriptor, stored, path, suite
         self.checked = Checked()
 
-    def check(self, *, repair: bool = False, seal_damaged: bool = False) -> Checked:
+    def check(self, *, repair: bool = False, seal_damaged: bool = False, rebuild: bool = False) -> Checked:
         """Examines all of it. `repair`: also puts right what can be; a file that is left open and has damaged blocks is
-        sealed only with `seal_damaged`, since sealing is the end of what could still be put back in its place."""
+        sealed only with `seal_damaged`, since sealing is the end of what could still be put back in its place.
+        `rebuild`: what is damaged of its map is made anew from its blocks, which then nothing else vouches for."""
         before = os.fstat(self.descriptor)
         try:
-            self._check(before.st_size, repair, seal_damaged)
+            self._check(before.st_size, repair, seal_damaged, repair and rebuild)
         except OSError as error:
             self._find(Kind.UNREADABLE, f"cannot be read: {error.strerror}")
         if repair and os.fstat(self.descriptor).st_mtime_ns != before.st_mtime_ns:
@@ -67,7 +68,7 @@ class StoredFile:
         self.checked.findings.append(finding)
         return finding
 
-    def _check(self, stored: int, repair: bool, seal_damaged: bool) -> None:
+    def _check(self, stored: int, repair: bool, seal_damaged: bool, rebuild: bool) -> None:
         if stored == 0:
             empty = self._find(Kind.EMPTY_FILE, "has no bytes at all, as a crash leaves a file that was never synced")
             if repair:
@@ -97,6 +98,10 @@ class StoredFile:
             if verdict == NO_MAP:
                 what = what.rsplit(" ", 1)[0]
             self._find(kind, words.format(what), (first, last))
+        unsealed = file.unsealed
+        if rebuild and NO_MAP in bad.values() and length is None and not one_seal:
+            bad = self._rebuild(blocks)
+            repair = False               # that was all that can be done
         some_good = blocks == 0 or len(bad) < blocks
         if length is not None:
             self._length(stored, length, some_good, not bad, repair)
@@ -105,11 +110,32 @@ class StoredFile:
             if repair and not bad and length is None:
                 EncryptedFile(self.keys, self.descriptor, one_seal=True).seal_again()
                 finding.repaired = "all blocks are as the other seal says: both are written anew"
-        elif file.unsealed and not one_seal:
+        elif unsealed and not one_seal:
             finding = self._find(Kind.UNSEALED, "was open when the daemon ended, and is not sealed")
+            if not EncryptedFile(self.keys, self.descriptor, stored=length).unsealed:
+                finding.repaired = "sealed, with what had been written"
             if repair and (not bad or seal_damaged) and (length is None or stored >= length):
                 EncryptedFile(self.keys, self.descriptor).seal(True)
                 finding.repaired = "sealed, with what had been written"
+
+    def _rebuild(self, blocks: int) -> dict[int, int]:
+        """The map from the blocks; those that are still bad, and findings of what was behind the damaged map."""
+        EncryptedFile(self.keys, self.descriptor).rebuild_map()
+        before = self.checked.bad
+        file = EncryptedFile(self.keys, self.descriptor)
+        bad = {block: verdict for block, verdict in self._verdicts(file, blocks) if verdict not in (GOOD, HOLE)}
+        for finding in self.checked.findings:
+            if finding.kind == Kind.MAP:
+                finding.repaired = (
+                    "made anew from the blocks as they lie: nothing proves any more that each is the last version of "
+                    "itself, and that what is zeros is a hole"
+                )
+        for verdict, first, last in runs({block: bad[block] for block in bad if before.get(block) == NO_MAP}):
+            kind, words = SAYS[verdict]
+            what = f"block {first} is" if first == last else f"blocks {first} to {last} are"
+            self._find(kind, words.format(what), (first, last))
+        self.checked.bad = bad
+        return bad
 
     def make_empty(self) -> None:
         """An empty file, with a new id. The values of its attributes were encrypted with the one that it has lost."""
