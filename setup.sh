@@ -20,10 +20,17 @@ one_at_a_time() { exec 9>build/.lock; flock 9; }
 
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 
+# Sets the caller's `missing` to those of its arguments that are not installed.
+find_missing() {
+    local package
+    missing=()
+    for package; do installed "$package" || missing+=("$package"); done
+}
+
 packages() {
     if command -v dpkg-query >/dev/null; then
-        local missing=() package
-        for package in "${PACKAGES[@]}"; do installed "$package" || missing+=("$package"); done
+        local missing
+        find_missing "${PACKAGES[@]}"
         if [ ${#missing[@]} -gt 0 ]; then
             if [ "$(id -u)" != 0 ]; then
                 fail "packages are missing; as root: apt-get install -y --no-install-recommends ${missing[*]}"
@@ -43,8 +50,8 @@ packages() {
 # For the long tests. Where they cannot be installed the tests that need them are skipped, and say so.
 test_packages() {
     command -v dpkg-query >/dev/null || return 0
-    local missing=() package
-    for package in "${TEST_PACKAGES[@]}"; do installed "$package" || missing+=("$package"); done
+    local missing
+    find_missing "${TEST_PACKAGES[@]}"
     [ ${#missing[@]} -gt 0 ] || return 0
     if [ "$(id -u)" != 0 ]; then
         say "some tests are skipped without: ${missing[*]}"

@@ -120,7 +120,7 @@ def _sides_of(job: str, mode: Mode, settings: Settings, chosen: list[str]) -> li
     needed = sides_needed(job, mode)
     if not needed and JOBS[job].scene == "metadata":
         needed = list(COMPARED[mode])
-    needed = [name for name in SIDES if name in needed or any(SIDES[name].kind == BESIDE.get(each) for each in needed)]
+    needed += [BESIDE[name] for name in needed if name in BESIDE]
     possible = [name for name in SIDES if mode == "cached" or name != "encryption"]
     if mode == "cached" and not (settings.full and JOBS[job].scene == "data"):
         possible = needed

@@ -98,7 +98,7 @@ def mounted(side: Side, source: Path, work: Path, mode: Mode) -> Iterator[Mounte
     if side.encrypts:
         (work / "phrase").write_text("benchmark\n")
     if side.kind == "stackfs":
-        below = _encrypted_volume(source, work) if side.encrypts else source
+        below = _volume(source, work) if side.encrypts else source
         with mounts.stackfs(_toml(side, below, mountpoint, work, mode), mountpoint) as pid:
             if side.encrypts:
                 _copy(source, mountpoint)
@@ -201,21 +201,23 @@ def lane_of(status: dict[str, object]) -> str | None:
     return best if best is not None and reads[best] else None
 
 
-def _encrypted_volume(source: Path, work: Path) -> Path:
-    """A directory of its own beside the source, initialised as an encrypted volume."""
-    volume = source.parent / f"{source.name}-encryption"
-    if not volume.exists():
-        volume.mkdir()
-        words = [*mounts.stackfs_command(), "encryption", "init", "--passfile", str(work / "phrase"), str(volume)]
-        _initialise("stackfs encryption init", words)
-    return volume
+def _volume(source: Path, work: Path) -> Path:
+    words = [*mounts.stackfs_command(), "encryption", "init", "--passfile", str(work / "phrase")]
+    return _ciphertext(source, "encryption", "stackfs encryption init", words)
 
 
-def _initialise(what: str, words: list[str]) -> None:
+def _ciphertext(source: Path, name: str, what: str, words: list[str]) -> Path:
+    """A directory of its own beside the source, which these words, with its path behind them, have initialised once."""
+    cipher = source.parent / f"{source.name}-{name}"
+    if cipher.exists():
+        return cipher
+    cipher.mkdir()
+    words = [*words, str(cipher)]
     done = subprocess.run(words, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise mounts.MountFailed(f"{what} failed: {reason}")
+    return cipher
 
 
 # ---- peers ----------------------------------------------------------------------------------------------------------
@@ -275,24 +277,17 @@ def _bindfs(source: Path, mountpoint: Path, work: Path, mode: Mode) -> list[str]
 
 
 def _gocryptfs(source: Path, mountpoint: Path, work: Path, mode: Mode) -> list[str]:
-    """Over a directory of its own beside the source."""
-    cipher = source.parent / f"{source.name}-gocryptfs"
-    phrase = work / "phrase"
-    if not cipher.exists():
-        cipher.mkdir()
-        words = ["gocryptfs", "-init", "-q", "-scryptn", "10", "-passfile", str(phrase), str(cipher)]
-        _initialise("gocryptfs -init", words)
-    return ["gocryptfs", "-fg", "-q", "-nosyslog", "-passfile", str(phrase), str(cipher), str(mountpoint)]
+    phrase = str(work / "phrase")
+    words = ["gocryptfs", "-init", "-q", "-scryptn", "10", "-passfile", phrase]
+    cipher = _ciphertext(source, "gocryptfs", "gocryptfs -init", words)
+    return ["gocryptfs", "-fg", "-q", "-nosyslog", "-passfile", phrase, str(cipher), str(mountpoint)]
 
 
 def _securefs(source: Path, mountpoint: Path, work: Path, mode: Mode) -> list[str]:
     """Its lite format, one file below for each file, as with the others."""
-    cipher = source.parent / f"{source.name}-securefs"
     phrase = (work / "phrase").read_text().strip()
-    if not cipher.exists():
-        cipher.mkdir()
-        words = ["securefs", "create", "--format", "lite", "--rounds", "1", "--pass", phrase, str(cipher)]
-        _initialise("securefs create", words)
+    words = ["securefs", "create", "--format", "lite", "--rounds", "1", "--pass", phrase]
+    cipher = _ciphertext(source, "securefs", "securefs create", words)
     return ["securefs", "mount", "--pass", phrase, str(cipher), str(mountpoint)]
 
 

@@ -43,6 +43,7 @@ from stackfs.cext.file_flags cimport file_flags, is_file_flags
 from stackfs.cext.handles cimport handle_t, handles_free, handles_new
 from stackfs.cext.impersonation cimport (
     finish_impersonating, impersonate, revert_to_self, step_aside, step_back)
+from stackfs.cext.includes.fuse_wire cimport FUSE_ACCESS, FUSE_LOOKUP, FUSE_POLL
 from stackfs.cext.inode_table cimport (
     descriptors_shed, generation_of, identify, identity_t, make_id, name_changes, name_holder, name_moved, name_pin,
     name_removed, name_unless_open, name_unpin, names_linked, node_close, node_found, node_is, node_open, node_put, node_type,
@@ -149,9 +150,6 @@ cdef extern from *:
     uint32_t makedev(unsigned major, unsigned minor) nogil
 
 cdef enum:
-    FUSE_LOOKUP = 1
-    FUSE_ACCESS = 34
-    FUSE_POLL = 40
     FMODE_EXEC = 0x20                    # the kernel's mark on the open of an execve(2); open(2) lets nobody else set it
     FUSE_WRITE_CACHE = 1
     FUSE_WRITE_KILL_SUIDGID = 4

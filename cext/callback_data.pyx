@@ -24,6 +24,7 @@ from stackfs.cext.bypass cimport bypass_veto
 from stackfs.cext.holding cimport (
     holding_cancel, holding_complete, holding_forgotten, holding_has_post, holding_instance, holding_irql,
     holding_is_cancelled, holding_keep, holding_off_cancel, holding_on_cancel, holding_raised, holding_report)
+from stackfs.cext.includes.fuse_wire cimport FUSE_POLL
 from stackfs.cext.inode_table cimport operation_path
 from stackfs.cext.ntstatus cimport (
     NTSTATUS, NT_SUCCESS, STATUS_CANCELLED, STATUS_INVALID_HANDLE, STATUS_NOT_SUPPORTED, STATUS_SUCCESS)
@@ -697,7 +698,7 @@ cdef class CallbackData:
 
     cdef FLT_CALLBACK_DATA *live_poll(self) except NULL:
         cdef FLT_CALLBACK_DATA *data = self.live()
-        if data.Iopb.MajorFunction != IRP_MJ_FILE_SYSTEM_CONTROL or data.RequestOpcode != 40:
+        if data.Iopb.MajorFunction != IRP_MJ_FILE_SYSTEM_CONTROL or data.RequestOpcode != FUSE_POLL:
             self.refuse("what was polled for")
         return data
 

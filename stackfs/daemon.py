@@ -85,13 +85,11 @@ def _prepare_filters(config: MountConfig) -> None:
     """Filters that have something to ask (a passphrase) ask now: later there is no terminal."""
     from stackfs import discovery, loader
 
-    for spec in config.instances:
-        if spec.volume is None and (found := discovery.find(spec.filter, config.filter_dirs)).manifest.prepare:
-            changed = loader.prepare(found, config.source, dict(spec.options))
-            config.filter_options[spec.filter].update(changed)
-            for each in config.instances:
-                if each.filter == spec.filter:
-                    each.options.update(changed)
+    for name in dict.fromkeys(spec.filter for spec in config.instances if spec.prepares and spec.volume is None):
+        shared = config.filter_options[name]
+        changed = loader.prepare(discovery.find(name, config.filter_dirs), config.source, shared)
+        for options in (shared, *(spec.options for spec in config.instances if spec.filter == name)):
+            options.update(changed)
 
 
 def _in_background(config: MountConfig, pipe: int) -> NoReturn:

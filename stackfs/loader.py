@@ -27,9 +27,9 @@ import inspect
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import CodeType, ModuleType
-from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, cast
 
 from stackfs.discovery import Found, installation_directory
 from stackfs.errors import ExitCode, FilterEntryError, FilterImageError, FltError, StackfsError
@@ -222,30 +222,29 @@ def unload(found: Found) -> None:
 
 def load_commands(found: Found) -> Any:
     """What the manifest's "commands" names, a typer.Typer."""
-    if found.manifest.commands is None:
-        raise FilterImageError(f"{found.path}: commands: filter {found.name!r} brings none")
-    return _load_attribute(found, "commands", found.manifest.commands)
+    return _load_attribute(found, "commands")
 
 
-def prepare(found: Found, source: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Calls what the manifest's "prepare" names, if anything: options that are to be others.
+def prepare(found: Found, source: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Calls what the manifest's "prepare" names: options that are to be others.
 
     It is called as ``prepare(source, options)``, `source` being the backing directory, in the process that mounts,
     before the daemon goes to the background: it has the user's terminal, and the daemon inherits its descriptors. It
     may raise a StackfsError, and nothing is mounted.
     """
-    if found.manifest.prepare is None:
-        return {}
-    changed: dict[str, Any] = _load_attribute(found, "prepare", found.manifest.prepare)(source, dict(options))
+    changed: dict[str, Any] = _load_attribute(found, "prepare")(source, dict(options))
     return changed
 
 
-def _load_attribute(found: Found, field: str, place: str) -> Any:
-    """The object ``attribute`` of a module of the filter's own.
+def _load_attribute(found: Found, field: Literal["commands", "prepare"]) -> Any:
+    """What a field of the manifest names: the object ``attribute`` of a module of the filter's own.
 
     ``module`` is a module of the package ("cli:app" or "audit.cli:app"), or nothing for the drop-in itself (":app").
     It is imported now, through the same checks as load's; the filter's class is not looked at. FltError: as load's.
     """
+    place: str | None = getattr(found.manifest, field)
+    if place is None:
+        raise FilterImageError(f"{found.path}: {field}: filter {found.name!r} brings none")
     module_name, _, attribute = place.partition(":")
     if found.module not in _enclosing(module_name):
         stem = os.path.basename(os.path.dirname(found.path) if found.is_package else found.path.removesuffix(".py"))

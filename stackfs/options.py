@@ -38,6 +38,8 @@ class InstanceSpec:
     """The volume TOML names it, not the command line."""
     volume: str | None = None
     """A further volume's name; None: the one that is mounted."""
+    prepares: bool = False
+    """Its manifest names something to call before the daemon goes to the background."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -314,7 +316,8 @@ class _Assembly:
             chosen = manifest.check_altitude(altitude)
         except AltitudeError as error:
             raise UsageError(f"{wanted.where}{error}") from None
-        return InstanceSpec(wanted.filter, name, chosen, dict(values), wanted.in_toml, wanted.volume)
+        prepares = manifest.prepare is not None
+        return InstanceSpec(wanted.filter, name, chosen, dict(values), wanted.in_toml, wanted.volume, prepares)
 
     @staticmethod
     def check_clash(wanted: _Wanted, spec: InstanceSpec, others: Sequence[tuple[_Wanted, InstanceSpec]]) -> None:

@@ -76,6 +76,23 @@ def verifier_reports(request: pytest.FixtureRequest) -> Iterator[None]:
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
+def filter_directory(top: Path, **drop_ins: str) -> Path:
+    """A new filter directory in `top`, with these drop-ins: a text for each name."""
+    made = top / "filters"
+    made.mkdir()
+    made.chmod(0o755)
+    for name, text in drop_ins.items():
+        (made / f"{name}.py").write_text(text)
+    return made
+
+
+def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2), of which Python has only the plain mode."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.fallocate(descriptor, mode, ctypes.c_long(offset), ctypes.c_long(length)):
+        raise OSError(ctypes.get_errno(), "fallocate")
+
+
 def run(
     *command: str | Path, timeout: float = 60, check: bool = True, **keywords: object
 ) -> subprocess.CompletedProcess[str]:

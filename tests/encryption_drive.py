@@ -4,10 +4,13 @@ filter's code makes of the backing directory."""
 from __future__ import annotations
 
 import os
+import pty
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import encryption_reader as reader
-from conftest import Drive
+from conftest import STACKFS, Drive, run
 
 from stackfs.filters.encryption import volume as volumes
 
@@ -30,6 +33,27 @@ def make_volume(path: Path, *, names: str = "encrypted", suite: str = "aes-256-g
         os.close(directory)
 
 
+def at_a_terminal(*words: str | Path, typed: Sequence[bytes]) -> tuple[int, bytes]:
+    """Runs a command on a terminal, where this is typed, a line for each prompt: its exit code, and what it showed."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(words[0], [str(word) for word in words])
+    shown = b""
+    lines = list(typed)
+    while True:
+        try:
+            got = os.read(terminal, 1000)
+        except OSError:
+            break
+        if not got:
+            break
+        shown += got
+        if lines and shown.endswith(b": "):
+            os.write(terminal, lines.pop(0) + b"\n")
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), shown
+
+
 class Vault:
     """An encrypted volume and its mount."""
 
@@ -46,6 +70,9 @@ class Vault:
     def umount(self) -> None:
         self.drive.umount()
         self.drive.wait_gone()
+
+    def fsck(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return run(STACKFS, "encryption", "fsck", self.src, "--passfile", self.passfile, *words, check=check)
 
     def keys(self) -> reader.Keys:
         master, file = reader.unlock((self.src / volumes.VOLUME_FILE).read_bytes(), "passphrase", PHRASE)

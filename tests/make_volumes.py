@@ -11,7 +11,6 @@ files are in expected.json too, and so are the extended attributes of the stored
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import json
 import os
@@ -27,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from conftest import STACKFS, Drive, run
+from conftest import STACKFS, Drive, fallocate, run
 
 HERE = Path(__file__).resolve().parent
 PHRASE = "a phrase of this release"
@@ -63,8 +62,7 @@ def fill(top: Path) -> None:
     with (top / "punched").open("wb") as file:
         file.write(content(60_000, 9))
         file.flush()
-        if ctypes.CDLL(None).fallocate(file.fileno(), 3, ctypes.c_long(10_000), ctypes.c_long(30_000)):
-            raise OSError("fallocate")
+        fallocate(file.fileno(), 3, 10_000, 30_000)
     with (top / "rewritten").open("wb") as file:
         file.write(content(30_000, 10))
     time.sleep(2)                        # sealed; then changed again

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from conftest import Drive, run
+from conftest import Drive, filter_directory, run
 
 # ---- contexts ------------------------------------------------------------------------------------------------------
 
@@ -61,10 +61,7 @@ class Keeper(Filter):
 
 def test_contexts_on_a_drive(drive: Callable[..., Drive], tmp_path: Path, lanes: str) -> None:
     """Hard links, a file without a name, detach before RELEASE, and unload: each context exactly once."""
-    filters = tmp_path / "filters"
-    filters.mkdir()
-    filters.chmod(0o755)
-    (filters / "keeper.py").write_text(KEEPS_CONTEXTS)
+    filters = filter_directory(tmp_path, keeper=KEEPS_CONTEXTS)
     log = tmp_path / "log"
     made = drive(f"filterdir={filters}", "filter=keeper", f"keeper.log={log}", "cache=strict")
     (made.src / "one").write_text("content")
@@ -130,10 +127,7 @@ class Asker(Filter):
 
 def test_names_on_a_drive(drive: Callable[..., Drive], tmp_path: Path, lanes: str) -> None:
     """Names of open files follow renames above them, hard links keep theirs, nameless files have their last."""
-    filters = tmp_path / "filters"
-    filters.mkdir()
-    filters.chmod(0o755)
-    (filters / "asker.py").write_text(ASKS_FOR_NAMES)
+    filters = filter_directory(tmp_path, asker=ASKS_FOR_NAMES)
     log = tmp_path / "log"
     made = drive(f"filterdir={filters}", "filter=asker", f"asker.log={log}", "cache=strict")
     (made.src / "a" / "b").mkdir(parents=True)

@@ -9,7 +9,6 @@ import fcntl
 import hashlib
 import mmap
 import os
-import pty
 import random
 import re
 import sqlite3
@@ -22,7 +21,7 @@ from pathlib import Path
 import encryption_reader as reader
 import pytest
 from conftest import STACKFS, Drive, is_mounted, run
-from encryption_drive import PHRASE, Vault, decoded, shown
+from encryption_drive import PHRASE, Vault, at_a_terminal, decoded, shown
 
 from stackfs.errors import ExitCode
 from stackfs.filters.encryption import volume as volumes
@@ -656,24 +655,7 @@ def test_files_are_sealed_when_they_are_left_alone(vault: Callable[..., Vault]) 
 
 
 def mount_at_a_terminal(drive: Drive, *typed: bytes) -> tuple[int, bytes]:
-    """`stackfs mount` on a terminal, where this is typed, a line for each prompt: its exit code, and what it showed."""
-    child, terminal = pty.fork()
-    if child == 0:
-        os.execv(STACKFS, [STACKFS, "mount", str(drive.src), str(drive.mnt), "-o", "filter=encryption"])
-    shown = b""
-    lines = list(typed)
-    while True:
-        try:
-            got = os.read(terminal, 1000)
-        except OSError:
-            break
-        if not got:
-            break
-        shown += got
-        if lines and shown.endswith(b": "):
-            os.write(terminal, lines.pop(0) + b"\n")
-    os.close(terminal)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), shown
+    return at_a_terminal(STACKFS, "mount", drive.src, drive.mnt, "-o", "filter=encryption", typed=typed)
 
 
 def test_who_mounts_is_asked_for_the_passphrase(vault: Callable[..., Vault]) -> None:

@@ -7,7 +7,6 @@ import contextlib
 import io
 import json
 import os
-import pty
 import re
 import stat
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import encryption_reader as reader
 import pytest
 from conftest import STACKFS, run
+from encryption_drive import at_a_terminal
 
 from stackfs import mark
 from stackfs.cli import stackfs_main
@@ -209,24 +209,9 @@ def test_nobody_to_ask(at: Path) -> None:
 
 def test_a_person_is_asked_without_echo(at: Path) -> None:
     """On a terminal, twice for a new passphrase; what is typed is not shown."""
-    child, terminal = pty.fork()
-    if child == 0:
-        os.execv(STACKFS, [STACKFS, "encryption", "init", str(at / "volume"), "--no-recovery-key", *CHEAP])
-    shown = b""
-    for typed in (b"typed phrase\n", b"typed phrase\n"):
-        while not shown.rstrip(b" ").endswith(b":"):
-            shown += os.read(terminal, 1000)
-        shown += b"|"
-        os.write(terminal, typed)
-    while True:
-        try:
-            got = os.read(terminal, 1000)
-        except OSError:
-            break
-        if not got:
-            break
-        shown += got
-    assert os.waitpid(child, 0)[1] == 0, shown
+    words = (STACKFS, "encryption", "init", at / "volume", "--no-recovery-key", *CHEAP)
+    code, shown = at_a_terminal(*words, typed=(b"typed phrase", b"typed phrase"))
+    assert code == 0, shown
     assert b"typed" not in shown and shown.count(b"passphrase") == 2
     reader.unlock((at / "volume" / volumes.VOLUME_FILE).read_bytes(), "passphrase", b"typed phrase")
 

@@ -8,7 +8,6 @@ few of them are really mounted.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import itertools
 import os
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import STACKFS, Drive, run
+from conftest import STACKFS, Drive, fallocate, run
 from crash_program import BLOCK, NEVER, Program, read_tree, shown_tree
 from crash_states import Choice, Model, Recording
 from encryption_drive import PHRASE, Vault
@@ -37,12 +36,6 @@ from stackfs.filters.encryption.fsck_state import State
 
 LONG = "l" * 200
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE = 1, 2, 16
-libc = ctypes.CDLL(None, use_errno=True)
-
-
-def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
-    if libc.fallocate(descriptor, mode, ctypes.c_long(offset), ctypes.c_long(length)):
-        raise OSError(ctypes.get_errno(), "fallocate")
 
 
 def hole(descriptor: int, offset: int, length: int) -> None:
@@ -595,11 +588,10 @@ def killed_under_load(it: Vault, rounds: int, seed: int) -> None:
             assert not worker.is_alive()
         run(STACKFS, "umount", it.mnt)
         if number % 2:
-            words = (STACKFS, "encryption", "fsck", it.src, "--passfile", it.passfile)
-            said = run(*words, check=False)
+            said = it.fsck(check=False)
             assert said.returncode in (0, 9), said.stdout
-            assert run(*words, "--repair", check=False).returncode in (0, 13)
-            run(*words)
+            assert it.fsck("--repair", check=False).returncode in (0, 13)
+            it.fsck()
         it.mount()
         for worker in workers:
             p = worker.program
@@ -722,7 +714,7 @@ def failing(it: Recorded, seed: int, rounds: int) -> int:
             p.sync(rng.choice(sorted(p.root.names)))
         if number % 40 == 39:
             it.it.umount()
-            checked_now = run(STACKFS, "encryption", "fsck", it.it.src, "--passfile", it.it.passfile, check=False)
+            checked_now = it.it.fsck(check=False)
             assert checked_now.returncode in (0, 9), checked_now.stdout
             it.mount("cache=strict")
             p.check(shown_tree(p.top), NEVER - 1)
@@ -775,5 +767,5 @@ def test_a_directory_that_cannot_be_made_leaves_nothing(recorded: Callable[..., 
         assert sorted(os.listdir(p.top)) == made
     assert len(made) < 6 and all((p.top / name).stat().st_mode & 0o777 == 0o500 for name in made)
     it.it.umount()
-    done = run(STACKFS, "encryption", "fsck", it.it.src, "--passfile", it.it.passfile, check=False)
+    done = it.it.fsck(check=False)
     assert done.returncode in (0, 9), done.stdout

@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 from conftest import STACKFS, Drive, run
-from make_volumes import described
+from make_volumes import VOLUMES, described
 
 ARCHIVES = sorted(Path(__file__).with_name("data").glob("encrypted-*.tar.xz"))
-VOLUMES = ("gcm-killed", "chacha", "siv", "plain-names")
 
 
 def unpacked(archive: Path, name: str, into: Path) -> dict[str, Any]:

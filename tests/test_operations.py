@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import fallocate
 
 from stackfs.cext.callback_data import (
     FileInformationClass,
@@ -176,18 +177,10 @@ def test_allocating_and_zeroing(files: Files, mode: int, offset: int, length: in
     content = bytes(range(256)) * 256
     _, fh, fd = files.open("f", content=content)
     files.request(FALLOCATE, fh=fh, offset=offset, size=length, mode=mode)
-    _fallocate(fd, mode, offset, length)
+    fallocate(fd, mode, offset, length)
     assert (files.volume / "f").read_bytes() == (files.plain / "f").read_bytes()
     ours, theirs = (files.volume / "f").stat(), os.fstat(fd)
     assert (ours.st_size, ours.st_blocks) == (theirs.st_size, theirs.st_blocks)
-
-
-def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.fallocate(fd, mode, ctypes.c_long(offset), ctypes.c_long(length)):
-        raise OSError(ctypes.get_errno(), "fallocate")
 
 
 def test_what_fallocate_refuses(files: Files) -> None:
@@ -195,7 +188,7 @@ def test_what_fallocate_refuses(files: Files) -> None:
     for mode in (COLLAPSE, INSERT, UNSHARE, PUNCH, PUNCH | ZERO | KEEP_SIZE, 0x400):
         assert files.errno(FALLOCATE, fh=fh, offset=0, size=4096, mode=mode) == "ENOTSUP"
     for offset, length in ((0, 0), (-1, 10), (0, -1)):
-        wanted = attempt(_fallocate, fd, 0, offset, length)
+        wanted = attempt(fallocate, fd, 0, offset, length)
         assert files.errno(FALLOCATE, fh=fh, offset=offset % 2**64, size=length % 2**64, mode=0) == wanted
     _, reading, _ = files.open("f", flags=os.O_RDONLY)
     assert files.errno(FALLOCATE, fh=reading, offset=0, size=1, mode=0) == "EBADF"

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from conftest import Drive, run
+from conftest import Drive, filter_directory, run
 
 FILTER = '''
 MANIFEST = {"name": "locker", "altitude": "370500", "group": "FSFilter Activity Monitor", "filter": "Locker"}
@@ -60,10 +60,7 @@ def other(said):
 
 
 def test_programs_with_oplocks(drive: Callable[..., Drive], tmp_path: Path, lanes: str) -> None:
-    filters = tmp_path / "filters"
-    filters.mkdir()
-    filters.chmod(0o755)
-    (filters / "locker.py").write_text(FILTER)
+    filters = filter_directory(tmp_path, locker=FILTER)
     made = drive(f"filterdir={filters}", "filter=locker", "cache=strict")
     (made.src / "file").write_text("content")
     file = made.mnt / "file"

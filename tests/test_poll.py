@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Drive, run
+from conftest import Drive, filter_directory, run
 
 from stackfs import api
 from stackfs.cext.requests import Volume
@@ -72,10 +72,7 @@ print(poll.poll(5000)[0][1], select.select([fd], [fd], [fd], 0.1) == ([fd], [fd]
 
 def test_a_filter_says_what_a_file_is_ready_for(drive: Callable[..., Drive], tmp_path: Path, lanes: str) -> None:
     """poll(2), select(2), and epoll(7) on both edges are woken by it, and shown no other events than it names."""
-    filters = tmp_path / "filters"
-    filters.mkdir()
-    filters.chmod(0o755)
-    (filters / "ready.py").write_text(FILTER)
+    filters = filter_directory(tmp_path, ready=FILTER)
     made = drive(f"filterdir={filters}", "filter=ready", "cache=strict")
     (made.src / "file").write_text("content")
     program = """

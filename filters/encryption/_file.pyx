@@ -957,6 +957,12 @@ cdef void is_unfinished(encrypted_file_t *file) noexcept nogil:
     file.ready = False
 
 
+cdef void is_finished(encrypted_file_t *file) noexcept nogil:
+    file.unfinished = False
+    file.ready = True
+    file.holes_begin = file.holes_end = 0
+
+
 cdef void hole_is_due(encrypted_file_t *file, uint64_t first, uint64_t count) noexcept nogil:
     is_unfinished(file)
     if file.holes_begin == file.holes_end:
@@ -1108,9 +1114,7 @@ cdef int shorten(encrypted_file_t *file) noexcept nogil:
             error = error or file.io.sync(file.io.who)
     error = error or file.io.resize(file.io.who, stored_size(file.size))
     if error == 0:
-        file.unfinished = False
-        file.ready = True
-        file.holes_begin = file.holes_end = 0
+        is_finished(file)
     return error
 
 
@@ -1357,9 +1361,7 @@ cdef int punch(encrypted_file_t *file, uint64_t offset, uint64_t length) noexcep
         error = file.io.punch(file.io.who, slot_offset(block), many * SLOT)
         block += many
     if error == 0:
-        file.unfinished = False
-        file.ready = True
-        file.holes_begin = file.holes_end = 0
+        is_finished(file)
     return error
 
 

@@ -89,15 +89,8 @@ class StoredFile:
         self.checked.id = file.id
         self.checked.bytes = file.size
         blocks = self.checked.blocks = -(-file.size // BLOCK)
-        self.checked.bad = bad = {
-            block: verdict for block, verdict in self._verdicts(file, blocks) if verdict not in (GOOD, HOLE)
-        }
-        for verdict, first, last in runs(bad):
-            kind, words = SAYS[verdict]
-            what = f"block {first} is" if first == last else f"blocks {first} to {last} are"
-            if verdict == NO_MAP:
-                what = what.rsplit(" ", 1)[0]
-            self._find(kind, words.format(what), (first, last))
+        self.checked.bad = bad = self._bad(file, blocks)
+        self._tell(bad)
         unsealed = file.unsealed
         if rebuild and NO_MAP in bad.values() and length is None and not one_seal:
             bad = self._rebuild(blocks)
@@ -118,22 +111,32 @@ class StoredFile:
                 EncryptedFile(self.keys, self.descriptor).seal(True)
                 finding.repaired = "sealed, with what had been written"
 
+    def _bad(self, file: EncryptedFile, blocks: int) -> dict[int, int]:
+        """The verdicts of blocks that are not as they should be."""
+        return {block: verdict for block, verdict in self._verdicts(file, blocks) if verdict not in (GOOD, HOLE)}
+
+    def _tell(self, bad: dict[int, int]) -> None:
+        """A finding for each run of them."""
+        for verdict, first, last in runs(bad):
+            kind, words = SAYS[verdict]
+            what = f"block {first} is" if first == last else f"blocks {first} to {last} are"
+            if verdict == NO_MAP:
+                what = what.rsplit(" ", 1)[0]
+            self._find(kind, words.format(what), (first, last))
+
     def _rebuild(self, blocks: int) -> dict[int, int]:
         """The map from the blocks; those that are still bad, and findings of what was behind the damaged map."""
         EncryptedFile(self.keys, self.descriptor).rebuild_map()
         before = self.checked.bad
         file = EncryptedFile(self.keys, self.descriptor)
-        bad = {block: verdict for block, verdict in self._verdicts(file, blocks) if verdict not in (GOOD, HOLE)}
+        bad = self._bad(file, blocks)
         for finding in self.checked.findings:
             if finding.kind == Kind.MAP:
                 finding.repaired = (
                     "made anew from the blocks as they lie: nothing proves any more that each is the last version of "
                     "itself, and that what is zeros is a hole"
                 )
-        for verdict, first, last in runs({block: bad[block] for block in bad if before.get(block) == NO_MAP}):
-            kind, words = SAYS[verdict]
-            what = f"block {first} is" if first == last else f"blocks {first} to {last} are"
-            self._find(kind, words.format(what), (first, last))
+        self._tell({block: bad[block] for block in bad if before.get(block) == NO_MAP})
         self.checked.bad = bad
         return bad
 

@@ -61,12 +61,16 @@ class MountedVolume:
             foreign, damaged = self.mounted.foreign, self.mounted.damaged
 
 
+def source_of(options: dict[str, Any]) -> Source:
+    return Source(options["passfile"], options["extpass"], options["passfd"], options["keyfile"])
+
+
 def prepare(path: str, options: dict[str, Any]) -> dict[str, Any]:
     """Asks who mounts for the passphrase, if no option says where it is to come from: a pipe with it for begin().
 
     A wrong one may be mended twice. VolumeError: as begin()'s.
     """
-    source = Source(options["passfile"], options["extpass"], options["passfd"], options["keyfile"])
+    source = source_of(options)
     if not source.asks:
         return {}
     if not somebody_is_there():
@@ -76,7 +80,9 @@ def prepare(path: str, options: dict[str, Any]) -> dict[str, Any]:
         file = volume.load(directory, path)
     finally:
         os.close(directory)
-    for left in reversed(range(TRIES)):
+    left = TRIES
+    while True:
+        left -= 1
         line = source.line(f"Passphrase of {path}")
         reading, writing = os.pipe2(os.O_CLOEXEC)
         try:
@@ -94,7 +100,6 @@ def prepare(path: str, options: dict[str, Any]) -> dict[str, Any]:
             tell(f"{error.message}: try again")
         finally:
             os.close(writing)
-    raise AssertionError
 
 
 def begin(instance: Any) -> MountedVolume:
@@ -106,7 +111,7 @@ def begin(instance: Any) -> MountedVolume:
         try:
             volume.lock(directory, path)
             file = volume.load(directory, path)
-            source = Source(options["passfile"], options["extpass"], options["passfd"], options["keyfile"])
+            source = source_of(options)
             if source.asks:                              # attached in some other way than by a mount
                 raise volume.VolumeError(f"nobody can be asked for the passphrase here: {SOURCES}", ExitCode.USAGE)
             credential = source.credential(f"Passphrase of {path}")

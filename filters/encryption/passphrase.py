@@ -124,10 +124,14 @@ def _from_program(command: str) -> bytearray:
     return line
 
 
+def _terminal() -> int:
+    return os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+
+
 def somebody_is_there() -> bool:
     """Whether this process has a terminal."""
     try:
-        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+        os.close(_terminal())
     except OSError:
         return False
     return True
@@ -141,7 +145,7 @@ def tell(text: str) -> None:
 
 def _asked(prompt: str, twice: bool) -> bytearray:
     try:
-        terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        terminal = _terminal()
     except OSError:
         raise VolumeError(
             "there is no terminal to ask for the passphrase: give passfile, extpass or passfd", ExitCode.USAGE
