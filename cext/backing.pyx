@@ -68,6 +68,8 @@ cdef extern from *:
     #define VOLUME_MARK_LENGTH (sizeof(VOLUME_MARK) - 1)
     #include <fcntl.h>
     #include <sys/stat.h>
+    #include <linux/magic.h>
+    #include <sys/statfs.h>
     #include <sys/statvfs.h>
     #include <sys/syscall.h>
     #include <sys/sysmacros.h>
@@ -90,6 +92,11 @@ cdef extern from *:
     static inline ssize_t stackfs_read_cached(int fd, void *buffer, size_t size, off_t offset) {
         struct iovec vector = {buffer, size};
         return preadv2(fd, &vector, 1, offset, RWF_NOWAIT);
+    }
+    /* Such a filesystem does not know RWF_NOWAIT, and never waits. */
+    static inline int stackfs_in_memory(int fd) {
+        struct statfs about;
+        return fstatfs(fd, &about) == 0 && (about.f_type == TMPFS_MAGIC || about.f_type == RAMFS_MAGIC);
     }
     static inline ssize_t stackfs_append(int fd, const void *buffer, size_t size) {
         struct iovec vector = {(void *)buffer, size};
@@ -115,6 +122,7 @@ cdef extern from *:
         pass
     const char *VOLUME_MARK
     size_t VOLUME_MARK_LENGTH
+    bint stackfs_in_memory(int fd) nogil
     int openat(int directory, const char *path, int flags, ...) nogil
     int open(const char *path, int flags, ...) nogil
     int close(int fd) nogil
@@ -555,6 +563,7 @@ cdef int64_t perform_read(operation_t *op, const READ_WRITE_PARAMETERS *p, const
     cdef ssize_t got
     cdef uint64_t total = 0
     cdef statx_t info
+    cdef bint waits = True
     if op.would_block == 1 or op.announce_wait is not NULL:
         got = stackfs_read_cached(file.fd, p.Buffer, p.Length, p.ByteOffset)
         if got == <ssize_t>p.Length:
@@ -563,12 +572,15 @@ cdef int64_t perform_read(operation_t *op, const READ_WRITE_PARAMETERS *p, const
             if statx(file.fd, b"", AT_EMPTY_PATH, STATX_BASIC_STATS, &info) == 0 and \
                     p.ByteOffset + got >= <int64_t>info.stx_size:
                 return got
-        elif errno != EAGAIN and errno != EOPNOTSUPP:
+        elif errno == EOPNOTSUPP:
+            waits = not stackfs_in_memory(file.fd)
+        elif errno != EAGAIN:
             return -errno
-        if op.would_block == 1:
-            op.would_block = 2
-            return 0
-        about_to_wait(op)
+        if waits:
+            if op.would_block == 1:
+                op.would_block = 2
+                return 0
+            about_to_wait(op)
     while total < p.Length:
         got = pread(file.fd, <char *>p.Buffer + total, p.Length - total, p.ByteOffset + <int64_t>total)
         if got < 0:

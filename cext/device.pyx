@@ -190,8 +190,8 @@ cdef class Device:
 
     # ---- for Cython ----
 
-    cdef vfs_request_t *device_pop(self, uint32_t opcode, uint64_t nodeid) noexcept nogil:
-        return link_pop(&self.state.link, opcode, nodeid)
+    cdef vfs_request_t *device_pop(self, uint32_t opcode, uint64_t nodeid, int answerless) noexcept nogil:
+        return link_pop(&self.state.link, opcode, nodeid, answerless)
 
     cdef int device_invalidate_inode(self, uint64_t nodeid, int64_t offset, int64_t length) noexcept nogil:
         return notice_inode(notify_kernel, &self.state.connection, nodeid, offset, length)
@@ -213,12 +213,12 @@ cdef class Device:
         return fd
 
     def take(self, uint32_t opcode, uint64_t nodeid=0):
-        cdef vfs_request_t *request = self.device_pop(opcode, nodeid)
+        cdef vfs_request_t *request = self.device_pop(opcode, nodeid, 0)
         return None if request == NULL else request_adopt(request, self.volume)
 
-    def relay_now(self):
+    def relay_now(self, timeout=None):
         cdef irp_link_t *link = &self.state.link
-        if link.unanswered or link.lane_buffer == NULL:
+        if link.taken or link.lane_buffer == NULL:
             with nogil:
                 link_relay_now(link)
         else:
@@ -244,7 +244,7 @@ cdef class Device:
         return fields
 
     def discard(self, uint32_t opcode, uint64_t nodeid=0):
-        cdef vfs_request_t *request = self.device_pop(opcode, nodeid)
+        cdef vfs_request_t *request = self.device_pop(opcode, nodeid, 1)
         if request == NULL:
             return False
         request_free(request)

@@ -60,10 +60,7 @@ class _Relay(trio.abc.Instrument):
     """Carries the answers on before the loop waits: a thread less between pyfuse3 and the kernel."""
 
     def __init__(self, device: Device) -> None:
-        self._relay_now = device.relay_now
-
-    def before_io_wait(self, timeout: float) -> None:
-        self._relay_now()
+        self.before_io_wait = device.relay_now  # type: ignore[method-assign]
 
 
 class Operations:
