@@ -23,7 +23,7 @@ from stackfs.cext.stack cimport FLT_VOLUME  # no-cython-lint: completes the stru
 from libc.string cimport memcmp, memcpy, memmove, memset
 
 from stackfs.cext.callback_data cimport (
-    FILE_OBJECT, FLT_CALLBACK_DATA, FLT_FILE_NAME_INFORMATION, FLT_INSTANCE, FLT_RELATED_OBJECTS, context_t, statx_t)
+    FILE_OBJECT, FLT_FILE_NAME_INFORMATION, FLT_INSTANCE, context_t, statx_t)
 from stackfs.cext.contexts cimport contexts_any, contexts_gone, contexts_move
 from stackfs.cext.impersonation cimport step_aside, step_back
 from stackfs.cext.names cimport name_information_hold, name_information_put
@@ -1087,36 +1087,14 @@ cdef void name_cache_purge(inode_table_t *table, node_t *node) noexcept nogil:
     pthread_mutex_unlock(&table.mutex)
 
 
-cdef int operation_path(const FLT_CALLBACK_DATA *Data, const FLT_RELATED_OBJECTS *FltObjects, char *buffer, size_t size) noexcept nogil:
-    cdef inode_table_t *table = <inode_table_t *>FltObjects.Volume.nodes
-    cdef const FILE_OBJECT *opened = FltObjects.FileObject
+cdef int file_path(inode_table_t *table, const FILE_OBJECT *file, char *buffer, size_t size) noexcept nogil:
+    cdef const node_t *node = file.Node
     cdef const name_t *first
-    cdef node_t *node
-    cdef int length, start
-    buffer[0] = 0
-    if opened is NULL:
-        return 0
-    if opened.Directory is not NULL and Data.Iopb.FileName.Length:
-        length = node_path(table, opened.Directory, buffer, size)
-        if length < 0:
-            return length
-        if length == 1:
-            length = 0                   # the root's "/" is the separator
-        if <size_t>length + Data.Iopb.FileName.Length + 2 > size:
-            buffer[0] = 0
-            return -ENAMETOOLONG
-        buffer[length] = c'/'
-        memcpy(buffer + length + 1, Data.Iopb.FileName.Buffer, Data.Iopb.FileName.Length)
-        length += 1 + Data.Iopb.FileName.Length
-        buffer[length] = 0
-        return length
-    node = opened.Node
-    if node is NULL:
-        return 0
+    cdef int start
     pthread_mutex_lock(&table.mutex)
     first = node.names
-    if opened.Name is not NULL and not node.deleted and first is not NULL and first.next is not NULL:
-        first = find_name_locked(node, opened.NameDirectory, opened.Name, opened.NameLength)
+    if file.Name is not NULL and not node.deleted and first is not NULL and first.next is not NULL:
+        first = find_name_locked(<node_t *>node, file.NameDirectory, file.Name, file.NameLength)
         if first is NULL:
             first = node.names
     start = climb_locked(table, node, first, buffer, size, True)

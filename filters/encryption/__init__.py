@@ -75,7 +75,3 @@ class Encryption(Filter):
     def instance_teardown_complete(self, instance: Any, reason: int) -> None:
         self.sources.discard(instance.volume.source)
         instance.context.end()
-
-    def generate_file_name(self, information: FileNameInformation, objects: Any) -> str:
-        """The plain path, for the filters above."""
-        return os.fsdecode(objects.context.shown(os.fsencode(information.path)))

@@ -14,7 +14,7 @@ post callback; nobody else sees it.
 from libc.errno cimport EBADMSG, EINVAL, EIO, ENOENT, ENOMEM, EPERM
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, strlen, strncmp
+from libc.string cimport memcmp, memcpy, strlen, strncmp
 
 from stackfs.cext.buffers cimport MDL
 from stackfs.cext.callback_data cimport (
@@ -29,19 +29,24 @@ from stackfs.cext.callback_data cimport (
     FilePositionInformation, FileRenameInformation, FileRenameInformationEx, node_t, statx_t)
 from stackfs.cext.filter_io cimport FltQueryInformationFile, FltSetInformationFile, FltSetSecurityObject
 from stackfs.cext.filter_names cimport OBJECT_ATTRIBUTES, filter_delete
-from stackfs.cext.inode_table cimport inode_table_t, node_hold, node_put, node_type
-from stackfs.cext.ntstatus cimport NT_SUCCESS, NTSTATUS, STATUS_NOT_SUPPORTED, STATUS_SUCCESS, errno_to_nt
+from stackfs.cext.inode_table cimport inode_table_t, name_of, node_hold, node_put, node_type
+from stackfs.cext.names cimport (
+    FLT_FILE_NAME_INFORMATION, FLT_NAME_CONTROL, FltCheckAndGrowNameControl, FltReleaseFileNameInformation, LONGEST_NAME,
+    name_provider_t)
+from stackfs.cext.names cimport name_below as names_below
+from stackfs.cext.ntstatus cimport (
+    NT_SUCCESS, NTSTATUS, STATUS_NAME_TOO_LONG, STATUS_NOT_SUPPORTED, STATUS_OBJECT_NAME_NOT_FOUND, STATUS_SUCCESS, errno_to_nt)
 from stackfs.cext.stack cimport FLT_INSTANCE, FLT_VOLUME, NativeOperations  # no-cython-lint: completes the struct
 from stackfs.filters.encryption._cipher cimport (
     TARGET_ROOM, VALUE_OVERHEAD, target_decrypt, target_encrypt, value_decrypt, value_encrypt)
 from stackfs.filters.encryption._directories cimport (
     directory_iv, directory_leaves, directory_made, directory_moved, directory_moves, directory_put_back, long_name_begin,
-    long_name_end, node_called, passing_name, show_entries, show_name, store_name, stored_name_t)
+    long_name_end, node_called, passing_name, show_entries, show_path, store_name, stored_name_t)
 from stackfs.filters.encryption._file cimport (
     file_append, file_id, file_punch, file_read, file_resize, file_seek, file_size, file_write)
 from stackfs.filters.encryption._layout cimport plain_size, slot_offset
 from stackfs.filters.encryption._streams cimport (
-    CHANGING, MAKING, READING, Mounted, error_of, mounted_t, stands_for, status_of, stream_closed, stream_flush, stream_opened,
+    CHANGING, MAKING, READING, error_of, mounted_t, stands_for, status_of, stream_closed, stream_flush, stream_opened,
     use_begin, use_end, use_t)
 
 cdef extern from *:
@@ -732,8 +737,56 @@ cdef int post_ea(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, vo
     return FLT_POSTOP_FINISHED_PROCESSING
 
 
+# Names for the filters above ---------------------------------------------------------------------------------------------------------
+
+cdef NTSTATUS generate_name(FLT_INSTANCE *instance, FILE_OBJECT *file, FLT_CALLBACK_DATA *data, uint32_t options, bint *cache,
+                            FLT_NAME_CONTROL *shown) noexcept nogil:
+    cdef mounted_t *mounted = <mounted_t *>instance.Context
+    cdef FLT_FILE_NAME_INFORMATION *below
+    cdef node_t *directory = NULL
+    cdef char path[LONGEST_NAME]
+    cdef char first[256]
+    cdef const char *last
+    cdef int length, at
+    cdef NTSTATUS status = names_below(instance, file, options, &below)
+    if status != STATUS_SUCCESS:
+        return status
+    last, length = below.FinalComponent.Buffer, below.FinalComponent.Length
+    if length == 0 or length > 255:                      # the root
+        path[0] = c'/'
+        at = LONGEST_NAME - 1
+        path[at] = c'/'
+    else:
+        if file.NameDirectory != NULL and file.NameLength == length and memcmp(file.Name, last, length) == 0:
+            directory = file.NameDirectory
+            node_hold(nodes_of(mounted), directory)
+        else:
+            name_of(nodes_of(mounted), file.Node, 0, first, &directory)
+        if directory == NULL:
+            FltReleaseFileNameInformation(below)
+            return STATUS_OBJECT_NAME_NOT_FOUND
+        at = show_path(mounted, directory, last, length, path, LONGEST_NAME, cache)
+        node_put(nodes_of(mounted), directory)
+    FltReleaseFileNameInformation(below)
+    if at < 0:
+        return STATUS_NAME_TOO_LONG
+    status = FltCheckAndGrowNameControl(shown, LONGEST_NAME - at)
+    if status == STATUS_SUCCESS:
+        memcpy(shown.Buffer, path + at, LONGEST_NAME - at)
+        shown.Length = LONGEST_NAME - at
+    return status
+
+
+cdef name_provider_t names
+names.GenerateFileName = generate_name
+names.NormalizeNameComponentEx = NULL
+names.NormalizeContextCleanup = NULL
+names.python = NULL
+
+
 def operations():
     cdef NativeOperations table = NativeOperations()
+    table.name_provider = &names
     table.set(IRP_MJ_CREATE, pre_create, post_create, 0)
     for major in (IRP_MJ_QUERY_OPEN, IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_QUERY_INFORMATION):
         table.set(major, pre_query, post_query, 0)
@@ -748,35 +801,3 @@ def operations():
     table.set(IRP_MJ_QUERY_EA, pre_ea, post_ea, 0)
     table.set(IRP_MJ_SET_EA, pre_ea, post_ea, 0)
     return table
-
-
-def shown_path(Mounted mounted not None, bytes path not None):
-    """The plain path of a stored one, from the volume's root; what is none of the volume's stays as it is."""
-    cdef mounted_t *volume = &mounted.mounted
-    cdef node_t *directory = nodes_of(volume).root
-    cdef node_t *next
-    cdef uint16_t type
-    cdef stored_name_t stored
-    cdef char plain[256]
-    cdef list shown = []
-    cdef int length
-    node_hold(nodes_of(volume), directory)
-    for component in path.split(b"/"):
-        if not component:
-            continue
-        length = -1
-        if directory != NULL and len(component) <= 255:
-            memcpy(stored.name, <const char *>component, len(component) + 1)
-            stored.length = <uint16_t>len(component)
-            with nogil:
-                length = show_name(volume, directory, stored.name, stored.length, plain)
-                next = node_called(volume, directory, &stored, &type)
-                node_put(nodes_of(volume), directory)
-            directory = next
-            if directory != NULL and type != S_IFDIR:
-                node_put(nodes_of(volume), directory)
-                directory = NULL
-        shown.append(plain[:length] if length > 0 else component)
-    if directory != NULL:
-        node_put(nodes_of(volume), directory)
-    return b"/" + b"/".join(shown)

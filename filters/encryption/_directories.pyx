@@ -4,7 +4,7 @@ A directory's file lies in it, so that it is never empty below. One that is to g
 means nothing, loses its file there, and is removed; a crash in between leaves something that fsck removes.
 """
 
-from libc.errno cimport EBADMSG, EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOMEM, ENOTEMPTY, EPERM
+from libc.errno cimport EAGAIN, EBADMSG, EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOMEM, ENOTEMPTY, EPERM
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc
@@ -16,15 +16,16 @@ from stackfs.cext.contexts cimport FltReleaseContext
 from stackfs.cext.filter_io cimport (
     FltFlushBuffers, FltQueryDirectoryFile, FltQueryInformationFile, FltReadFile, FltSetSecurityObject, FltWriteFile)
 from stackfs.cext.filter_names cimport FltClose, FltOpenFile, OBJECT_ATTRIBUTES, filter_delete, filter_rename
-from stackfs.cext.inode_table cimport inode_table_t, name_holder, name_of, node_put, node_type
+from stackfs.cext.inode_table cimport inode_table_t, name_holder, name_of, node_hold, node_put, node_type
 from stackfs.cext.includes.pthread cimport pthread_mutex_lock, pthread_mutex_unlock
 from stackfs.cext.ntstatus cimport NT_SUCCESS, NTSTATUS, STATUS_NO_MORE_FILES
+from stackfs.cext.pending cimport APC_LEVEL, irql_get
 from stackfs.cext.stack cimport FLT_INSTANCE, FLT_VOLUME  # no-cython-lint: completes the struct
 from stackfs.cext.threads cimport count_one
 from stackfs.filters.encryption._cipher cimport (
     DIRECTORY_FILE, IV, LONG_NAME, directory_build, directory_check, name_decrypt, name_decrypt_long, name_encrypt,
     name_is_long, place_t, random_bytes)
-from stackfs.filters.encryption._streams cimport error_of, open_below, stands_for, stream_of, stream_t
+from stackfs.filters.encryption._streams cimport LONG_NAMES, error_of, long_name_t, open_below, stands_for, stream_of, stream_t
 
 cdef extern from *:
     """
@@ -235,7 +236,38 @@ cdef int store_name(mounted_t *mounted, node_t *directory, const FILE_NAME *plai
         return length
     stored.length = <uint16_t>length
     stored.text_length = <uint16_t>text_length
+    if text_length:
+        remember(mounted, stored.name, length, plain.Buffer, plain.Length)
     return 0
+
+
+cdef inline long_name_t *long_name_at(mounted_t *mounted, const char *stored, size_t length) noexcept nogil:
+    cdef uint32_t hashed
+    memcpy(&hashed, stored + length - sizeof(hashed), sizeof(hashed))
+    return &mounted.long_names[(hashed ^ hashed >> 8 ^ hashed >> 16) % LONG_NAMES]
+
+
+cdef void remember(mounted_t *mounted, const char *stored, size_t length, const char *plain, size_t plain_length) noexcept nogil:
+    cdef long_name_t *one = long_name_at(mounted, stored, length)
+    pthread_mutex_lock(&mounted.mutex)
+    memcpy(one.stored, stored, length)
+    one.stored[length] = 0
+    memcpy(one.plain, plain, plain_length)
+    one.plain[plain_length] = 0
+    one.length = <uint16_t>plain_length
+    pthread_mutex_unlock(&mounted.mutex)
+
+
+cdef int remembered(mounted_t *mounted, const char *stored, size_t length, char *plain) noexcept nogil:
+    """0: it is not."""
+    cdef long_name_t *one = long_name_at(mounted, stored, length)
+    cdef int got = 0
+    pthread_mutex_lock(&mounted.mutex)
+    if one.stored[length] == 0 and memcmp(one.stored, stored, length) == 0:
+        memcpy(plain, one.plain, <size_t>one.length + 1)
+        got = one.length
+    pthread_mutex_unlock(&mounted.mutex)
+    return got
 
 
 cdef int name_file(const char *name, size_t length, char *file) noexcept nogil:
@@ -260,9 +292,79 @@ cdef int show_name(mounted_t *mounted, node_t *directory, const char *stored, si
         return name_decrypt(mounted.keys, iv, stored, length, plain)
     got = name_file(stored, length, file)
     got = read_small(mounted, directory, file, got, text, LONG_NAME + 1)
-    if got < 0:
-        return got
-    return name_decrypt_long(mounted.keys, iv, stored, length, text, got, plain)
+    if got >= 0:
+        got = name_decrypt_long(mounted.keys, iv, stored, length, text, got, plain)
+    if got > 0:
+        remember(mounted, stored, length, plain, got)
+    return got
+
+
+cdef int show_component(mounted_t *mounted, node_t *directory, const char *stored, size_t length, char *plain) noexcept nogil:
+    """As show_name(), but a long name's file is read only where its name is not known, and where a filter may read."""
+    cdef stream_t *stream
+    cdef bint known
+    cdef int got
+    if not mounted.plain_names and name_is_long(stored, length):
+        got = remembered(mounted, stored, length, plain)
+        if got:
+            return got
+        known = False
+    else:
+        known = mounted.plain_names
+    if not known and irql_get() > APC_LEVEL:
+        stream = stream_of(mounted, directory)
+        if stream == NULL:
+            return -ENOMEM
+        pthread_mutex_lock(&stream.mutex)
+        known = stream.known_iv and not name_is_long(stored, length)
+        pthread_mutex_unlock(&stream.mutex)
+        FltReleaseContext(stream)
+        if not known:
+            return -EAGAIN
+    return show_name(mounted, directory, stored, length, plain)
+
+
+cdef bint put_component(char *path, int *at, const char *name, int length) noexcept nogil:
+    if at[0] < length + 1:
+        return False
+    at[0] -= length
+    memcpy(path + at[0], name, length)
+    at[0] -= 1
+    path[at[0]] = c'/'
+    return True
+
+
+cdef int show_path(mounted_t *mounted, node_t *directory, const char *last, size_t last_length, char *path, int size,
+                   bint *surely) noexcept nogil:
+    cdef inode_table_t *nodes = nodes_of(mounted)
+    cdef node_t *parent = NULL
+    cdef char stored[256]
+    cdef char plain[256]
+    cdef int at = size
+    cdef int got
+    cdef size_t length = last_length
+    cdef bint fits = True
+    surely[0] = True
+    memcpy(stored, last, last_length)
+    node_hold(nodes, directory)
+    while True:
+        got = show_component(mounted, directory, stored, length, plain)
+        if got == -EAGAIN:
+            surely[0] = False
+        if got > 0:
+            fits = put_component(path, &at, plain, got)
+        else:
+            fits = put_component(path, &at, stored, <int>length)
+        if not fits or directory is nodes.root:
+            break
+        length = name_of(nodes, directory, 0, stored, &parent)
+        node_put(nodes, directory)
+        directory = parent
+        if directory == NULL:
+            break
+    if directory != NULL:
+        node_put(nodes, directory)
+    return at if fits else -ENAMETOOLONG
 
 
 cdef int long_name_begin(mounted_t *mounted, node_t *directory, const stored_name_t *stored, bint *made) noexcept nogil:
