@@ -123,7 +123,10 @@ cdef bint names_linked(inode_table_t *table, const node_t *parent, const char *n
                        const node_t *new_parent, const char *new_name, uint16_t new_length) noexcept nogil
 # The node that goes by (parent, name), with a reference; NULL: the kernel does not know it by that name.
 cdef node_t *name_holder(inode_table_t *table, const node_t *parent, const char *name, uint16_t length) noexcept nogil
-# Copies one name of the node: buffer[256]; returns its length and the parent with a reference, or 0 and NULL.
+# Copies one name of the node: buffer[256]; returns its length and the parent with a reference, or 0 and NULL. LAST_NAME: the one it was
+# reached by last, which it may have lost.
+cdef enum:
+    LAST_NAME = -1
 cdef uint16_t name_of(inode_table_t *table, node_t *node, int index, char *buffer, node_t **parent) noexcept nogil
 # The same, its first name, when no descriptor of it is open.
 cdef uint16_t name_unless_open(inode_table_t *table, node_t *node, char *buffer, node_t **parent) noexcept nogil

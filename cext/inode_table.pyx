@@ -940,7 +940,7 @@ cdef uint16_t name_of_locked(node_t *node, int index, char *buffer, node_t **par
     cdef name_t *name
     cdef uint16_t length = 0
     parent[0] = NULL
-    if not node.deleted:
+    if not node.deleted or index == LAST_NAME:
         name = node.names
         while name is not NULL and index > 0:
             name = name.next

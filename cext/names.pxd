@@ -125,7 +125,8 @@ cdef inline void FltReleaseFileNameInformation(FLT_FILE_NAME_INFORMATION *inform
 # --- for paths.pyx
 # What an operation is about, or its target, as the nearest provider below FltObjects.Instance shows it, at any level; 0: there is none,
 # or it does not say. -ENAMETOOLONG.
-cdef int provided_path(const FLT_CALLBACK_DATA *Data, const FLT_RELATED_OBJECTS *FltObjects, bint target, char *buffer, size_t size) noexcept nogil
+cdef int provided_path(const FLT_CALLBACK_DATA *Data, const FLT_RELATED_OBJECTS *FltObjects, bint target, char *buffer,
+                       size_t size) noexcept nogil
 
 # --- for python_names.pyx
 # What a provider's callback begins with: the name as it is below the instance.

@@ -25,7 +25,7 @@ from stackfs.cext.ntstatus cimport (
     NTSTATUS, NT_SUCCESS, STATUS_FLT_INVALID_NAME_REQUEST, STATUS_FLT_NAME_CACHE_MISS, STATUS_INSUFFICIENT_RESOURCES,
     STATUS_INVALID_PARAMETER, STATUS_NAME_TOO_LONG, STATUS_NO_SUCH_FILE, STATUS_OBJECT_NAME_INVALID,
     STATUS_OBJECT_NAME_NOT_FOUND, STATUS_REPARSE, STATUS_SUCCESS, STATUS_UNSUCCESSFUL)
-from stackfs.cext.pending cimport APC_LEVEL
+from stackfs.cext.pending cimport APC_LEVEL, PASSIVE_LEVEL, irql_set
 from stackfs.cext.stack cimport (
     FLT_INSTANCE, FLT_VOLUME, NAME_PROVIDERS, callback_list_t, compare_altitudes, list_hold, list_release)
 from stackfs.cext.threads cimport load_bits
@@ -523,7 +523,9 @@ cdef int shown_path(question_t *q, char *buffer, size_t size) noexcept nogil:
     cdef const FLT_INSTANCE *provider
     cdef FLT_FILE_NAME_INFORMATION *found = NULL
     cdef FILE_NAME path
+    cdef NTSTATUS status
     cdef int length = 0
+    cdef int level
     if q.asker is NULL or q.volume.lists[NAME_PROVIDERS] is NULL or q.node is NULL:     # a hint; the list is held below
         return 0
     providers = list_hold(q.volume, NAME_PROVIDERS)
@@ -533,7 +535,10 @@ cdef int shown_path(question_t *q, char *buffer, size_t size) noexcept nogil:
     if provider is not NULL:
         q.options = FLT_FILE_NAME_OPENED | FLT_FILE_NAME_QUERY_DEFAULT
         q.anywhere = True
-        if answer_by(q, provider, &found) == STATUS_SUCCESS:
+        level = irql_set(PASSIVE_LEVEL)              # it is the manager who asks
+        status = answer_by(q, provider, &found)
+        irql_set(level)
+        if status == STATUS_SUCCESS:
             path_of(found, &path)
             length = path.Length if <size_t>path.Length < size else -ENAMETOOLONG
             if length > 0:
@@ -544,7 +549,8 @@ cdef int shown_path(question_t *q, char *buffer, size_t size) noexcept nogil:
     return length
 
 
-cdef int provided_path(const FLT_CALLBACK_DATA *Data, const FLT_RELATED_OBJECTS *FltObjects, bint target, char *buffer, size_t size) noexcept nogil:
+cdef int provided_path(const FLT_CALLBACK_DATA *Data, const FLT_RELATED_OBJECTS *FltObjects, bint target, char *buffer,
+                       size_t size) noexcept nogil:
     cdef question_t q
     memset(&q, 0, sizeof(q))
     q.asker = FltObjects.Instance

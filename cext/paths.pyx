@@ -22,7 +22,8 @@ cdef enum:
     DELETED_LENGTH = 10
 
 
-cdef int path_in(inode_table_t *nodes, const node_t *directory, const char *name, size_t name_length, char *buffer, size_t size) noexcept nogil:
+cdef int path_in(inode_table_t *nodes, const node_t *directory, const char *name, size_t name_length, char *buffer,
+                 size_t size) noexcept nogil:
     cdef int length = node_path(nodes, directory, buffer, size)
     if length < 0:
         return length

@@ -23,7 +23,7 @@ from stackfs.cext.ntstatus cimport NT_SUCCESS, STATUS_DISK_FULL, STATUS_FLT_DISA
 from stackfs.cext.paths cimport operation_path, target_path
 from stackfs.cext.process cimport requestor_recently
 from stackfs.cext.stack cimport (
-    CALLBACK_AS_ANYBODY, FLT_VOLUME, MAJOR_FUNCTIONS, NativeOperations, about_to_wait, instance_pointer, operation_t)
+    CALLBACK_AS_ANYBODY, MAJOR_FUNCTIONS, NativeOperations, about_to_wait, instance_pointer, operation_t)
 from stackfs.filters.audit._trail cimport (
     BOUND_ONE, BOUND_TWO, RECORD_DRAINED, RECORD_KERNEL, RECORD_OTHER_PARTIAL, RECORD_PATH_DELETED, RECORD_PATH_PARTIAL,
     REQUEST_FIXED, TEXT_ROOM, TRAIL_FULL, TRAIL_PASSED, TRAIL_REFUSED, Trail, request_record_t, trail_cancel, trail_commit, trail_reserve)
@@ -143,7 +143,8 @@ cdef int post(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, void 
     return FLT_POSTOP_FINISHED_PROCESSING
 
 
-cdef int second_path(const FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, char *text, request_record_t *record) noexcept nogil:
+cdef int second_path(const FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, char *text,
+                     request_record_t *record) noexcept nogil:
     """A rename's or link's new path; its length."""
     cdef int length = target_path(data, objects, text, TEXT_ROOM)
     if length >= 0:

@@ -7,8 +7,7 @@ with its key slots, passphrase.py where passphrases come from, cli.py `stackfs e
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stackfs.api import (
     FLTFL_INSTANCE_SETUP_NEWLY_MOUNTED_VOLUME,
@@ -18,9 +17,6 @@ from stackfs.api import (
     Filter,
 )
 from stackfs.errors import FltError
-
-if TYPE_CHECKING:
-    from stackfs.cext.python_names import FileNameInformation
 
 MANIFEST = {
     "name": "encryption",

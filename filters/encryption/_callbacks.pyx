@@ -14,11 +14,11 @@ post callback; nobody else sees it.
 from libc.errno cimport EBADMSG, EINVAL, EIO, ENOENT, ENOMEM, EPERM
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memcpy, strlen, strncmp
+from libc.string cimport memcpy, strlen, strncmp
 
 from stackfs.cext.buffers cimport MDL
 from stackfs.cext.callback_data cimport (
-    DACL_SECURITY_INFORMATION, FILE_DELETE_ON_CLOSE, FILE_DIRECTORY_FILE, FILE_OBJECT, FILE_OPEN, FILE_OPEN_IF,
+    DACL_SECURITY_INFORMATION, FILE_DELETE_ON_CLOSE, FILE_DIRECTORY_FILE, FILE_NAME, FILE_OBJECT, FILE_OPEN, FILE_OPEN_IF,
     FILE_OPEN_REPARSE_POINT, FILE_OVERWRITE, FLT_CALLBACK_DATA, FLT_IO_PARAMETER_BLOCK, FLT_POSTOP_FINISHED_PROCESSING,
     FLT_PREOP_COMPLETE, FLT_PREOP_SUCCESS_NO_CALLBACK, FLT_PREOP_SUCCESS_WITH_CALLBACK, FLT_PREOP_SYNCHRONIZE,
     FLT_RELATED_OBJECTS, FSCTL_DUPLICATE_EXTENTS_TO_FILE, FSCTL_GET_REPARSE_POINT, FSCTL_SET_REPARSE_POINT, FSCTL_SET_ZERO_DATA,
@@ -29,11 +29,8 @@ from stackfs.cext.callback_data cimport (
     FilePositionInformation, FileRenameInformation, FileRenameInformationEx, node_t, statx_t)
 from stackfs.cext.filter_io cimport FltQueryInformationFile, FltSetInformationFile, FltSetSecurityObject
 from stackfs.cext.filter_names cimport OBJECT_ATTRIBUTES, filter_delete
-from stackfs.cext.inode_table cimport inode_table_t, name_of, node_hold, node_put, node_type
-from stackfs.cext.names cimport (
-    FLT_FILE_NAME_INFORMATION, FLT_NAME_CONTROL, FltCheckAndGrowNameControl, FltReleaseFileNameInformation, LONGEST_NAME,
-    name_provider_t)
-from stackfs.cext.names cimport name_below as names_below
+from stackfs.cext.inode_table cimport LAST_NAME, inode_table_t, name_holder, name_of, node_hold, node_put, node_type
+from stackfs.cext.names cimport FLT_NAME_CONTROL, FltCheckAndGrowNameControl, LONGEST_NAME, name_provider_t
 from stackfs.cext.ntstatus cimport (
     NT_SUCCESS, NTSTATUS, STATUS_NAME_TOO_LONG, STATUS_NOT_SUPPORTED, STATUS_OBJECT_NAME_NOT_FOUND, STATUS_SUCCESS, errno_to_nt)
 from stackfs.cext.stack cimport FLT_INSTANCE, FLT_VOLUME, NativeOperations  # no-cython-lint: completes the struct
@@ -739,37 +736,50 @@ cdef int post_ea(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, vo
 
 # Names for the filters above ---------------------------------------------------------------------------------------------------------
 
+cdef bint is_name_of(mounted_t *mounted, const FILE_OBJECT *file, const stored_name_t *stored) noexcept nogil:
+    cdef node_t *holder = name_holder(nodes_of(mounted), file.NameDirectory, stored.name, stored.length)
+    if holder != NULL:
+        node_put(nodes_of(mounted), holder)
+    return holder is file.Node
+
+
+cdef bint opened_by(mounted_t *mounted, const FILE_OBJECT *file, stored_name_t *stored) noexcept nogil:
+    """Is the name that it goes by still one of its names? As it is stored. A program opened it by a plain one, the manager itself by a
+    stored one."""
+    cdef FILE_NAME name
+    if file.Name == NULL or file.NameDirectory == NULL or file.NameLength > 255:
+        return False
+    memcpy(stored.name, file.Name, file.NameLength)
+    stored.length = file.NameLength
+    if is_name_of(mounted, file, stored):
+        return True
+    name.Buffer, name.Length = file.Name, file.NameLength
+    return store_name(mounted, file.NameDirectory, &name, stored) == 0 and is_name_of(mounted, file, stored)
+
+
 cdef NTSTATUS generate_name(FLT_INSTANCE *instance, FILE_OBJECT *file, FLT_CALLBACK_DATA *data, uint32_t options, bint *cache,
                             FLT_NAME_CONTROL *shown) noexcept nogil:
+    """Of the names of this layer, which are the stored ones: providers below are not asked."""
     cdef mounted_t *mounted = <mounted_t *>instance.Context
-    cdef FLT_FILE_NAME_INFORMATION *below
+    cdef inode_table_t *nodes = nodes_of(mounted)
     cdef node_t *directory = NULL
     cdef char path[LONGEST_NAME]
-    cdef char first[256]
-    cdef const char *last
-    cdef int length, at
-    cdef NTSTATUS status = names_below(instance, file, options, &below)
-    if status != STATUS_SUCCESS:
-        return status
-    last, length = below.FinalComponent.Buffer, below.FinalComponent.Length
-    if length == 0 or length > 255:                      # the root
-        path[0] = c'/'
-        at = LONGEST_NAME - 1
-        path[at] = c'/'
-    else:
-        if file.NameDirectory != NULL and file.NameLength == length and memcmp(file.Name, last, length) == 0:
+    cdef stored_name_t stored
+    cdef int at = LONGEST_NAME - 1
+    cdef NTSTATUS status
+    path[at] = c'/'
+    if file.Node is not nodes.root:
+        if opened_by(mounted, file, &stored):
             directory = file.NameDirectory
-            node_hold(nodes_of(mounted), directory)
+            node_hold(nodes, directory)
         else:
-            name_of(nodes_of(mounted), file.Node, 0, first, &directory)
+            stored.length = name_of(nodes, file.Node, LAST_NAME, stored.name, &directory)
         if directory == NULL:
-            FltReleaseFileNameInformation(below)
             return STATUS_OBJECT_NAME_NOT_FOUND
-        at = show_path(mounted, directory, last, length, path, LONGEST_NAME, cache)
-        node_put(nodes_of(mounted), directory)
-    FltReleaseFileNameInformation(below)
-    if at < 0:
-        return STATUS_NAME_TOO_LONG
+        at = show_path(mounted, directory, stored.name, stored.length, path, LONGEST_NAME)
+        node_put(nodes, directory)
+        if at < 0:
+            return STATUS_NAME_TOO_LONG
     status = FltCheckAndGrowNameControl(shown, LONGEST_NAME - at)
     if status == STATUS_SUCCESS:
         memcpy(shown.Buffer, path + at, LONGEST_NAME - at)

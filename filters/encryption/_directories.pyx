@@ -4,7 +4,7 @@ A directory's file lies in it, so that it is never empty below. One that is to g
 means nothing, loses its file there, and is removed; a crash in between leaves something that fsck removes.
 """
 
-from libc.errno cimport EAGAIN, EBADMSG, EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOMEM, ENOTEMPTY, EPERM
+from libc.errno cimport EBADMSG, EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOMEM, ENOTEMPTY, EPERM
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc
@@ -16,10 +16,9 @@ from stackfs.cext.contexts cimport FltReleaseContext
 from stackfs.cext.filter_io cimport (
     FltFlushBuffers, FltQueryDirectoryFile, FltQueryInformationFile, FltReadFile, FltSetSecurityObject, FltWriteFile)
 from stackfs.cext.filter_names cimport FltClose, FltOpenFile, OBJECT_ATTRIBUTES, filter_delete, filter_rename
-from stackfs.cext.inode_table cimport inode_table_t, name_holder, name_of, node_hold, node_put, node_type
+from stackfs.cext.inode_table cimport LAST_NAME, inode_table_t, name_holder, name_of, node_hold, node_put, node_type
 from stackfs.cext.includes.pthread cimport pthread_mutex_lock, pthread_mutex_unlock
 from stackfs.cext.ntstatus cimport NT_SUCCESS, NTSTATUS, STATUS_NO_MORE_FILES
-from stackfs.cext.pending cimport APC_LEVEL, irql_get
 from stackfs.cext.stack cimport FLT_INSTANCE, FLT_VOLUME  # no-cython-lint: completes the struct
 from stackfs.cext.threads cimport count_one
 from stackfs.filters.encryption._cipher cimport (
@@ -274,7 +273,7 @@ cdef int name_file(const char *name, size_t length, char *file) noexcept nogil:
     return snprintf(file, 300, b"%.*s.name", <int>length, name)
 
 
-cdef int show_name(mounted_t *mounted, node_t *directory, const char *stored, size_t length, char *plain) noexcept nogil:
+cdef int show_name(mounted_t *mounted, node_t *directory, const char *stored, size_t length, bint known, char *plain) noexcept nogil:
     cdef uint8_t iv[16]
     cdef uint8_t text[512]
     cdef char file[300]
@@ -290,6 +289,10 @@ cdef int show_name(mounted_t *mounted, node_t *directory, const char *stored, si
         return got
     if not name_is_long(stored, length):
         return name_decrypt(mounted.keys, iv, stored, length, plain)
+    if known:
+        got = remembered(mounted, stored, length, plain)
+        if got:
+            return got
     got = name_file(stored, length, file)
     got = read_small(mounted, directory, file, got, text, LONG_NAME + 1)
     if got >= 0:
@@ -297,31 +300,6 @@ cdef int show_name(mounted_t *mounted, node_t *directory, const char *stored, si
     if got > 0:
         remember(mounted, stored, length, plain, got)
     return got
-
-
-cdef int show_component(mounted_t *mounted, node_t *directory, const char *stored, size_t length, char *plain) noexcept nogil:
-    """As show_name(), but a long name's file is read only where its name is not known, and where a filter may read."""
-    cdef stream_t *stream
-    cdef bint known
-    cdef int got
-    if not mounted.plain_names and name_is_long(stored, length):
-        got = remembered(mounted, stored, length, plain)
-        if got:
-            return got
-        known = False
-    else:
-        known = mounted.plain_names
-    if not known and irql_get() > APC_LEVEL:
-        stream = stream_of(mounted, directory)
-        if stream == NULL:
-            return -ENOMEM
-        pthread_mutex_lock(&stream.mutex)
-        known = stream.known_iv and not name_is_long(stored, length)
-        pthread_mutex_unlock(&stream.mutex)
-        FltReleaseContext(stream)
-        if not known:
-            return -EAGAIN
-    return show_name(mounted, directory, stored, length, plain)
 
 
 cdef bint put_component(char *path, int *at, const char *name, int length) noexcept nogil:
@@ -334,8 +312,7 @@ cdef bint put_component(char *path, int *at, const char *name, int length) noexc
     return True
 
 
-cdef int show_path(mounted_t *mounted, node_t *directory, const char *last, size_t last_length, char *path, int size,
-                   bint *surely) noexcept nogil:
+cdef int show_path(mounted_t *mounted, node_t *directory, const char *last, size_t last_length, char *path, int size) noexcept nogil:
     cdef inode_table_t *nodes = nodes_of(mounted)
     cdef node_t *parent = NULL
     cdef char stored[256]
@@ -344,20 +321,17 @@ cdef int show_path(mounted_t *mounted, node_t *directory, const char *last, size
     cdef int got
     cdef size_t length = last_length
     cdef bint fits = True
-    surely[0] = True
     memcpy(stored, last, last_length)
     node_hold(nodes, directory)
     while True:
-        got = show_component(mounted, directory, stored, length, plain)
-        if got == -EAGAIN:
-            surely[0] = False
+        got = show_name(mounted, directory, stored, length, True, plain)
         if got > 0:
             fits = put_component(path, &at, plain, got)
         else:
             fits = put_component(path, &at, stored, <int>length)
         if not fits or directory is nodes.root:
             break
-        length = name_of(nodes, directory, 0, stored, &parent)
+        length = name_of(nodes, directory, LAST_NAME, stored, &parent)
         node_put(nodes, directory)
         directory = parent
         if directory == NULL:
@@ -418,7 +392,7 @@ cdef int64_t show_entries(mounted_t *mounted, node_t *directory, char *records, 
         elif (reserved(name, shown) and not name_is_long(name, shown)):
             continue
         else:
-            got = show_name(mounted, directory, name, shown, plain)
+            got = show_name(mounted, directory, name, shown, False, plain)
             if got <= 0:
                 count_one(&mounted.foreign)
                 continue
