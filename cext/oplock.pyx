@@ -890,6 +890,23 @@ cdef void oplock_close(oplock_t *oplock, const oplock_open_t *open) noexcept nog
     flush(&due)
 
 
+cdef void oplock_move(oplock_t *oplock, const oplock_open_t *open, const oplock_open_t *to) noexcept nogil:
+    cdef oplock_list_t *lists[OPLOCK_LISTS]
+    cdef oplock_record_t *each
+    cdef int i
+    oplock_lists(oplock, lists)
+    pthread_mutex_lock(&oplock.lock)
+    for i in range(OPLOCK_LISTS):
+        each = lists[i].first
+        while each != NULL:
+            if each.open == open:
+                each.open = to
+            each = each.next
+    if oplock.reserved == open:
+        oplock.reserved = to
+    pthread_mutex_unlock(&oplock.lock)
+
+
 cdef void oplock_cancel(oplock_record_t *record) noexcept nogil:
     """By whoever holds the reference of the one that may cancel it, which is given back here."""
     cdef oplock_t *oplock = record.oplock
@@ -1318,6 +1335,14 @@ cdef int FltCheckOplockEx(OPLOCK *Oplock, FLT_CALLBACK_DATA *CallbackData, uint3
                           PFLTOPLOCK_PREPOST_CALLBACKDATA_ROUTINE PrePostCallbackDataRoutine) noexcept nogil:
     cdef checked_t how = natively(CallbackData, Context, WaitCompletionRoutine, PrePostCallbackDataRoutine)
     return check_operation(Oplock[0], Flags, &how)
+
+
+cdef int oplock_check_open(OPLOCK *Oplock, FLT_CALLBACK_DATA *CallbackData, oplock_break_t *What, void *Context,
+                           PFLTOPLOCK_WAIT_COMPLETE_ROUTINE WaitCompletionRoutine) noexcept nogil:
+    cdef checked_t how = natively(CallbackData, Context, WaitCompletionRoutine, NULL)
+    if oplock_state(Oplock[0]) == 0:
+        return FLT_PREOP_SUCCESS_WITH_CALLBACK
+    return check_with(Oplock[0], What, 0, &how)
 
 
 cdef int FltOplockBreakH(OPLOCK *Oplock, FLT_CALLBACK_DATA *CallbackData, uint32_t Flags, void *Context,
