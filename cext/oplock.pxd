@@ -226,6 +226,8 @@ cdef int FltOplockBreakToNoneEx(OPLOCK *Oplock, FLT_CALLBACK_DATA *CallbackData,
                                 PFLTOPLOCK_PREPOST_CALLBACKDATA_ROUTINE PrePostCallbackDataRoutine) noexcept nogil
 cdef bint FltOplockIsSharedRequest(const FLT_CALLBACK_DATA *CallbackData) noexcept nogil
 cdef bint FltOplockKeysEqual(const FILE_OBJECT *Fo1, const FILE_OBJECT *Fo2) noexcept nogil
+# What an operation is in the table. False: nothing that oplocks have to do with.
+cdef bint oplock_operation_breaks(const FLT_CALLBACK_DATA *data, oplock_break_t *what) noexcept nogil
 # FltCheckOplock for an open that the operation makes by itself: an FSCTL that opens a file. The operation is an IRP, and pends.
 cdef int oplock_check_open(OPLOCK *Oplock, FLT_CALLBACK_DATA *CallbackData, oplock_break_t *What, void *Context,
                            PFLTOPLOCK_WAIT_COMPLETE_ROUTINE WaitCompletionRoutine) noexcept nogil

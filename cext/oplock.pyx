@@ -1082,7 +1082,7 @@ cdef NTSTATUS wait_in_place(oplock_t *oplock, const oplock_break_t *what, operat
     return status
 
 
-cdef bint operation_breaks(const FLT_CALLBACK_DATA *data, oplock_break_t *what) noexcept nogil:
+cdef bint oplock_operation_breaks(const FLT_CALLBACK_DATA *data, oplock_break_t *what) noexcept nogil:
     """What the operation is in the table. False: nothing that oplocks have to do with. Paging I/O is not (A9.22): it is the page
     cache's, and who uses that was checked before."""
     cdef const FLT_IO_PARAMETER_BLOCK *p = data.Iopb
@@ -1174,7 +1174,7 @@ cdef int check_operation(oplock_t *oplock, uint32_t flags, const checked_t *how)
     if data.Iopb.MajorFunction == IRP_MJ_CLEANUP and not flags & OPLOCK_FLAG_PARENT_OBJECT:
         oplock_close(oplock, &data.Iopb.TargetFileObject.Oplock)
         return FLT_PREOP_SUCCESS_WITH_CALLBACK
-    if not operation_breaks(data, &what) and not flags & OPLOCK_FLAG_PARENT_OBJECT:
+    if not oplock_operation_breaks(data, &what) and not flags & OPLOCK_FLAG_PARENT_OBJECT:
         return FLT_PREOP_SUCCESS_WITH_CALLBACK
     if flags & OPLOCK_FLAG_PARENT_OBJECT:
         what.operation = OPLOCK_PARENT
@@ -1187,7 +1187,7 @@ cdef int break_operation(oplock_t *oplock, int operation, uint32_t flags, const 
     cdef oplock_break_t what
     if oplock_state(oplock) == 0:
         return FLT_PREOP_SUCCESS_WITH_CALLBACK
-    operation_breaks(how.data, &what)
+    oplock_operation_breaks(how.data, &what)
     what.open = &how.data.Iopb.TargetFileObject.Oplock
     what.operation = <uint8_t>operation
     what.stat_only = what.spares_filter = 0

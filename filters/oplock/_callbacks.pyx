@@ -12,8 +12,8 @@ from libc.string cimport memcmp, memcpy, memset, strlen
 from stackfs.cext.callback_data cimport (
     DELETE, FILE_APPEND_DATA, FILE_CREATE, FILE_EXECUTE, FILE_OBJECT, FILE_OPEN, FILE_OPEN_IF, FILE_OPEN_REQUIRING_OPLOCK,
     FILE_OVERWRITE, FILE_OVERWRITE_IF, FILE_READ_DATA, FILE_RESERVE_OPFILTER, FILE_SUPERSEDE, FILE_WRITE_DATA,
-    FLT_CALLBACK_DATA, FLT_IO_PARAMETER_BLOCK, FLT_POSTOP_FINISHED_PROCESSING, FLT_PREOP_COMPLETE, FLT_PREOP_PENDING,
-    FLT_PREOP_SUCCESS_NO_CALLBACK, FLT_PREOP_SUCCESS_WITH_CALLBACK, FLT_RELATED_OBJECTS, FO_DIRECTORY, FO_SYNTHESISED,
+    FLTFL_CALLBACK_DATA_IRP_OPERATION, FLT_CALLBACK_DATA, FLT_IO_PARAMETER_BLOCK, FLT_POSTOP_FINISHED_PROCESSING, FLT_PREOP_COMPLETE, FLT_PREOP_PENDING,
+    FLT_PREOP_SUCCESS_NO_CALLBACK, FLT_PREOP_SUCCESS_WITH_CALLBACK, FLT_PREOP_SYNCHRONIZE, FLT_RELATED_OBJECTS, FO_DIRECTORY, FO_SYNTHESISED,
     FSCTL_STACKFS_POLL, FltSetCallbackDataDirty, IO_STATUS_BLOCK, IRP_MJ_CLEANUP, IRP_MJ_CREATE, IRP_MJ_FILE_SYSTEM_CONTROL,
     IRP_MJ_FLUSH_BUFFERS, IRP_MJ_LOCK_CONTROL, IRP_MJ_QUERY_OPEN, IRP_MJ_READ, IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY,
     IRP_MJ_WRITE, IRP_MN_LOCK, IRP_PAGING_IO, REQUESTOR, FileDispositionInformation, FileLinkInformation, FileRenameInformation,
@@ -33,7 +33,7 @@ from stackfs.cext.ntstatus cimport (
     STATUS_OPLOCK_NOT_GRANTED, STATUS_SHARING_VIOLATION, STATUS_SUCCESS, errno_to_nt)
 from stackfs.cext.oplock cimport (
     OPLOCK_FLAG_COMPLETE_IF_OPLOCKED, OPLOCK_OPEN, OPLOCK_OPEN_BREAK_H, OPLOCK_PARENT, FltCheckOplockEx, FltCurrentBatchOplock,
-    FltCurrentOplockH, FltOplockBreakH, oplock_break_t, oplock_check, oplock_check_open, oplock_open_break, oplock_reserve,
+    FltCurrentOplockH, FltOplockBreakH, oplock_break_t, oplock_check, oplock_check_open, oplock_open_break, oplock_operation_breaks, oplock_reserve,
     oplock_state)
 from stackfs.cext.pending cimport FltCompletePendedPreOperation
 from stackfs.cext.process cimport requestor_pid
@@ -124,61 +124,114 @@ cdef uint32_t access_of(uint32_t flags) noexcept nogil:
 # ---- what is only checked ----------------------------------------------------------------------------------------------------
 
 cdef void go_on(FLT_CALLBACK_DATA *data, void *context) noexcept nogil:
-    FltCompletePendedPreOperation(
-        data, FLT_PREOP_SUCCESS_WITH_CALLBACK if NT_SUCCESS(data.IoStatus.Status) else FLT_PREOP_COMPLETE, NULL)
+    FltCompletePendedPreOperation(data, FLT_PREOP_SUCCESS_NO_CALLBACK if NT_SUCCESS(data.IoStatus.Status) else FLT_PREOP_COMPLETE, NULL)
 
 
-cdef inline int check(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects) noexcept nogil:
-    cdef stream_t *stream
+cdef int check(FLT_CALLBACK_DATA *data, node_t *node) noexcept nogil:
+    cdef stream_t *stream = stream_get(mounted_of(data), node, False)
     cdef int result
-    if load_int(&mounted_of(data).active) == 0:
-        return FLT_PREOP_SUCCESS_WITH_CALLBACK
-    stream = stream_get(mounted_of(data), objects.FileObject.Node, False)
     if stream == NULL:
-        return FLT_PREOP_SUCCESS_WITH_CALLBACK
+        return FLT_PREOP_SUCCESS_NO_CALLBACK
     result = FltCheckOplockEx(&stream.oplock, data, 0, NULL, go_on, NULL)
     stream_put(stream)
-    return result
-
-
-cdef int pre_check(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, void **context) noexcept nogil:
-    return check(data, objects)
+    return FLT_PREOP_SUCCESS_NO_CALLBACK if result == FLT_PREOP_SUCCESS_WITH_CALLBACK else result
 
 
 cdef int pre_look(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, void **context) noexcept nogil:
-    """What changes nothing."""
-    return FLT_PREOP_SUCCESS_NO_CALLBACK if load_int(&mounted_of(data).active) == 0 else check(data, objects)
+    return FLT_PREOP_SUCCESS_NO_CALLBACK if load_int(&mounted_of(data).active) == 0 else check(data, objects.FileObject.Node)
 
 
-cdef int post_nothing(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, void *context, uint32_t flags) noexcept nogil:
-    return FLT_POSTOP_FINISHED_PROCESSING
+cdef int pre_lock(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, void **context) noexcept nogil:
+    """From the first lock on no shared oplock is granted, until nobody has the file open."""
+    cdef stream_t *stream
+    if data.Iopb.MinorFunction != IRP_MN_LOCK or data.Iopb.Parameters.Lock.Flock:
+        return FLT_PREOP_SUCCESS_NO_CALLBACK
+    stream = stream_get(mounted_of(data), objects.FileObject.Node, False)
+    if stream == NULL:
+        return FLT_PREOP_SUCCESS_NO_CALLBACK
+    pthread_mutex_lock(&stream.mutex)
+    stream.locked = 1
+    pthread_mutex_unlock(&stream.mutex)
+    stream_put(stream)
+    return pre_look(data, objects, context)
+
+
+# ---- what changes a file -----------------------------------------------------------------------------------------------------
+# It is checked, and once more when it is done: what was granted while it was under way is broken, and nobody waits for that.
+
+cdef struct changing_t:                  # from pre to post, which may come at DISPATCH_LEVEL (A6.12)
+    stream_t *stream                     # with references, or NULL
+    stream_t *directories[2]             # whose names change, if anybody caches them
+
+
+cdef void changing_end(changing_t *changing) noexcept nogil:
+    cdef int i
+    if changing == NULL:
+        return
+    if changing.stream != NULL:
+        stream_put(changing.stream)
+    for i in range(2):
+        if changing.directories[i] != NULL:
+            stream_put(changing.directories[i])
+    free(changing)
+
+
+cdef inline int unasked(const FLT_CALLBACK_DATA *data) noexcept nogil:
+    """Nobody holds anything of it: post may have to look for what was granted meanwhile."""
+    return FLT_PREOP_SYNCHRONIZE if data.Flags & FLTFL_CALLBACK_DATA_IRP_OPERATION else FLT_PREOP_SUCCESS_WITH_CALLBACK
+
+
+cdef void change_again(FLT_CALLBACK_DATA *data, void *context) noexcept nogil:
+    if NT_SUCCESS(data.IoStatus.Status):
+        FltCompletePendedPreOperation(data, FLT_PREOP_SUCCESS_WITH_CALLBACK, context)
+    else:
+        changing_end(<changing_t *>context)
+        FltCompletePendedPreOperation(data, FLT_PREOP_COMPLETE, NULL)
+
+
+cdef int pre_change(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, void **context) noexcept nogil:
+    cdef changing_t *changing
+    cdef stream_t *stream = NULL
+    cdef oplock_break_t what
+    cdef int result
+    if not oplock_operation_breaks(data, &what):
+        return FLT_PREOP_SUCCESS_NO_CALLBACK
+    if load_int(&mounted_of(data).active):
+        stream = stream_get(mounted_of(data), objects.FileObject.Node, False)
+    if stream == NULL:
+        return unasked(data)
+    changing = <changing_t *>calloc(1, sizeof(changing_t))
+    if changing == NULL:
+        stream_put(stream)
+        return complete(data, STATUS_INSUFFICIENT_RESOURCES, 0)
+    changing.stream = stream
+    result = FltCheckOplockEx(&stream.oplock, data, 0, changing, change_again, NULL)
+    if result == FLT_PREOP_SUCCESS_WITH_CALLBACK:
+        context[0] = changing
+    elif result != FLT_PREOP_PENDING:
+        changing_end(changing)
+    return result
+
+
+cdef void changed(stream_t *stream, const oplock_break_t *what) noexcept nogil:
+    cdef oplock_break_t again = what[0]
+    if oplock_state(stream.oplock):
+        again.if_oplocked = 1
+        oplock_check(stream.oplock, &again, NULL)
 
 
 cdef int post_change(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, void *context, uint32_t flags) noexcept nogil:
-    """What was granted while the change was under way is broken; nobody waits for that any more."""
-    cdef IO_STATUS_BLOCK outcome = data.IoStatus
+    cdef changing_t *changing = <changing_t *>context
     cdef stream_t *stream
-    if flags or not NT_SUCCESS(outcome.Status) or load_int(&mounted_of(data).active) == 0:
-        return FLT_POSTOP_FINISHED_PROCESSING
-    stream = stream_get(mounted_of(data), objects.FileObject.Node, False)
-    if stream != NULL:
-        FltCheckOplockEx(&stream.oplock, data, OPLOCK_FLAG_COMPLETE_IF_OPLOCKED, NULL, NULL, NULL)
-        stream_put(stream)
-        data.IoStatus = outcome
+    cdef oplock_break_t what
+    if not flags and NT_SUCCESS(data.IoStatus.Status) and load_int(&mounted_of(data).active) and oplock_operation_breaks(data, &what):
+        stream = changing.stream if changing != NULL else stream_get(mounted_of(data), objects.FileObject.Node, False)
+        if stream != NULL:
+            changed(stream, &what)
+            if changing == NULL:
+                stream_put(stream)
+    changing_end(changing)
     return FLT_POSTOP_FINISHED_PROCESSING
-
-
-cdef int post_lock(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, void *context, uint32_t flags) noexcept nogil:
-    cdef stream_t *stream
-    if flags or not NT_SUCCESS(data.IoStatus.Status) or data.Iopb.MinorFunction != IRP_MN_LOCK or data.Iopb.Parameters.Lock.Flock:
-        return FLT_POSTOP_FINISHED_PROCESSING
-    stream = stream_get(mounted_of(data), objects.FileObject.Node, False)
-    if stream != NULL:
-        pthread_mutex_lock(&stream.mutex)
-        stream.locked = 1
-        pthread_mutex_unlock(&stream.mutex)
-        stream_put(stream)
-    return post_change(data, objects, context, flags)
 
 
 # ---- names: what is removed, renamed, linked -------------------------------------------------------------------------------
@@ -219,98 +272,125 @@ cdef bint excluded(stream_t *stream) noexcept nogil:
     return not enters
 
 
-cdef int change_own_name(FLT_CALLBACK_DATA *data, stream_t *stream, uintptr_t stage) noexcept nogil:
+cdef struct naming_t:                    # SET_INFORMATION of a name
+    changing_t changing                  # first: post is given this
+    int stage                            # what has been waited for
+
+
+cdef int change_own_name(FLT_CALLBACK_DATA *data, stream_t *stream, naming_t *naming) noexcept nogil:
     cdef oplock_break_t what
     cdef int result
-    if stage < DELETE_OPENED:
+    if naming.stage < DELETE_OPENED:
+        naming.stage = DELETE_OPENED
         what = oplock_open_break(&data.Iopb.TargetFileObject.Oplock, DELETE, ALL_SHARED, <uint32_t>FILE_OPEN << 24)
-        result = oplock_check_open(&stream.oplock, data, &what, <void *><uintptr_t>DELETE_OPENED, change_name_again)
+        result = oplock_check_open(&stream.oplock, data, &what, naming, change_name_again)
         if result != FLT_PREOP_SUCCESS_WITH_CALLBACK:
             return result
-    if stage < DELETE_SHARED and excluded(stream):
-        result = FltOplockBreakH(&stream.oplock, data, 0, <void *><uintptr_t>DELETE_SHARED, change_name_again, NULL)
-        if result != FLT_PREOP_SUCCESS_WITH_CALLBACK:
-            return result
+    if naming.stage < DELETE_SHARED:
+        naming.stage = DELETE_SHARED
+        if excluded(stream):
+            result = FltOplockBreakH(&stream.oplock, data, 0, naming, change_name_again, NULL)
+            if result != FLT_PREOP_SUCCESS_WITH_CALLBACK:
+                return result
     if excluded(stream):
         return complete(data, STATUS_SHARING_VIOLATION, 0)
-    return FltCheckOplockEx(&stream.oplock, data, 0, <void *><uintptr_t>NAME_CHECKED, change_name_again, NULL)
+    naming.stage = NAME_CHECKED
+    return FltCheckOplockEx(&stream.oplock, data, 0, naming, change_name_again, NULL)
 
 
-cdef int change_name(FLT_CALLBACK_DATA *data, uintptr_t stage) noexcept nogil:
+cdef int change_name(FLT_CALLBACK_DATA *data, naming_t *naming) noexcept nogil:
     """A file that loses its name was opened for that, so writes that are kept back are written first, and sharing is looked at
-    (A9.8). Then the name itself; then the file that the new name had. stage: what has been waited for."""
+    (A9.8). Then the name itself; then the file that the new name had. PENDING: `naming` is somebody else's."""
     cdef mounted_t *mounted = mounted_of(data)
     cdef FILE_OBJECT *file = data.Iopb.TargetFileObject
+    cdef uint32_t which = data.Iopb.Parameters.SetFile.FileInformationClass
     cdef stream_t *stream
     cdef node_t *node
     cdef int result = FLT_PREOP_SUCCESS_WITH_CALLBACK
-    if stage < NAME_CHECKED:
-        stream = stream_get(mounted, file.Node, False)
-        if stream != NULL:
-            result = change_own_name(data, stream, stage)
-            stream_put(stream)
-    if result != FLT_PREOP_SUCCESS_WITH_CALLBACK or stage == TARGET_CHECKED or \
-            not is_rename(data.Iopb.Parameters.SetFile.FileInformationClass):
+    if naming.stage < NAME_CHECKED and naming.changing.stream != NULL:
+        if which == FileLinkInformation:
+            naming.stage = NAME_CHECKED
+            result = FltCheckOplockEx(&naming.changing.stream.oplock, data, 0, naming, change_name_again, NULL)
+        else:
+            result = change_own_name(data, naming.changing.stream, naming)
+    if result != FLT_PREOP_SUCCESS_WITH_CALLBACK or naming.stage == TARGET_CHECKED or not is_rename(which):
         return result
+    naming.stage = TARGET_CHECKED
     node = target_of(mounted, data)
     if node == NULL:
         return result
     stream = stream_get(mounted, node, False) if node != file.Node else NULL
     if stream != NULL:
-        result = FltOplockBreakH(&stream.oplock, data, 0, <void *><uintptr_t>TARGET_CHECKED, change_name_again, NULL)
+        result = FltOplockBreakH(&stream.oplock, data, 0, naming, change_name_again, NULL)
         stream_put(stream)
     node_put(nodes_of(mounted), node)
     return result
 
 
 cdef void change_name_again(FLT_CALLBACK_DATA *data, void *context) noexcept nogil:
+    cdef naming_t *naming = <naming_t *>context
     cdef int result = FLT_PREOP_COMPLETE
     if NT_SUCCESS(data.IoStatus.Status):
-        result = change_name(data, <uintptr_t>context)
-    if result != FLT_PREOP_PENDING:
-        FltCompletePendedPreOperation(data, result, NULL)
+        result = change_name(data, naming)
+    if result == FLT_PREOP_PENDING:
+        return
+    if result != FLT_PREOP_SUCCESS_WITH_CALLBACK:
+        changing_end(&naming.changing)
+        naming = NULL
+    FltCompletePendedPreOperation(data, result, naming)
+
+
+cdef stream_t *cached_directory(mounted_t *mounted, node_t *directory) noexcept nogil:
+    return stream_get(mounted, directory, False) if load_int(&mounted.directories) else NULL
 
 
 cdef int pre_set_information(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, void **context) noexcept nogil:
+    cdef mounted_t *mounted = mounted_of(data)
     cdef uint32_t which = data.Iopb.Parameters.SetFile.FileInformationClass
-    if load_int(&mounted_of(data).active) == 0:
-        return FLT_PREOP_SUCCESS_WITH_CALLBACK
-    if is_rename(which) or which == FileDispositionInformation:
-        return change_name(data, NOTHING_YET)
-    return check(data, objects)
+    cdef naming_t *naming
+    cdef int result
+    if not is_rename(which) and which != FileDispositionInformation and which != FileLinkInformation:
+        return pre_change(data, objects, context)
+    if load_int(&mounted.active) == 0:
+        return FLT_PREOP_SUCCESS_NO_CALLBACK
+    naming = <naming_t *>calloc(1, sizeof(naming_t))
+    if naming == NULL:
+        return complete(data, STATUS_INSUFFICIENT_RESOURCES, 0)
+    naming.changing.stream = stream_get(mounted, objects.FileObject.Node, False)
+    if which != FileLinkInformation:
+        naming.changing.directories[0] = cached_directory(mounted, objects.FileObject.Directory)
+    if which != FileDispositionInformation:
+        naming.changing.directories[1] = cached_directory(mounted, data.Iopb.Parameters.SetFile.TargetDirectory)
+    result = change_name(data, naming)
+    if result == FLT_PREOP_SUCCESS_WITH_CALLBACK:
+        context[0] = naming
+    elif result != FLT_PREOP_PENDING:
+        changing_end(&naming.changing)
+    return result
 
 
-cdef void child_changed(mounted_t *mounted, const FILE_OBJECT *file, node_t *directory) noexcept nogil:
+cdef void child_changed(stream_t *directory, const FILE_OBJECT *file) noexcept nogil:
     """A name in that directory is new, gone, or another's: who caches the directory is told. Nobody waits."""
     cdef oplock_break_t what
-    cdef stream_t *stream
-    if load_int(&mounted.directories) == 0:
-        return
-    stream = stream_get(mounted, directory, False)
-    if stream == NULL:
+    if directory == NULL:
         return
     memset(&what, 0, sizeof(what))
     what.operation = OPLOCK_PARENT
     what.open = &file.Oplock
-    if oplock_state(stream.oplock):
-        oplock_check(stream.oplock, &what, NULL)
-    stream_put(stream)
+    changed(directory, &what)
 
 
 cdef int post_set_information(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, void *context, uint32_t flags) noexcept nogil:
     cdef uint32_t which = data.Iopb.Parameters.SetFile.FileInformationClass
-    cdef FILE_OBJECT *file = objects.FileObject
-    cdef mounted_t *mounted = mounted_of(data)
-    if flags or not NT_SUCCESS(data.IoStatus.Status) or load_int(&mounted.active) == 0:
-        return FLT_POSTOP_FINISHED_PROCESSING
-    if is_rename(which) or which == FileLinkInformation or which == FileDispositionInformation:
-        if which != FileLinkInformation:
-            child_changed(mounted, file, file.Directory)
-        if which != FileDispositionInformation and (
-                which == FileLinkInformation or data.Iopb.Parameters.SetFile.TargetDirectory != file.Directory):
-            child_changed(mounted, file, data.Iopb.Parameters.SetFile.TargetDirectory)
-        return FLT_POSTOP_FINISHED_PROCESSING
-    return post_change(data, objects, context, flags)
+    cdef changing_t *changing = <changing_t *>context
+    cdef int i
+    if not is_rename(which) and which != FileDispositionInformation and which != FileLinkInformation:
+        return post_change(data, objects, context, flags)
+    if not flags and NT_SUCCESS(data.IoStatus.Status):
+        for i in range(2):
+            child_changed(changing.directories[i], objects.FileObject)
+    changing_end(changing)
+    return FLT_POSTOP_FINISHED_PROCESSING
 
 
 # ---- opens -------------------------------------------------------------------------------------------------------------------
@@ -496,6 +576,13 @@ cdef int pre_create(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects,
     return result
 
 
+cdef void directory_changed(mounted_t *mounted, const FILE_OBJECT *file, node_t *directory) noexcept nogil:
+    cdef stream_t *stream = cached_directory(mounted, directory)
+    if stream != NULL:
+        child_changed(stream, file)
+        stream_put(stream)
+
+
 cdef bint makes_a_name(uint32_t request) noexcept nogil:
     return request == <uint32_t>FUSE_CREATE or request == <uint32_t>FUSE_MKDIR or request == <uint32_t>FUSE_MKNOD or \
         request == <uint32_t>FUSE_SYMLINK
@@ -523,15 +610,12 @@ cdef int post_create(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects
             pthread_mutex_lock(&stream.mutex)
             opening.sharing = share_enter(stream, opening.access, opening.share)
             pthread_mutex_unlock(&stream.mutex)
-            if oplock_state(stream.oplock):
-                opening.what.if_oplocked = 1
-                oplock_check(stream.oplock, &opening.what, NULL)
+            changed(stream, &opening.what)
     if succeeded and load_int(&mounted.active):
-        if opening.stream != NULL and opening.overwrites and oplock_state(opening.stream.oplock):
-            opening.what.if_oplocked = 1
-            oplock_check(opening.stream.oplock, &opening.what, NULL)
+        if opening.stream != NULL and opening.overwrites:
+            changed(opening.stream, &opening.what)
         if file.Directory != NULL and makes_a_name(data.RequestOpcode):
-            child_changed(mounted, file, file.Directory)
+            directory_changed(mounted, file, file.Directory)
     opening_end(mounted, opening, succeeded and counts)
     return FLT_POSTOP_FINISHED_PROCESSING
 
@@ -729,7 +813,7 @@ cdef int control_open(FLT_CALLBACK_DATA *data, opening_t *opening) noexcept nogi
     opening.opened = NULL
     opening.made = NULL
     if asked.result == <uint32_t>FILE_CREATED:
-        child_changed(mounted, data.Iopb.TargetFileObject, made.directory)
+        directory_changed(mounted, data.Iopb.TargetFileObject, made.directory)
     made.busy = 1
     created_add(mounted, made)
     if asked.options & FILE_RESERVE_OPFILTER and not asked.level:
@@ -925,7 +1009,7 @@ cdef int pre_control(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects
         return control_poll(data)
     if data.RequestOpcode == <uint32_t>FUSE_IOCTL and size_of(data.Iopb.Parameters.Control.ControlCode):
         return control(data)
-    return check(data, objects)
+    return pre_change(data, objects, context)
 
 
 def operations():
@@ -933,12 +1017,12 @@ def operations():
     cdef NativeOperations table = NativeOperations()
     table.set(IRP_MJ_CREATE, pre_create, post_create, 0)
     table.set(IRP_MJ_CLEANUP, pre_cleanup, NULL, 0)
-    table.set(IRP_MJ_READ, pre_look, post_nothing, <uint32_t>CALLBACK_SLEEPS)
-    table.set(IRP_MJ_WRITE, pre_check, post_change, 0)
-    table.set(IRP_MJ_FLUSH_BUFFERS, pre_look, post_nothing, 0)
-    table.set(IRP_MJ_LOCK_CONTROL, pre_check, post_lock, 0)
+    table.set(IRP_MJ_READ, pre_look, NULL, <uint32_t>CALLBACK_SLEEPS)
+    table.set(IRP_MJ_WRITE, pre_change, post_change, 0)
+    table.set(IRP_MJ_FLUSH_BUFFERS, pre_look, NULL, 0)
+    table.set(IRP_MJ_LOCK_CONTROL, pre_lock, NULL, 0)
     table.set(IRP_MJ_SET_INFORMATION, pre_set_information, post_set_information, 0)
-    table.set(IRP_MJ_SET_SECURITY, pre_look, post_nothing, 0)
+    table.set(IRP_MJ_SET_SECURITY, pre_look, NULL, 0)
     table.set(IRP_MJ_FILE_SYSTEM_CONTROL, pre_control, post_change, 0)
     table.set(IRP_MJ_QUERY_OPEN, pre_query_open, post_query_open, <uint32_t>CALLBACK_SLEEPS)
     return table

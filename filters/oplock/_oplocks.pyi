@@ -3,7 +3,7 @@
 from stackfs.cext.python_contexts import NativeContexts
 from stackfs.cext.stack import InstanceEntry
 
-Row = tuple[bool, int, int, int, int, int, int, int, bool]
+_Row = tuple[bool, int, int, int, int, int, int, int, bool]
 """It waits; level; what it breaks to; pid; tid; request; nanoseconds since; nanoseconds since the break; not taken over yet."""
 
 class Mounted:
@@ -22,7 +22,7 @@ class Mounted:
     def end(self) -> None:
         """No callback runs any more: what is left of open files is let go."""
 
-    def rows(self) -> list[tuple[bytes, list[Row]]]:
+    def rows(self) -> list[tuple[bytes, list[_Row]]]:
         """What is held and who waits, by path; holders first, then those that wait, in their order."""
 
     @property

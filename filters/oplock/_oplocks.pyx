@@ -551,6 +551,7 @@ cdef bint open_may_keep_back(open_t *open) noexcept nogil:
 
 
 cdef void file_closed(mounted_t *mounted, FILE_OBJECT *file, uint32_t access) noexcept nogil:
+    """First it is not open any more, then whoever waited goes on."""
     cdef stream_t *stream = stream_get(mounted, file.Node, False)
     cdef open_t *open
     cdef uint32_t share = ALL_SHARED
@@ -560,12 +561,6 @@ cdef void file_closed(mounted_t *mounted, FILE_OBJECT *file, uint32_t access) no
     open = open_of(stream, file, False)
     if open != NULL:
         open.quiet = 1
-    pthread_mutex_unlock(&stream.mutex)
-    if oplock_state(oplock_load(&stream.oplock)) != 0:
-        oplock_close(stream.oplock, &file.Oplock)
-    pthread_mutex_lock(&stream.mutex)
-    if open != NULL:
-        open_unlist(open)
         if open.access:
             access = open.access
             share = open.share
@@ -575,7 +570,12 @@ cdef void file_closed(mounted_t *mounted, FILE_OBJECT *file, uint32_t access) no
         if stream.open_count == 0:
             stream.locked = 0
     pthread_mutex_unlock(&stream.mutex)
+    if oplock_state(oplock_load(&stream.oplock)) != 0:
+        oplock_close(stream.oplock, &file.Oplock)
     if open != NULL:
+        pthread_mutex_lock(&stream.mutex)
+        open_unlist(open)
+        pthread_mutex_unlock(&stream.mutex)
         open_put(open)
     stream_settle(stream)
     stream_let_go(stream)
@@ -664,13 +664,13 @@ cdef void created_end(mounted_t *mounted, created_t *created) noexcept nogil:
     cdef stream_t *stream = open.stream
     pthread_mutex_lock(&stream.mutex)
     open.quiet = 1
+    stream.open_count -= stream.open_count != 0
+    share_leave(stream, open.access, open.share)
     pthread_mutex_unlock(&stream.mutex)
     if oplock_load(&stream.oplock) != NULL:
         oplock_close(stream.oplock, &created.identity)
     pthread_mutex_lock(&stream.mutex)
     open_unlist(open)
-    stream.open_count -= stream.open_count != 0
-    share_leave(stream, open.access, open.share)
     pthread_mutex_unlock(&stream.mutex)
     FltReferenceContext(stream)
     open_put(open)                           # the list's, and the created one's

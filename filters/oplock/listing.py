@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from stackfs.cext.callback_data import REQUEST_NAMES
-from stackfs.filters.oplock._oplocks import Row
 
+Row = tuple[bool, int, int, int, int, int, int, int, bool]
+"""Mounted.rows()"""
 LEVELS = {0x10: "level 2", 0x20: "level 1", 0x40: "batch", 0x80: "filter"}
 
 
