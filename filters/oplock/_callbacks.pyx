@@ -816,26 +816,25 @@ cdef int control_open(FLT_CALLBACK_DATA *data, opening_t *opening) noexcept nogi
         directory_changed(mounted, data.Iopb.TargetFileObject, made.directory)
     made.busy = 1
     created_add(mounted, made)
+    stream_activate(stream)
     if asked.options & FILE_RESERVE_OPFILTER and not asked.level:
-        stream_activate(stream)
         status = STATUS_SUCCESS if oplock_reserve(stream.oplock, &made.identity) else STATUS_OPLOCK_NOT_GRANTED
-        pthread_mutex_lock(&stream.mutex)
-        stream.requesting -= 1
-        pthread_mutex_unlock(&stream.mutex)
     elif asked.level:
         status = open_request(open, asked.level)
         if NT_SUCCESS(status):
             granted = asked.level
         elif status == STATUS_OPLOCK_NOT_GRANTED and not asked.options & FILE_OPEN_REQUIRING_OPLOCK:
             status = STATUS_SUCCESS
-    opening_end(mounted, opening, True)
+    stream_asked(stream)
     if not NT_SUCCESS(status):
         created_give_up(mounted, made)
+        opening_end(mounted, opening, True)
         return complete(data, status, 0)
     asked.level = granted
     memcpy(asked.once, made.once, STACKFS_ONCE_SIZE)
     created_taken(mounted, made, NULL)
     memcpy(data.Iopb.Parameters.Control.OutputBuffer, asked, sizeof(stackfs_oplock_create))
+    opening_end(mounted, opening, True)
     return complete(data, STATUS_SUCCESS, sizeof(stackfs_oplock_create))
 
 

@@ -134,8 +134,9 @@ cdef struct created_t:
 cdef stream_t *stream_get(mounted_t *mounted, node_t *node, bint make) noexcept nogil
 cdef void stream_put(stream_t *stream) noexcept nogil
 cdef void stream_let_go(stream_t *stream) noexcept nogil             # stream_put(), and it goes if nobody has the file open
-# It has an oplock, or soon will; settled: look whether it still has.
+# It is about to have an oplock, or a share mode; asked: it has, or not. settle: look whether it still has.
 cdef void stream_activate(stream_t *stream) noexcept nogil
+cdef void stream_asked(stream_t *stream) noexcept nogil
 cdef void stream_settle(stream_t *stream) noexcept nogil
 # Sharing, under stream.mutex. enter: False: a sharing violation, and nothing was counted.
 cdef bint share_enter(stream_t *stream, uint32_t access, uint32_t share) noexcept nogil

@@ -193,7 +193,6 @@ cdef void stream_gone(void *context, uint16_t type) noexcept nogil:
 
 
 cdef void stream_activate(stream_t *stream) noexcept nogil:
-    """Until stream_settle() has been called as often."""
     cdef bint first
     cdef OPLOCK made = NULL
     pthread_mutex_lock(&stream.mutex)
@@ -208,10 +207,15 @@ cdef void stream_activate(stream_t *stream) noexcept nogil:
     pthread_mutex_unlock(&stream.mutex)
 
 
+cdef inline bint restricts(const stream_t *stream) noexcept nogil:
+    """Somebody has it open who lets others not do everything."""
+    return stream.shared_read < stream.sharers or stream.shared_write < stream.sharers or stream.shared_delete < stream.sharers
+
+
 cdef void settle(stream_t *stream, uint32_t requests) noexcept nogil:
     pthread_mutex_lock(&stream.mutex)
     stream.requesting -= requests
-    if stream.active and not stream.requesting and oplock_state(oplock_load(&stream.oplock)) == 0:
+    if stream.active and not stream.requesting and not restricts(stream) and oplock_state(oplock_load(&stream.oplock)) == 0:
         stream.active = 0
         activate(stream.mounted, -1, -<int>stream.directory, 0)
     pthread_mutex_unlock(&stream.mutex)
@@ -219,6 +223,10 @@ cdef void settle(stream_t *stream, uint32_t requests) noexcept nogil:
 
 cdef void stream_settle(stream_t *stream) noexcept nogil:
     settle(stream, 0)
+
+
+cdef void stream_asked(stream_t *stream) noexcept nogil:
+    settle(stream, 1)
 
 
 # ---- sharing ---------------------------------------------------------------------------------------------------------------
@@ -421,7 +429,7 @@ cdef NTSTATUS open_request(open_t *open, uint32_t level) noexcept nogil:
             open_put(open)
             if status == STATUS_SUCCESS:
                 settled(open, generation)
-    settle(stream, 1)
+    stream_asked(stream)
     return status
 
 
@@ -439,7 +447,7 @@ cdef NTSTATUS open_acknowledge(open_t *open, uint32_t how, uint32_t *level) noex
     stream_activate(stream)
     record = record_for(open, &generation)
     if record == NULL:
-        settle(stream, 1)
+        stream_asked(stream)
         return STATUS_INSUFFICIENT_RESOURCES
     if how < OPLOCK_ACK_GRANULAR:
         record.control_code = FSCTL_OPLOCK_BREAK_ACKNOWLEDGE
@@ -464,7 +472,7 @@ cdef NTSTATUS open_acknowledge(open_t *open, uint32_t how, uint32_t *level) noex
             settled(open, generation)
         oplock_record_drop(record)
         open_put(open)
-    settle(stream, 1)
+    stream_asked(stream)
     return status
 
 

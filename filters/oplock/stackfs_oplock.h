@@ -13,8 +13,8 @@
  *
  * This header needs nothing but Linux' own, may be copied, and is in the public domain.
  */
-#ifndef STACKFS_OPLOCK_H
-#define STACKFS_OPLOCK_H
+#ifndef STACKFS_OPLOCK_HEADER
+#define STACKFS_OPLOCK_HEADER
 
 #include <linux/ioctl.h>
 #include <linux/types.h>
