@@ -611,7 +611,8 @@ cdef bint operation_hidden_from(operation_t *op, uint8_t major) noexcept nogil:
         j = 0
         while op.list is not NULL and j < op.list.count and not (
                 op.list.callbacks[j].instance is callbacks.callbacks[i].instance
-                and op.list.callbacks[j].pre is not NULL and op.list.callbacks[j].flags & ~<uint32_t>(CALLBACK_AS_ANYBODY | CALLBACK_SLEEPS) == 0):
+                and op.list.callbacks[j].pre is not NULL
+                and op.list.callbacks[j].flags & ~<uint32_t>(CALLBACK_AS_ANYBODY | CALLBACK_SLEEPS) == 0):
             j += 1
         if op.list is NULL or j == op.list.count:
             hidden = True

@@ -1,12 +1,12 @@
-"""Oplocks for programs on a drive with the filter that gives them (docs/oplocks.md): a file may be cached until a break is told.
+"""Oplocks for programs on a drive that gives them (docs/oplocks.md): a file may be cached until a break is told.
 
     with request_oplock(fd, "RWH") as lock:             # or: async with, in trio; then what waits is awaited
         broken = lock.wait_break()                      # somebody else wants the file
         lock.write(what_was_kept_back, offset)
         lock.acknowledge()                              # keeps what the break has left; he goes on
 
-Levels are written "R", "RH", "RW", "RWH", or "2", "1", "batch", "filter"; "" is none. Keys are 16 bytes: opens with one key are
-one client's. Everything that goes wrong is an OplockError, an OSError whose message is one line.
+Levels are written "R", "RH", "RW", "RWH", or "2", "1", "batch", "filter"; "" is none. Keys are 16 bytes: opens with one
+key are one client's. Everything that goes wrong is an OplockError, an OSError whose message is one line.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ PATIENCE: Final = 0.1
 
 # ---- what goes wrong -------------------------------------------------------------------------------------------------
 
+
 class OplockError(OSError):
     """What an oplock's ioctl answered. str() is one line."""
 
@@ -119,6 +120,7 @@ def level_number(level: str) -> int:
 
 # ---- breaks ----------------------------------------------------------------------------------------------------------
 
+
 class Break(NamedTuple):
     """What has become of an oplock."""
 
@@ -163,6 +165,7 @@ def state(fd: int) -> State:
 
 # ---- holding ---------------------------------------------------------------------------------------------------------
 
+
 class _Lock:
     def __init__(self, fd: int, level: str) -> None:
         self.fd = fd
@@ -182,8 +185,9 @@ class _Lock:
         return state(self.fd)
 
     def acknowledge(self, level: str | None = None, *, close_pending: bool = False) -> str:
-        """Answer a break; what is held then. level: other than the break has left ("" for nothing). close_pending: the file
-        is about to be closed, and others wait until it is. NothingToAcknowledge; TooMuch: the break is there once more."""
+        """Answer a break; what is held then. level: other than the break has left ("" for nothing). close_pending: the
+        file is about to be closed, and others wait until it is. NothingToAcknowledge; TooMuch: the break is there once
+        more."""
         older = self.broken is not None and LEVELS[self.broken.old_level] >= LEVELS["2"]
         wanted = level if level is not None else self.broken.new_level if self.broken is not None else ""
         number = level_number(wanted)
@@ -237,8 +241,8 @@ class Oplock(_Lock):
         return self._wait(timeout)
 
     def write(self, data: bytes, offset: int) -> None:
-        """Write what was kept back. Not by write(2): the kernel may hold the file's lock for whoever waits. NothingToAcknowledge:
-        no oplock is held that lets writes be kept back."""
+        """Write what was kept back. Not by write(2): the kernel may hold the file's lock for whoever waits.
+        NothingToAcknowledge: no oplock is held that lets writes be kept back."""
         self._write(data, offset)
 
 
@@ -303,7 +307,9 @@ class Request:
         self._lock = lock = AsyncOplock(self._fd, self._level)
         return lock
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
         if self._lock is not None:
             try:
                 self._lock.release()
@@ -321,7 +327,8 @@ def request_oplock(
     """An oplock of an open file or, R and RH, directory; enter it with `with` or `async with`.
 
     key: 16 bytes; opens with one key are one client's. parent_key: takes its place where the oplock is the directory's.
-    patience: seconds for which a request that is refused is made again. NotGranted; NoOplocks; ValueError: no such level, or key.
+    patience: seconds for which a request that is refused is made again. NotGranted; NoOplocks; ValueError: no such
+    level, or key.
     """
     number = level_number(level)
     for each in (key, parent_key):
@@ -337,6 +344,7 @@ def request_oplock(
 
 
 # ---- opening with share modes ----------------------------------------------------------------------------------------
+
 
 class Created(NamedTuple):
     """A file that create() has opened."""
@@ -355,15 +363,25 @@ class Created(NamedTuple):
 
 
 def reserve(
-    directory: int, name: str | bytes, *, access: int = READ_DATA | WRITE_DATA, share: int = SHARE_READ | SHARE_WRITE | SHARE_DELETE,
-    disposition: str = "open_if", options: int = 0, mode: int = 0o666, level: str = "", key: bytes = b"", parent_key: bytes = b"",
+    directory: int,
+    name: str | bytes,
+    *,
+    access: int = READ_DATA | WRITE_DATA,
+    share: int = SHARE_READ | SHARE_WRITE | SHARE_DELETE,
+    disposition: str = "open_if",
+    options: int = 0,
+    mode: int = 0o666,
+    level: str = "",
+    key: bytes = b"",
+    parent_key: bytes = b"",
 ) -> tuple[bytes, str, str, bool]:
-    """The first half of create(): (one-time name, granted level, result, break in progress). It is good for a few seconds,
-    for this process alone."""
+    """The first half of create(): (one-time name, granted level, result, break in progress). It is good for a few
+    seconds, for this process alone."""
     if disposition not in DISPOSITIONS:
         raise ValueError(f"{disposition!r} is no disposition: {', '.join(DISPOSITIONS)}")
     answer = _ioctl(directory, IOC_CREATE, CREATE.pack(
-        access, share, DISPOSITIONS[disposition], options, mode, level_number(level), key, parent_key, 0, 0, os.fsencode(name), b"",
+        access, share, DISPOSITIONS[disposition], options, mode, level_number(level), key, parent_key, 0, 0,
+        os.fsencode(name), b"",
     ), {
         errno.EBUSY: (SharingViolation, "somebody has the file open in a way that does not go with this"),
         errno.ETXTBSY: (NotGranted, "the oplock is not granted, or another would have to be broken"),
@@ -373,23 +391,33 @@ def reserve(
 
 
 def create(
-    directory: int, name: str | bytes, flags: int = os.O_RDWR, *, access: int | None = None,
-    share: int = SHARE_READ | SHARE_WRITE | SHARE_DELETE, disposition: str = "open_if", options: int = 0, mode: int = 0o666,
-    level: str = "", key: bytes = b"", parent_key: bytes = b"",
+    directory: int,
+    name: str | bytes,
+    flags: int = os.O_RDWR,
+    *,
+    access: int | None = None,
+    share: int = SHARE_READ | SHARE_WRITE | SHARE_DELETE,
+    disposition: str = "open_if",
+    options: int = 0,
+    mode: int = 0o666,
+    level: str = "",
+    key: bytes = b"",
+    parent_key: bytes = b"",
 ) -> Created:
     """Open `name` in an open directory, with a share mode, and an oplock in the same step.
 
-    flags: open(2)'s, for the descriptor. access: what it counts for, to others' share modes; left out: what the flags say.
-    mode: of a new file; the umask is applied. SharingViolation; NotGranted (with OPEN_REQUIRING_OPLOCK); FileNotFoundError and
-    the like are OplockErrors with that errno. It waits while somebody's oplock is broken, unless COMPLETE_IF_OPLOCKED is given.
+    flags: open(2)'s, for the descriptor. access: what it counts for, to others' share modes; left out: what the flags
+    say. mode: of a new file; the umask is applied. It waits while somebody's oplock is broken, unless
+    COMPLETE_IF_OPLOCKED is given. SharingViolation; NotGranted (with OPEN_REQUIRING_OPLOCK); other OplockErrors have
+    open(2)'s errno.
     """
     if access is None:
         access = {os.O_RDONLY: READ_DATA, os.O_WRONLY: WRITE_DATA}.get(flags & os.O_ACCMODE, READ_DATA | WRITE_DATA)
     mask = os.umask(0)
     os.umask(mask)
     once, granted, result, breaks = reserve(
-        directory, name, access=access, share=share, disposition=disposition, options=options, mode=mode & ~mask, level=level,
-        key=key, parent_key=parent_key,
+        directory, name, access=access, share=share, disposition=disposition, options=options, mode=mode & ~mask,
+        level=level, key=key, parent_key=parent_key,
     )  # fmt: skip
     fd = os.open(once, flags & ~(os.O_CREAT | os.O_EXCL | os.O_TRUNC) | os.O_CLOEXEC, dir_fd=directory)
     return Created(fd, granted, result, breaks)

@@ -20,7 +20,7 @@ from conftest import ROOT, STACKFS, Drive, run
 from oplock_agent import Agent, Failed, eventually
 
 from stackfs import oplock
-from stackfs.oplock import DELETE, READ_DATA, SHARE_DELETE, SHARE_READ, SHARE_WRITE, WRITE_DATA
+from stackfs.oplock import DELETE, READ_DATA, SHARE_DELETE, SHARE_WRITE, WRITE_DATA
 
 Make = Callable[[], Agent]
 KEY = "b'k' * 16"
@@ -144,11 +144,11 @@ def test_readers_share_and_a_writer_tells_them(place: Place, agents: Make) -> No
 
 
 def test_keys(place: Place, agents: Make) -> None:
-    """One client's opens do not break each other's; it may have the file open twice; its oplock goes to the newer open."""
+    """One client's opens do not break each other's; its oplock goes to the newer open."""
     one, two = agents(), agents()
     fd = holder_of(one, place, "RWH", KEY)
     again = one.begin(place.open)
-    assert one.waits() and not again.has_answer(0)           # an open has no key before it asks
+    assert one.waits() and not again.has_answer(0)  # an open has no key before it asks
     one.interrupt()
     with pytest.raises(Failed):
         one.answer()
@@ -156,10 +156,10 @@ def test_keys(place: Place, agents: Make) -> None:
     plain, other = one.do(place.open), two.do(place.open)
     assert one.fails(f"hold({plain}, 'RWH', {KEY})") == ("NotGranted", errno.ETXTBSY)
     one.do(f"hold({plain}, 'RH', {KEY})")
-    two.do(f"hold({other}, 'RH', {KEY})")                    # the same client: it is switched
+    two.do(f"hold({other}, 'RH', {KEY})")  # the same client: it is switched
     assert one.do(f"told({plain})") == ["RH", "RH", False, True, False]
     assert two.do(f"state({other})") == ["RH", None, False, 0, 1]
-    two.do(f"hold({other}, 'RWH', {KEY})")                   # all opens there are have this key
+    two.do(f"hold({other}, 'RWH', {KEY})")  # all opens there are have this key
     one.do(f"os.pwrite({plain}, b'x', 0)")
     assert two.do(f"told({other}, 0.1)") is None
     assert two.fails(f"hold({other}, 'RWH', b'x' * 16)") == ("OplockError", errno.EINVAL)
@@ -191,8 +191,10 @@ def test_directories(place: Place, agents: Make) -> None:
     holder, mnt = agents(), place.drive.mnt
     fd = holder.do(f"os.open({str(mnt)!r}, os.O_RDONLY)")
     changes: list[Callable[[], object]] = [
-        lambda: (mnt / "new").touch(), lambda: (mnt / "new").rename(mnt / "newer"), lambda: os.link(mnt / "newer", mnt / "two"),
-        lambda: (mnt / "two").unlink(), (mnt / "folder").mkdir, (mnt / "folder").rmdir, lambda: (mnt / "s").symlink_to("x"),
+        lambda: (mnt / "new").touch(), lambda: (mnt / "new").rename(mnt / "newer"),
+        lambda: os.link(mnt / "newer", mnt / "two"),
+        lambda: (mnt / "two").unlink(), (mnt / "folder").mkdir, (mnt / "folder").rmdir,
+        lambda: (mnt / "s").symlink_to("x"),
     ]  # fmt: skip
     for change in changes:
         holder.do(f"hold({fd}, 'RH')")
@@ -248,7 +250,7 @@ def test_a_holder_that_does_not_answer(drive: Callable[..., Drive], agents: Make
     place = Place(drive("filter=oplock", "oplock.break_timeout=0.6"))
     holder, opener = agents(), agents()
     fd = holder_of(holder, place, "RWH")
-    time.sleep(1)                                            # it counts from the break
+    time.sleep(1)  # it counts from the break
     assert holder.do(f"told({fd}, 0.0)") is None
     begun = time.monotonic()
     opener.begin(place.open)
@@ -276,7 +278,7 @@ def test_the_filter_comes_and_goes(place: Place, agents: Make) -> None:
     holder.do(f"hold({fd}, 'RWH', patience=1.0)")
 
 
-# ---- data that is kept back -------------------------------------------------------------------------------------------
+# ---- data that is kept back ------------------------------------------------------------------------------------------
 
 CHANGES = {
     "truncate": "os.truncate({file}, 3)",
@@ -291,7 +293,8 @@ CHANGES = {
     "setxattr": "os.setxattr({file}, 'user.a', b'b')",
 }
 LEFT = {
-    "truncate": b"DIR", "ftruncate": b"DIR", "O_TRUNC": b"", "unlink": None, "rename": None, "replaced": b"other", "link": b"DIRTY DATA",
+    "truncate": b"DIR", "ftruncate": b"DIR", "O_TRUNC": b"", "unlink": None, "rename": None, "replaced": b"other",
+    "link": b"DIRTY DATA",
     "chmod": b"DIRTY DATA", "utime": b"DIRTY DATA", "setxattr": b"DIRTY DATA",
 }  # fmt: skip
 
@@ -307,7 +310,7 @@ def test_what_changes_a_file_waits_for_data_that_is_kept_back(place: Place, agen
         holder.do(f"os.stat({str(place.file)!r}).st_size")
         changer.begin(change.format(file=repr(str(place.file))))
         told = []
-        if name != "utime":                                  # which opens for attributes alone
+        if name != "utime":  # which opens for attributes alone
             while not changer.has_answer(0):
                 broken = holder.do(f"told({fd}, 0.5)")
                 if broken is not None:
@@ -317,10 +320,10 @@ def test_what_changes_a_file_waits_for_data_that_is_kept_back(place: Place, agen
                     told.append(f"{broken[0]}-{broken[1]}")
                     try:
                         holder.do(f"ack({fd})")
-                    except Failed as error:                  # broken further, before the answer
+                    except Failed as error:  # broken further, before the answer
                         assert error.kind == "TooMuch", (name, told)
         changer.answer()
-        if name in ("replaced", "link"):                     # nobody wants the data
+        if name in ("replaced", "link"):  # nobody wants the data
             assert told == ["RWH-RW"], name
         if name in ("utime", "link"):
             holder.do(f"flush({fd}, b'DIRTY ' + b'DATA')")
@@ -335,7 +338,7 @@ def test_what_changes_a_file_waits_for_data_that_is_kept_back(place: Place, agen
             assert (src / "file2").read_bytes() == b"DIRTY DATA"
         if name == "unlink":
             assert not place.file.exists()
-        assert place.file.exists() == (left is not None), name       # the kernel's view of it
+        assert place.file.exists() == (left is not None), name  # the kernel's view of it
         assert left is None or place.file.read_bytes() == left, name
         changer.kill()
 
@@ -348,7 +351,9 @@ def test_write_waits_where_the_write_ioctl_does_not(place: Place, agents: Make, 
     changer.begin(CHANGES[change].format(file=repr(str(place.file))))
     assert holder.do(f"told({fd})")
     child = holder.do(f"begin_write({fd}, b'by write(2)')")
-    assert not holder.do(f"ended({child}, 0.4)"), "the kernel holds no lock for this any more: the documents say it does"
+    assert not holder.do(f"ended({child}, 0.4)"), (
+        "the kernel holds no lock for this any more: the documents say it does"
+    )
     holder.do(f"flush({fd}, b'DIRTY DATA')")
     assert changer.waits(0)
     while not changer.has_answer(0.1):
@@ -429,7 +434,9 @@ def test_opening_with_an_oplock_in_one_step(place: Place, agents: Make) -> None:
     """The open that takes over has it; others break it before and after."""
     one, two = agents(), agents()
     at, there = directory(one, place), directory(two, place)
-    once, level, _, _ = one.do(f"[x.decode() if isinstance(x, bytes) else x for x in reserve({at}, 'file', level='RWH')]")
+    once, level, _, _ = one.do(
+        f"[x.decode() if isinstance(x, bytes) else x for x in reserve({at}, 'file', level='RWH')]"
+    )
     assert level == "RWH"
     assert place.listed()[0]["held"][0]["not_taken_over"] is True
     two.begin(place.open)
@@ -439,7 +446,7 @@ def test_opening_with_an_oplock_in_one_step(place: Place, agents: Make) -> None:
     assert one.do(f"told({fd})") == ["RWH", "RH", True, False, False]
     assert one.do(f"ack({fd})") == "RH"
     other = two.answer()
-    assert two.do(f"create({there}, 'file', level='RWH')[1]") == ""      # not granted, and opened all the same
+    assert two.do(f"create({there}, 'file', level='RWH')[1]") == ""  # not granted, and opened all the same
     assert two.fails(f"create({there}, 'file', level='RWH', options={oplock.OPEN_REQUIRING_OPLOCK})") == (
         "NotGranted", errno.ETXTBSY)  # fmt: skip
     two.do(f"os.close({other})")
@@ -478,7 +485,7 @@ def test_one_time_names(drive: Callable[..., Drive], agents: Make, lanes: str) -
     assert one.fails(f"os.open({once!r}, os.O_RDWR, dir_fd={at})") == ("PermissionError", errno.EACCES)
     fd = one.do(f"os.open({once!r}, os.O_RDONLY, dir_fd={at})")
     one.do(f"os.close({fd})")
-    time.sleep(1.2)                                          # an alias of the kernel's may last a second
+    time.sleep(1.2)  # an alias of the kernel's may last a second
     assert one.fails(f"os.open({once!r}, os.O_RDONLY, dir_fd={at})") == ("FileNotFoundError", errno.ENOENT)
     begun = time.monotonic()
     once = one.do(asked.format(at, READ_DATA | WRITE_DATA | DELETE))
@@ -488,7 +495,9 @@ def test_one_time_names(drive: Callable[..., Drive], agents: Make, lanes: str) -
     one.do(asked.format(at, READ_DATA))
     one.kill()
     begun = time.monotonic()
-    eventually(lambda: two.do(f"create({there}, 'file')[2]") == "opened" if time.monotonic() - begun > 0.3 else False, 0.9)
+    eventually(
+        lambda: two.do(f"create({there}, 'file')[2]") == "opened" if time.monotonic() - begun > 0.3 else False, 0.9
+    )
 
 
 def test_creating_is_for_who_may(drive: Callable[..., Drive], agents: Callable[..., Agent]) -> None:
@@ -554,7 +563,7 @@ def expected_breaks(level: str, operations: list[tuple[str, dict[str, Any]]]) ->
 
 
 def test_rows_of_the_rules(drive: Callable[..., Drive], agents: Make, lanes: str) -> None:
-    """What the specification says of each level and operation is what a holder's process is told, and others wait for."""
+    """What the specification says of each level and operation is what a holder is told, and others wait for."""
     place = Place(drive("filter=oplock", "cache=strict"))
     holder, other = agents(), agents()
     count = 0
@@ -598,7 +607,9 @@ def test_the_header_and_the_library_agree(tmp_path: Path) -> None:
 
     names = ("REQUEST", "READ_BREAK", "ACKNOWLEDGE", "STATE", "WRITE", "RELEASE", "CREATE")
     prints = "".join(f'printf("%u ", (unsigned)STACKFS_IOC_OPLOCK_{name});' for name in names)
-    (tmp_path / "p.c").write_text(f'#include <stdio.h>\n#include "{header()}"\nint main(void) {{ {prints} return 0; }}\n')
+    (tmp_path / "p.c").write_text(
+        f'#include <stdio.h>\n#include "{header()}"\nint main(void) {{ {prints} return 0; }}\n'
+    )
     run("gcc", "-Wall", "-Werror", "-pedantic", "-std=c99", "-o", tmp_path / "p", tmp_path / "p.c")
     numbers = [int(word) for word in run(tmp_path / "p").stdout.split()]
     assert numbers == [getattr(oplock, f"IOC_{name}") for name in names]
@@ -629,7 +640,9 @@ def test_lengths_are_checked(tmp_path: Path) -> None:
             request = core.request(39, nodeid, fh=fh, command=number, input=bytes(given), buffer=bytearray(given))
             with pytest.raises(VfsError) as error:
                 request.do()
-            assert error.value.errno in (errno.EINVAL, errno.ENOBUFS, errno.ERANGE, errno.EMSGSIZE, errno.EOVERFLOW), name
+            assert error.value.errno in (errno.EINVAL, errno.ENOBUFS, errno.ERANGE, errno.EMSGSIZE, errno.EOVERFLOW), (
+                name
+            )
     core.request(18, nodeid, fh=fh).do()
     assert mounted.active == 0
     core.stack.remove(entry)
@@ -788,7 +801,9 @@ def test_nobody_holding_costs_nothing(what: str) -> None:
         )  # fmt: skip
         return int(done.stderr.split("Collected :")[1].split()[0])
 
-    cost = {which: (instructions(which, 101_000) - instructions(which, 1_000)) / 100_000 for which in ("without", "with")}
+    cost = {
+        which: (instructions(which, 101_000) - instructions(which, 1_000)) / 100_000 for which in ("without", "with")
+    }
     print(f"{what}: {cost['without']:.0f} instructions without, {cost['with']:.0f} with the filter")
     assert cost["with"] < cost["without"] * 1.05
 
@@ -820,5 +835,3 @@ def test_many_oplocks_are_small(drive: Callable[..., Drive]) -> None:
     finally:
         for fd in files:
             os.close(fd)
-
-

@@ -1,4 +1,5 @@
-"""Many processes with oplocks on one drive, doing what comes to hand: nobody is forgotten, and no two hold what does not go together."""
+"""Many processes with oplocks on one drive, doing what comes to hand: nobody is forgotten, and nobody holds anything
+beside one who holds it alone."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ FILES = ("a", "b")
 LEVELS = ("R", "RH", "RW", "RWH", "1", "2", "batch", "filter")
 ALONE = {"RW", "RWH", "1", "batch", "filter"}
 KEYS = ("b''", "b''", "b'k' * 16")
-DOES = ("open", "open", "O_TRUNC", "hold", "hold", "hold", "ack", "ack", "ack level", "told", "write", "read", "fsync", "close", "release",
-        "truncate", "again", "interrupt", "kill", "create")  # fmt: skip
+DOES = ("open", "open", "O_TRUNC", "hold", "hold", "hold", "ack", "ack", "ack level", "told", "write", "read",
+        "fsync", "close", "release", "truncate", "again", "interrupt", "kill", "create")  # fmt: skip
 
 
 class Player:
@@ -30,7 +31,7 @@ class Player:
         self.place = place
         self.fds: dict[str, int] = {}
         self.asked: set[str] = set()
-        """Files of which it has asked for an oplock: it does not write(2) to those, for the kernel might hold their locks."""
+        """Files of which it has asked for an oplock: it does not write(2) to those, which might wait for itself."""
         self.doing: tuple[str, str] | None = None
 
     def settle(self, seconds: float = 0.0) -> bool:
@@ -45,8 +46,8 @@ class Player:
             answer = self.agent.answer()
         except Failed as error:
             assert error.kind in (
-                "Interrupted", "NotGranted", "NothingToAcknowledge", "TooMuch", "OSError", "SharingViolation", "FileNotFoundError",
-                "OplockError", "FileExistsError",
+                "Interrupted", "NotGranted", "NothingToAcknowledge", "TooMuch", "OSError", "SharingViolation",
+                "FileNotFoundError", "OplockError", "FileExistsError",
             ), (what, error)  # fmt: skip
             return True
         if what == "open":
@@ -64,7 +65,9 @@ class Player:
             flags = "os.O_RDWR" if what == "open" else "os.O_WRONLY | os.O_TRUNC"
             expression = f"os.open({path!r}, {flags})"
             if what == "create":
-                expression = f"create(os.open({self.place!r}, os.O_RDONLY), {file!r}, share={number % 8}, disposition='open').fd"
+                expression = (
+                    f"create(os.open({self.place!r}, os.O_RDONLY), {file!r}, share={number % 8}, disposition='open').fd"
+                )
         elif what == "again":
             expression = f"os.unlink({path!r}) or os.close(os.open({path!r}, os.O_CREAT | os.O_WRONLY))"
         elif what == "truncate":
@@ -164,7 +167,9 @@ class Storm:
 
 
 STEPS = st.lists(
-    st.tuples(st.integers(0, 7), st.sampled_from(DOES), st.sampled_from(FILES), st.integers(0, 23)), min_size=10, max_size=80
+    st.tuples(st.integers(0, 7), st.sampled_from(DOES), st.sampled_from(FILES), st.integers(0, 23)),
+    min_size=10,
+    max_size=80,
 )
 
 

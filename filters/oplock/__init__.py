@@ -1,7 +1,8 @@
 """oplock: programs on the drive use opportunistic locks (docs/oplocks.md).
 
-They ask by ioctl(2); stackfs_oplock.h has the numbers and structures. _callbacks.pyx checks what passes and serves the ioctls,
-_oplocks.pyx keeps who has what open and holds what; the rules are the core's (semantics A9). cli.py is `stackfs oplocks`.
+They ask by ioctl(2); stackfs_oplock.h has the numbers and structures. _callbacks.pyx checks what passes and serves the
+ioctls, _oplocks.pyx keeps who has what open and holds what; the rules are the core's (semantics A9). cli.py is
+`stackfs oplocks`, listing.py what it shows.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ MANIFEST = {
             "default": 0.0,
             "min": 0.0,
             "max": 86400.0,
-            "doc": "Seconds in which a break has to be acknowledged before the oplock is taken; 0: others wait for ever.",
+            "doc": "Seconds in which a break has to be acknowledged, else the oplock is taken; 0: others wait on.",
         },
         "open_timeout": {
             "type": "float",
@@ -48,7 +49,7 @@ ROOM = 1 << 17
 
 
 class Oplock(Filter):
-    """One set of oplocks for each volume. It stands above the others: what waits for a holder has been seen by nobody else."""
+    """One set of oplocks for each volume. It stands above the others: what waits has been seen by nobody else."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         from stackfs.filters.oplock import _callbacks, _oplocks
@@ -65,7 +66,9 @@ class Oplock(Filter):
 
         volume = instance.volume
         if volume.name in self.volumes:
-            raise FltError(STATUS_FLT_DO_NOT_ATTACH, "oplock: this volume has an instance already; one is all that it takes")
+            raise FltError(
+                STATUS_FLT_DO_NOT_ATTACH, "oplock: this volume has an instance already; one is all that it takes"
+            )
         options = instance.options
         try:
             mounted = Mounted(instance.entry, options["break_timeout"], options["open_timeout"], volume.read_only)

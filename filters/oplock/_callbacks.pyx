@@ -5,19 +5,20 @@ pended by the package, and goes on in the thread of whoever acknowledges. Every 
 """
 
 from libc.errno cimport EACCES, EAGAIN, EBADF, EEXIST, EISDIR, EROFS
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset, strlen
 
 from stackfs.cext.callback_data cimport (
-    DELETE, FILE_APPEND_DATA, FILE_CREATE, FILE_EXECUTE, FILE_OBJECT, FILE_OPEN, FILE_OPEN_IF, FILE_OPEN_REQUIRING_OPLOCK,
+    DELETE, FILE_APPEND_DATA, FILE_CREATE, FILE_EXECUTE, FILE_OBJECT, FILE_OPEN, FILE_OPEN_REQUIRING_OPLOCK,
     FILE_OVERWRITE, FILE_OVERWRITE_IF, FILE_READ_DATA, FILE_RESERVE_OPFILTER, FILE_SUPERSEDE, FILE_WRITE_DATA,
-    FLTFL_CALLBACK_DATA_IRP_OPERATION, FLT_CALLBACK_DATA, FLT_IO_PARAMETER_BLOCK, FLT_POSTOP_FINISHED_PROCESSING, FLT_PREOP_COMPLETE, FLT_PREOP_PENDING,
-    FLT_PREOP_SUCCESS_NO_CALLBACK, FLT_PREOP_SUCCESS_WITH_CALLBACK, FLT_PREOP_SYNCHRONIZE, FLT_RELATED_OBJECTS, FO_DIRECTORY, FO_SYNTHESISED,
-    FSCTL_STACKFS_POLL, FltSetCallbackDataDirty, IO_STATUS_BLOCK, IRP_MJ_CLEANUP, IRP_MJ_CREATE, IRP_MJ_FILE_SYSTEM_CONTROL,
+    FLTFL_CALLBACK_DATA_IRP_OPERATION, FLT_CALLBACK_DATA, FLT_IO_PARAMETER_BLOCK, FLT_POSTOP_FINISHED_PROCESSING,
+    FLT_PREOP_COMPLETE, FLT_PREOP_PENDING, FLT_PREOP_SUCCESS_NO_CALLBACK, FLT_PREOP_SUCCESS_WITH_CALLBACK, FLT_PREOP_SYNCHRONIZE,
+    FLT_RELATED_OBJECTS, FO_DIRECTORY, FO_SYNTHESISED,
+    FSCTL_STACKFS_POLL, FltSetCallbackDataDirty, IRP_MJ_CLEANUP, IRP_MJ_CREATE, IRP_MJ_FILE_SYSTEM_CONTROL,
     IRP_MJ_FLUSH_BUFFERS, IRP_MJ_LOCK_CONTROL, IRP_MJ_QUERY_OPEN, IRP_MJ_READ, IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY,
-    IRP_MJ_WRITE, IRP_MN_LOCK, IRP_PAGING_IO, REQUESTOR, FileDispositionInformation, FileLinkInformation, FileRenameInformation,
-    FileRenameInformationEx, node_t, oplock_open_t, statx_t)
+    IRP_MJ_WRITE, IRP_MN_LOCK, REQUESTOR, FileDispositionInformation, FileLinkInformation, FileRenameInformation,
+    FileRenameInformationEx, node_t, statx_t)
 from stackfs.cext.filter_io cimport FLTFL_IO_OPERATION_DO_NOT_UPDATE_BYTE_OFFSET, FltWriteFile
 from stackfs.cext.filter_names cimport FILE_CREATED, FILE_OPENED, FILE_OVERWRITTEN, FltClose, FltOpenFile, OBJECT_ATTRIBUTES, filter_query
 from stackfs.cext.impersonation cimport impersonate, revert_to_self
@@ -25,21 +26,20 @@ from stackfs.cext.includes.fuse_wire cimport (
     FUSE_CREATE, FUSE_IOCTL, FUSE_LOOKUP, FUSE_MKDIR, FUSE_MKNOD, FUSE_POLL, FUSE_SYMLINK)
 from stackfs.cext.includes.pthread cimport pthread_mutex_lock, pthread_mutex_unlock
 from stackfs.cext.inode_table cimport (
-    identify, identity_t, inode_table_t, make_id, node_close, node_get, node_hold, node_open, node_put, node_type)
+    identify, identity_t, inode_table_t, make_id, node_close, node_get, node_hold, node_open, node_put)
 from stackfs.cext.notices cimport volume_forget_data
 from stackfs.cext.ntstatus cimport (
     NT_SUCCESS, NTSTATUS, STATUS_ACCESS_DENIED, STATUS_BUFFER_TOO_SMALL, STATUS_INSUFFICIENT_RESOURCES, STATUS_INVALID_PARAMETER,
     STATUS_INVALID_OPLOCK_PROTOCOL, STATUS_OBJECT_NAME_COLLISION, STATUS_OBJECT_NAME_NOT_FOUND, STATUS_OPLOCK_BREAK_IN_PROGRESS,
     STATUS_OPLOCK_NOT_GRANTED, STATUS_SHARING_VIOLATION, STATUS_SUCCESS, errno_to_nt)
 from stackfs.cext.oplock cimport (
-    OPLOCK_FLAG_COMPLETE_IF_OPLOCKED, OPLOCK_OPEN, OPLOCK_OPEN_BREAK_H, OPLOCK_PARENT, FltCheckOplockEx, FltCurrentBatchOplock,
-    FltCurrentOplockH, FltOplockBreakH, oplock_break_t, oplock_check, oplock_check_open, oplock_open_break, oplock_operation_breaks, oplock_reserve,
-    oplock_state)
+    OPLOCK_OPEN_BREAK_H, OPLOCK_PARENT, FltCheckOplockEx, FltCurrentBatchOplock, FltCurrentOplockH, FltOplockBreakH, oplock_break_t,
+    oplock_check, oplock_check_open, oplock_open_break, oplock_operation_breaks, oplock_reserve, oplock_state)
 from stackfs.cext.pending cimport FltCompletePendedPreOperation
 from stackfs.cext.process cimport requestor_pid
 from stackfs.cext.requests cimport POLL_ALWAYS_READY
-from stackfs.cext.stack cimport CALLBACK_SLEEPS, FLT_INSTANCE, FLT_VOLUME, NativeOperations
-from stackfs.cext.threads cimport load_bits, load_int
+from stackfs.cext.stack cimport CALLBACK_SLEEPS, NativeOperations
+from stackfs.cext.threads cimport add_int, load_bits, load_int
 from stackfs.filters.oplock._oplocks cimport *
 
 cdef extern from *:
@@ -788,6 +788,7 @@ cdef int control_open(FLT_CALLBACK_DATA *data, opening_t *opening) noexcept nogi
     if not NT_SUCCESS(status):
         opening_end(mounted, opening, False)
         return complete(data, status, 0)
+    made.pid = requestor_pid(data.Thread)
     pthread_mutex_lock(&stream.mutex)
     open = open_new(stream)
     if open != NULL:
@@ -795,13 +796,12 @@ cdef int control_open(FLT_CALLBACK_DATA *data, opening_t *opening) noexcept nogi
         open.created = made
         open.access = opening.access
         open.share = <uint8_t>opening.share
-        open.pid = requestor_pid(data.Thread)
+        open.pid = made.pid
     pthread_mutex_unlock(&stream.mutex)
     if open == NULL:
         opening_end(mounted, opening, False)
         return complete(data, STATUS_INSUFFICIENT_RESOURCES, 0)
     made.open = open
-    made.pid = open.pid
     made.opened = opening.opened
     made.directory = data.Iopb.TargetFileObject.Node
     node_hold(nodes_of(mounted), made.directory)
@@ -850,16 +850,15 @@ cdef open_t *asking(FLT_CALLBACK_DATA *data, bint make) noexcept nogil:
     pthread_mutex_lock(&stream.mutex)
     open = open_of(stream, file, make)
     if open != NULL:
-        open.references += 1
-        if open.pid == 0:
-            open.pid = requestor_pid(data.Thread)
+        add_int(&open.references, 1)
     pthread_mutex_unlock(&stream.mutex)
     stream_put(stream)
+    if open != NULL and open.pid == 0:
+        open.pid = requestor_pid(data.Thread)
     return open
 
 
 cdef int control_poll(FLT_CALLBACK_DATA *data) noexcept nogil:
-    cdef mounted_t *mounted = mounted_of(data)
     cdef open_t *open
     cdef uint32_t ready = POLL_ALWAYS_READY
     if not data.Iopb.Parameters.Control.Flags & POLLPRI:
@@ -903,7 +902,8 @@ cdef NTSTATUS control_write(FLT_CALLBACK_DATA *data, open_t *open) noexcept nogi
     cdef uint32_t done = 0
     cdef uint32_t put
     cdef NTSTATUS status
-    if asked.length > STACKFS_OPLOCK_WRITE_SIZE or asked.reserved or asked.offset > <uint64_t>0x7FFFFFFFFFFFFFFF - STACKFS_OPLOCK_WRITE_SIZE:
+    if asked.length > STACKFS_OPLOCK_WRITE_SIZE or asked.reserved or \
+            asked.offset > <uint64_t>0x7FFFFFFFFFFFFFFF - STACKFS_OPLOCK_WRITE_SIZE:
         return STATUS_INVALID_PARAMETER
     if file.OpenFlags & <uint32_t>O_ACCMODE == <uint32_t>O_RDONLY:
         return errno_to_nt(EBADF)

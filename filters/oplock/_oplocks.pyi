@@ -4,12 +4,14 @@ from stackfs.cext.python_contexts import NativeContexts
 from stackfs.cext.stack import InstanceEntry
 
 _Row = tuple[bool, int, int, int, int, int, int, int, bool]
-"""It waits; level; what it breaks to; pid; tid; request; nanoseconds since; nanoseconds since the break; not taken over yet."""
+"""It waits; level; what it breaks to; pid; tid; request; nanoseconds, of which broken; not taken over yet."""
 
 class Mounted:
-    """The filter on one volume. Make it in instance_setup; stop() it in instance_teardown_start, end() it in ..._complete.
+    """The filter on one volume. Make it in instance_setup; stop() it in instance_teardown_start, end() it in
+    ..._complete.
 
-    break_timeout: seconds in which a break has to be acknowledged, 0: for ever; lapse: seconds for which a one-time name is good.
+    break_timeout: seconds in which a break has to be acknowledged, 0: for ever; lapse: seconds for which a one-time
+    name is good. ValueError: why the volume can have none.
     """
 
     def __init__(self, entry: InstanceEntry, break_timeout: float, lapse: float, read_only: bool) -> None: ...

@@ -16,7 +16,7 @@ from libc.string cimport memcmp, memcpy, memset, strlen
 from posix.time cimport timespec
 
 from stackfs.cext.callback_data cimport (
-    DELETE, FILE_APPEND_DATA, FILE_EXECUTE, FILE_READ_DATA, FILE_WRITE_DATA, FLT_VOLUME, FO_CREATED, FO_LOCKED, FO_SYNTHESISED,
+    DELETE, FILE_APPEND_DATA, FILE_EXECUTE, FILE_READ_DATA, FILE_WRITE_DATA, FLT_VOLUME, FO_CREATED, FO_SYNTHESISED,
     FSCTL_OPLOCK_BREAK_ACKNOWLEDGE, FSCTL_REQUEST_OPLOCK)
 from stackfs.cext.contexts cimport (
     FLT_CONTEXT_REGISTRATION, FLT_SET_CONTEXT_KEEP_IF_EXISTS, FLT_STREAM_CONTEXT, FltAllocateContext, FltDeleteContext,
@@ -25,23 +25,23 @@ from stackfs.cext.filter_names cimport FltClose
 from stackfs.cext.includes.pthread cimport (
     pthread_cond_broadcast, pthread_cond_timedwait, pthread_cond_wait, pthread_mutex_destroy, pthread_mutex_init,
     pthread_mutex_lock, pthread_mutex_unlock)
-from stackfs.cext.inode_table cimport inode_table_t, node_hold, node_path, node_put, node_type
+from stackfs.cext.inode_table cimport inode_table_t, node_path, node_put, node_type
 from stackfs.cext.names cimport (
     FLT_FILE_NAME_INFORMATION, FLT_FILE_NAME_OPENED, FLT_FILE_NAME_QUERY_DEFAULT, FltGetFileNameInformationUnsafe,
     FltReleaseFileNameInformation, FILE_NAME, path_of)
 from stackfs.cext.notices cimport volume_wake_poll
 from stackfs.cext.ntstatus cimport (
-    NT_SUCCESS, STATUS_CANCELLED, STATUS_CANNOT_GRANT_REQUESTED_OPLOCK, STATUS_INSUFFICIENT_RESOURCES,
-    STATUS_INVALID_OPLOCK_PROTOCOL, STATUS_INVALID_PARAMETER, STATUS_OPLOCK_HANDLE_CLOSED, STATUS_OPLOCK_NOT_GRANTED,
+    NT_SUCCESS, STATUS_CANNOT_GRANT_REQUESTED_OPLOCK, STATUS_INSUFFICIENT_RESOURCES,
+    STATUS_INVALID_OPLOCK_PROTOCOL, STATUS_OPLOCK_HANDLE_CLOSED, STATUS_OPLOCK_NOT_GRANTED,
     STATUS_OPLOCK_SWITCHED_TO_NEW_HANDLE, STATUS_PENDING, STATUS_SUCCESS)
 from stackfs.cext.oplock cimport (
     GRANULAR_BREAKS, OPLOCK_ACK_GRANULAR, OPLOCK_BREAK_TO_TWO, OPLOCK_LEVEL_BATCH, OPLOCK_LEVEL_CACHE_READ,
-    OPLOCK_LEVEL_CACHE_WRITE, OPLOCK_LEVEL_ONE, OPLOCK_LEVEL_TWO, OPLOCK_LISTS, OPLOCK_BREAK_TO_NONE, OPLOCK_BREAK_TO_TWO_TO_NONE,
-    FltInitializeOplock, FltUninitializeOplock, breaking_to, is_oplock_key, oplock_acknowledge, oplock_cancel, oplock_close,
+    OPLOCK_LEVEL_CACHE_WRITE, OPLOCK_LEVEL_ONE, OPLOCK_LEVEL_TWO, OPLOCK_LISTS,
+    FltInitializeOplock, FltUninitializeOplock, breaking_to, is_oplock_key, oplock_acknowledge, oplock_close,
     oplock_list_t, oplock_lists, oplock_move, oplock_record_drop, oplock_record_new, oplock_request, oplock_request_t, oplock_state,
     oplock_t)
 from stackfs.cext.stack cimport instance_pointer, instance_sleep, operation_t
-from stackfs.cext.threads cimport add_int, init_condition, load_bits, load_int, load_uint, monotonic_deadline, monotonic_time
+from stackfs.cext.threads cimport add_int, init_condition, load_bits, load_int, monotonic_deadline, monotonic_time
 from stackfs.cext.python_contexts cimport NativeContexts
 
 cdef extern from *:
@@ -64,7 +64,6 @@ cdef enum:
     READS = FILE_READ_DATA | FILE_EXECUTE
     WRITES = FILE_WRITE_DATA | FILE_APPEND_DATA
     LOOK_EVERY = 100_000_000             # nanoseconds, while there is something that time ends
-    BREAKS_UNDER_WAY = OPLOCK_BREAK_TO_TWO | OPLOCK_BREAK_TO_NONE | OPLOCK_BREAK_TO_TWO_TO_NONE
 
 
 # ---- streams ---------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,9 @@ HEADINGS = ["VOLUME", "PATH", "LEVEL", "PID", "PROCESS", "FOR", ""]
 
 @app.command("oplocks")
 def oplocks(
-    volume: Annotated[str | None, typer.Argument(metavar="VOLUME", help="This volume only (mountpoint or name).")] = None,
+    volume: Annotated[
+        str | None, typer.Argument(metavar="VOLUME", help="This volume only (mountpoint or name).")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show who holds an oplock, what it breaks to, and who waits for that and for how long."""
@@ -36,7 +38,8 @@ def oplocks(
 
 
 def collect(volume: str | None = None) -> tuple[list[dict[str, Any]], int]:
-    """What every volume with the filter tells, and how many files more there are. StackfsError: the one named has none."""
+    """What every volume with the filter tells, and how many files more there are. StackfsError: the one named has
+    none."""
     from stackfs import filterlib
     from stackfs.filterlib.daemons import chosen
 
@@ -70,6 +73,6 @@ def _rows(file: dict[str, Any]) -> list[list[str]]:
         rows.append([volume, path, holder["level"], str(holder["pid"]), tables.escape(holder["name"]),
                      f"{holder['seconds']:.1f} s", note])  # fmt: skip
     for waiter in file["waiting"]:
-        rows.append([volume, path, "waits", str(waiter["pid"]), tables.escape(waiter["name"]), f"{waiter['seconds']:.1f} s",
-                     waiter["request"]])  # fmt: skip
+        rows.append([volume, path, "waits", str(waiter["pid"]), tables.escape(waiter["name"]),
+                     f"{waiter['seconds']:.1f} s", waiter["request"]])  # fmt: skip
     return rows

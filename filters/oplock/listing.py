@@ -47,7 +47,12 @@ def _holder(row: Row) -> dict[str, Any]:
 def _waiter(row: Row) -> dict[str, Any]:
     _, _, _, _, tid, opcode, since, _, _ = row
     pid = _process(tid)
-    return {"pid": pid, "name": _name(pid), "request": REQUEST_NAMES.get(opcode, str(opcode)), "seconds": round(since / 1e9, 3)}
+    return {
+        "pid": pid,
+        "name": _name(pid),
+        "request": REQUEST_NAMES.get(opcode, str(opcode)),
+        "seconds": round(since / 1e9, 3),
+    }
 
 
 def _name(pid: int) -> str:
