@@ -553,6 +553,17 @@ cdef void coherence_released(coherence_t *coherence, node_t *node, uint32_t flag
         node_put(nodes_of(coherence), gone)
 
 
+cdef void try_soon(coherence_t *coherence, node_t *node, int64_t now) noexcept nogil:
+    """Somebody who could write the file has closed it."""
+    cdef lease_t *lease
+    pthread_mutex_lock(&coherence.mutex)
+    lease = <lease_t *>node.lease
+    if lease is not NULL and lease.next_try:
+        lease.delay = FIRST_TRY
+        try_locked(coherence, lease, now)
+    pthread_mutex_unlock(&coherence.mutex)
+
+
 cdef void coherence_passed(coherence_t *coherence, node_t *node, uint32_t before, int64_t offset, int64_t length) noexcept nogil:
     cdef lease_t *lease = <lease_t *>node.lease
     if before and load_uint(&node.leased) == before:
@@ -884,6 +895,8 @@ cdef void take_event(coherence_t *coherence, const noticed_t *noticed, int64_t n
         if child is not NULL:
             if noticed.mask & FAN_MOVED_TO:
                 node_stray(nodes, child)
+            if noticed.mask & FAN_CLOSE_WRITE:
+                try_soon(coherence, child, now)
             # A lease is not broken by open(O_RDONLY | O_TRUNC).
             volume_forget_data(coherence.volume, child, 0 if noticed.mask & FAN_MODIFY and load_uint(&child.leased) else -1, 0)
             if noticed.mask & (FAN_MODIFY | FAN_CLOSE_WRITE | FAN_ATTRIB):

@@ -255,6 +255,7 @@ class Mounted:
         self.manager = FilterManager(config.filter_dirs, config.filter_options, config.manual_instances)
         self.volume = self.manager.add_volume(config.volume_name, config.mountpoint, config.source, self.core)
         self.volume.read_only = config.options.read_only
+        self.volume.coherence = None if self.coherence is None else self.coherence.core
 
     async def main(self) -> None:
         try:
