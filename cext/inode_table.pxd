@@ -40,8 +40,12 @@ cdef struct node_t:
     uint16_t type                        # st_mode & S_IFMT
     uint8_t live
     uint8_t deleted                      # its last known name is gone; `names` holds that name, outside the name table
+    uint8_t pinned                       # its descriptor is kept until it is forgotten: it has no name to reopen it by, or is watched
+    uint8_t strayed                      # renamed beside the mount, and not looked up since
     uint32_t name_changes                # how often its own names changed, or which of them comes first
-    uint8_t pinned                       # its descriptor is kept until it is forgotten, for it has no name to reopen it by
+    uint32_t leased                      # atomic: which lease we have on it; 0: none (coherence.pyx has this and the two below)
+    void *lease                          # lease_t*
+    void *watch                          # watch_t*; of a directory
 
 cdef struct inode_table_t:
     pthread_mutex_t mutex
@@ -61,6 +65,8 @@ cdef struct inode_table_t:
     uint32_t descriptor_limit
     node_t *root
     uint32_t device                      # the root's
+    void (*unwatch)(void *context, node_t *node) noexcept nogil    # a watched directory is forgotten; its descriptor is still open
+    void *unwatch_context
     uint32_t changes[64]                 # by hash of (parent, name): how often names were taken away
     uint64_t path_changes                # how often a directory got or lost a name: paths below it are others then
 
@@ -107,6 +113,11 @@ cdef void identify(const statx_t *found, identity_t *what) noexcept nogil
 # An O_PATH descriptor of the node, good until node_close(); or a negative errno (-ESTALE: none of its names leads to it).
 cdef int node_open(inode_table_t *table, node_t *node) noexcept nogil
 cdef void node_close(inode_table_t *table, node_t *node) noexcept nogil
+# From now on its descriptor, which must be in use, is kept until it is forgotten.
+cdef void node_pin(inode_table_t *table, node_t *node) noexcept nogil
+cdef bint node_watched(inode_table_t *table, const node_t *node) noexcept nogil      # would changes of its attributes be noticed?
+cdef void node_stray(inode_table_t *table, node_t *node) noexcept nogil              # not before it was looked up again
+cdef uint64_t node_lookups(inode_table_t *table, const node_t *node) noexcept nogil
 # Out of descriptors: closes a few that nobody uses. How many.
 cdef int descriptors_shed(inode_table_t *table) noexcept nogil
 

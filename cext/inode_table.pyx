@@ -51,7 +51,7 @@ cdef extern from *:
     uint16_t stackfs_type(const uint16_t *at) nogil
     void stackfs_set_type(uint16_t *at, uint16_t value) nogil
     int O_PATH, O_NOFOLLOW, O_CLOEXEC, AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW
-    unsigned STATX_BTIME, STATX_INO, STATX_TYPE
+    unsigned STATX_BTIME, STATX_INO, STATX_TYPE, S_IFDIR
     int openat(int directory, const char *path, int flags, ...) nogil
     int close(int fd) nogil
     int statx(int directory, const char *path, int flags, unsigned mask, statx_t *buffer) nogil
@@ -278,6 +278,8 @@ cdef void close_chain(inode_table_t *table, node_t *closing) noexcept nogil:
     if closing is NULL:
         return
     while node is not NULL:
+        if node.watch is not NULL:
+            table.unwatch(table.unwatch_context, node)
         if node.fd >= 0:
             close(node.fd)
             node.fd = -1
@@ -385,6 +387,7 @@ cdef node_t *node_found(inode_table_t *table, const identity_t *what, node_t *pa
             error[0] = ENOMEM
     if error[0] == 0:
         node.lookups += 1
+        node.strayed = 0
         former_parent = add_name_locked(table, node, parent, name, length)
     pthread_mutex_unlock(&table.mutex)
     if fd >= 0:
@@ -696,6 +699,38 @@ cdef void node_close(inode_table_t *table, node_t *node) noexcept nogil:
     pthread_mutex_lock(&table.mutex)
     node.fd_users -= 1
     pthread_mutex_unlock(&table.mutex)
+
+
+cdef void node_pin(inode_table_t *table, node_t *node) noexcept nogil:
+    pthread_mutex_lock(&table.mutex)
+    if not node.pinned:
+        node.pinned = 1
+        unlink_lru_locked(table, node)
+    pthread_mutex_unlock(&table.mutex)
+
+
+cdef bint node_watched(inode_table_t *table, const node_t *node) noexcept nogil:
+    """Of a directory its own watch tells; of anything else that of the directory it was looked up in last."""
+    cdef bint watched = node.watch is not NULL
+    if stackfs_type(&node.type) != S_IFDIR:
+        pthread_mutex_lock(&table.mutex)
+        watched = node.names is not NULL and not node.deleted and not node.strayed and node.names.parent.watch is not NULL
+        pthread_mutex_unlock(&table.mutex)
+    return watched
+
+
+cdef void node_stray(inode_table_t *table, node_t *node) noexcept nogil:
+    pthread_mutex_lock(&table.mutex)
+    node.strayed = 1
+    pthread_mutex_unlock(&table.mutex)
+
+
+cdef uint64_t node_lookups(inode_table_t *table, const node_t *node) noexcept nogil:
+    cdef uint64_t lookups
+    pthread_mutex_lock(&table.mutex)
+    lookups = node.lookups
+    pthread_mutex_unlock(&table.mutex)
+    return lookups
 
 
 cdef void identify(const statx_t *found, identity_t *what) noexcept nogil:
