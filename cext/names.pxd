@@ -128,6 +128,8 @@ cdef inline void FltReleaseFileNameInformation(FLT_FILE_NAME_INFORMATION *inform
 cdef int provided_path(const FLT_CALLBACK_DATA *Data, const FLT_RELATED_OBJECTS *FltObjects, bint target, char *buffer,
                        size_t size) noexcept nogil
 
+cdef int provided_node_path(FLT_INSTANCE *instance, node_t *node, char *buffer, size_t size) noexcept nogil      # the same of a node
+
 # --- for python_names.pyx
 # What a provider's callback begins with: the name as it is below the instance.
 cdef NTSTATUS name_below(FLT_INSTANCE *instance, FILE_OBJECT *file, uint32_t options, FLT_FILE_NAME_INFORMATION **below) noexcept nogil

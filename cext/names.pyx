@@ -564,3 +564,12 @@ cdef int provided_path(const FLT_CALLBACK_DATA *Data, const FLT_RELATED_OBJECTS 
     else:
         by_operation(&q, <FLT_CALLBACK_DATA *>Data, FltObjects.FileObject)
     return shown_path(&q, buffer, size)
+
+
+cdef int provided_node_path(FLT_INSTANCE *instance, node_t *node, char *buffer, size_t size) noexcept nogil:
+    cdef question_t q
+    memset(&q, 0, sizeof(q))
+    q.asker = instance
+    q.volume = instance.Related.Volume
+    q.node = node
+    return shown_path(&q, buffer, size)

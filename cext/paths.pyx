@@ -7,10 +7,10 @@ path is for people. What a provider refuses to name goes by the base's path.
 from libc.errno cimport ENAMETOOLONG
 from libc.string cimport memcpy
 
-from stackfs.cext.callback_data cimport FILE_OBJECT, node_t
+from stackfs.cext.callback_data cimport FILE_OBJECT
 from stackfs.cext.inode_table cimport file_path, inode_table_t, node_path
-from stackfs.cext.names cimport provided_path
-from stackfs.cext.stack cimport FLT_VOLUME  # no-cython-lint: completes the struct
+from stackfs.cext.names cimport provided_node_path, provided_path
+from stackfs.cext.stack cimport FLT_INSTANCE, FLT_VOLUME  # no-cython-lint: completes the struct
 
 cdef extern from *:
     """
@@ -39,6 +39,13 @@ cdef int path_in(inode_table_t *nodes, const node_t *directory, const char *name
     return length
 
 
+cdef inline int marked(const node_t *node, char *buffer, int length, size_t size) noexcept nogil:
+    if node.deleted and length > 0 and length + DELETED_LENGTH < <int>size:
+        memcpy(buffer + length, DELETED, DELETED_LENGTH + 1)
+        length += DELETED_LENGTH
+    return length
+
+
 cdef int operation_path(const FLT_CALLBACK_DATA *Data, const FLT_RELATED_OBJECTS *FltObjects, char *buffer, size_t size) noexcept nogil:
     cdef const FILE_OBJECT *file = FltObjects.FileObject
     cdef inode_table_t *nodes = <inode_table_t *>FltObjects.Volume.nodes
@@ -53,12 +60,7 @@ cdef int operation_path(const FLT_CALLBACK_DATA *Data, const FLT_RELATED_OBJECTS
         return length if length else path_in(nodes, file.Directory, Data.Iopb.FileName.Buffer, Data.Iopb.FileName.Length, buffer, size)
     if file.Node is NULL:
         return 0
-    if length == 0:
-        return file_path(nodes, file, buffer, size)
-    if file.Node.deleted and length > 0 and length + DELETED_LENGTH < <int>size:
-        memcpy(buffer + length, DELETED, DELETED_LENGTH + 1)
-        length += DELETED_LENGTH
-    return length
+    return marked(file.Node, buffer, length, size) if length else file_path(nodes, file, buffer, size)
 
 
 cdef int target_path(const FLT_CALLBACK_DATA *Data, const FLT_RELATED_OBJECTS *FltObjects, char *buffer, size_t size) noexcept nogil:
@@ -71,3 +73,8 @@ cdef int target_path(const FLT_CALLBACK_DATA *Data, const FLT_RELATED_OBJECTS *F
         return length
     return path_in(<inode_table_t *>FltObjects.Volume.nodes, Data.Iopb.Parameters.SetFile.TargetDirectory,
                    Data.Iopb.Parameters.SetFile.TargetName.Buffer, Data.Iopb.Parameters.SetFile.TargetName.Length, buffer, size)
+
+
+cdef int layer_path(FLT_INSTANCE *instance, node_t *node, char *buffer, size_t size) noexcept nogil:
+    cdef int length = provided_node_path(instance, node, buffer, size)
+    return marked(node, buffer, length, size) if length else node_path(<inode_table_t *>instance.Related.Volume.nodes, node, buffer, size)

@@ -25,10 +25,7 @@ from stackfs.cext.filter_names cimport FltClose
 from stackfs.cext.includes.pthread cimport (
     pthread_cond_broadcast, pthread_cond_timedwait, pthread_cond_wait, pthread_mutex_destroy, pthread_mutex_init,
     pthread_mutex_lock, pthread_mutex_unlock)
-from stackfs.cext.inode_table cimport inode_table_t, node_path, node_put, node_type
-from stackfs.cext.names cimport (
-    FLT_FILE_NAME_INFORMATION, FLT_FILE_NAME_OPENED, FLT_FILE_NAME_QUERY_DEFAULT, FltGetFileNameInformationUnsafe,
-    FltReleaseFileNameInformation, FILE_NAME, path_of)
+from stackfs.cext.inode_table cimport inode_table_t, node_put, node_type
 from stackfs.cext.notices cimport volume_wake_poll
 from stackfs.cext.ntstatus cimport (
     NT_SUCCESS, STATUS_CANNOT_GRANT_REQUESTED_OPLOCK, STATUS_INSUFFICIENT_RESOURCES,
@@ -40,6 +37,7 @@ from stackfs.cext.oplock cimport (
     FltInitializeOplock, FltUninitializeOplock, breaking_to, is_oplock_key, oplock_acknowledge, oplock_close,
     oplock_list_t, oplock_lists, oplock_move, oplock_record_drop, oplock_record_new, oplock_request, oplock_request_t, oplock_state,
     oplock_t)
+from stackfs.cext.paths cimport layer_path
 from stackfs.cext.stack cimport instance_pointer, instance_sleep, operation_t
 from stackfs.cext.threads cimport add_int, init_condition, load_bits, load_int, monotonic_deadline, monotonic_time
 from stackfs.cext.python_contexts cimport NativeContexts
@@ -950,24 +948,11 @@ cdef class Mounted:
         return files
 
     cdef bytes path(self, stream_t *stream):
-        """As programs see it, or, where the layers below cannot say, as it is stored."""
-        cdef FILE_OBJECT file
-        cdef FILE_NAME name
-        cdef FLT_FILE_NAME_INFORMATION *information = NULL
-        cdef NTSTATUS status
+        """As programs see it."""
         cdef char text[4608]
         cdef int length
-        stands_for(stream.node, &file)
         with nogil:
-            status = FltGetFileNameInformationUnsafe(&file, self.mounted.instance, FLT_FILE_NAME_OPENED | FLT_FILE_NAME_QUERY_DEFAULT,
-                                                     &information)
-        if NT_SUCCESS(status):
-            path_of(information, &name)
-            found = name.Buffer[:name.Length]
-            FltReleaseFileNameInformation(information)
-            return found
-        with nogil:
-            length = node_path(<inode_table_t *>self.mounted.instance.Related.Volume.nodes, stream.node, text, sizeof(text))
+            length = layer_path(self.mounted.instance, stream.node, text, sizeof(text))
         return text[:length] if length > 0 else b""
 
     @property
