@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -146,8 +147,11 @@ class Agent:
 
 
 def eventually(condition: Any, seconds: float = SECONDS) -> None:
-    """Until it is true."""
+    """Until it is true. What fails is tried again: a close(2) ends an open a moment after it has returned."""
     end = time.monotonic() + seconds
-    while not condition():
+    while True:
+        with contextlib.suppress(OSError, Failed):
+            if condition():
+                return
         assert time.monotonic() < end, "it does not come true"
         time.sleep(0.01)

@@ -401,7 +401,7 @@ def test_opening_with_a_share_mode(place: Place, agents: Make) -> None:
     eventually(lambda: os.close(os.open(place.file, os.O_RDWR)) is None)
     assert one.fails(f"create({at}, 'file', share={SHARE_WRITE | SHARE_DELETE})") == ("SharingViolation", errno.EBUSY)
     two.do(f"os.close({reader})")
-    one.do(f"create({at}, 'file', share={SHARE_WRITE})")
+    eventually(lambda: one.do(f"create({at}, 'file', share={SHARE_WRITE})") is not None)
 
 
 def test_dispositions(place: Place, agents: Make) -> None:
