@@ -15,7 +15,7 @@ from typing import Any
 SECONDS = 10.0
 
 PROGRAM = """
-import errno, fcntl, json, os, signal, sys, time
+import errno, fcntl, json, os, pathlib, signal, sys, time
 from stackfs import oplock
 from stackfs.oplock import *
 

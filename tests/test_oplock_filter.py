@@ -835,3 +835,49 @@ def test_many_oplocks_are_small(drive: Callable[..., Drive]) -> None:
     finally:
         for fd in files:
             os.close(fd)
+
+
+# ---- beside the mount ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def coherent(drive: Callable[..., Drive], lanes: str) -> Place:
+    return Place(drive("coherence=lease", "bypass=off", "filter=oplock"))
+
+
+def test_a_writer_beside_the_mount_waits_until_the_holder_has_written(coherent: Place, agents: Make) -> None:
+    """He opens the backing file; what the holder kept back is in it when his open(2) returns."""
+    holder, foreign = agents(), agents()
+    below = coherent.drive.src / "file"
+    below.write_bytes(b"content")
+    fd = holder.do(coherent.opens("os.O_RDONLY"))
+    holder.do(f"hold({fd}, 'RH', b'', 1.0)")
+    foreign.begin(f"os.open({str(below)!r}, os.O_RDWR)")
+    assert holder.do(f"told({fd})") == ["RH", "", True, False, False]
+    assert foreign.waits()
+    (file,) = coherent.listed()
+    assert [each["request"] for each in file["waiting"]] == ["open beside the mount"]
+    assert holder.do(f"ack({fd}, '')") == ""
+    written = foreign.answer()
+    foreign.do(f"os.pwrite({written}, b'changed', 0)")
+    eventually(lambda: holder.do(f"os.pread({fd}, 7, 0).decode()") == "changed")
+
+
+def test_a_write_beside_the_mount_that_nobody_announced_breaks_oplocks(coherent: Place, agents: Make) -> None:
+    """The mount has the file open for writing itself, so that there is no lease to break: the write is noticed when it is done."""
+    holder, foreign = agents(), agents()
+    fd = holder_of(holder, coherent, "R")
+    foreign.do(f"pathlib.Path({str(coherent.drive.src / 'file')!r}).write_bytes(b'changed')")
+    assert holder.do(f"told({fd})") == ["R", "", False, False, False]
+
+
+def test_a_holder_that_goes_away_frees_a_writer_beside_the_mount(coherent: Place, agents: Make) -> None:
+    holder, foreign = agents(), agents()
+    below = coherent.drive.src / "file"
+    below.write_bytes(b"content")
+    fd = holder.do(coherent.opens("os.O_RDONLY"))
+    holder.do(f"hold({fd}, 'RH', b'', 1.0)")
+    foreign.begin(f"os.open({str(below)!r}, os.O_WRONLY | os.O_TRUNC)")
+    assert holder.do(f"told({fd})") is not None
+    holder.kill()
+    foreign.answer()

@@ -41,6 +41,7 @@ from stackfs.cext.paths cimport layer_path
 from stackfs.cext.stack cimport instance_pointer, instance_sleep, operation_t
 from stackfs.cext.threads cimport add_int, init_condition, load_bits, load_int, monotonic_deadline, monotonic_time
 from stackfs.cext.python_contexts cimport NativeContexts
+from stackfs.filters.oplock._beside cimport beside_begin, beside_end
 
 cdef extern from *:
     """
@@ -747,7 +748,6 @@ cdef bint take_overdue(stream_t *stream, int64_t before) noexcept nogil:
 
 
 cdef stream_t *next_active(mounted_t *mounted, stream_t *after, bint any_of_them) noexcept nogil:
-    """With a reference; that of `after` is given back. One that has left its list meanwhile begins it again."""
     cdef stream_t *stream
     pthread_mutex_lock(&mounted.mutex)
     stream = mounted.streams if after == NULL or after.dead else after.next
@@ -807,7 +807,9 @@ cdef int rows_of(stream_t *stream, row_t *rows, int most) noexcept nogil:
                 memset(&rows[count], 0, sizeof(row_t))
                 rows[count].kind = i
                 rows[count].since = each.since
-                if i == OPLOCK_LISTS - 1:
+                if i == OPLOCK_LISTS - 1 and each.claim == NULL:
+                    pass                 # somebody beside the mount (_beside.pyx)
+                elif i == OPLOCK_LISTS - 1:
                     op = <operation_t *>each.context
                     rows[count].tid = op.data.Thread.tid
                     rows[count].opcode = op.data.RequestOpcode
@@ -841,6 +843,7 @@ cdef class Mounted:
         init_condition(&mounted.changed)
         instance_sleep(mounted.instance, True)
         mounted.instance.Context = mounted
+        beside_begin(mounted)
 
     def watch(self):
         """Ends what time ends, until stop(). A thread of its own."""
@@ -867,6 +870,7 @@ cdef class Mounted:
         cdef stream_t *stream
         cdef open_t *open
         with nogil:
+            beside_end(mounted)
             pthread_mutex_lock(&mounted.mutex)
             mounted.ends = 1
             pthread_cond_broadcast(&mounted.changed)
