@@ -690,6 +690,21 @@ def test_trio(place: Place, agents: Make) -> None:
     assert opener.answer() == "ASYNCnt"
 
 
+def test_the_tutorial_runs_as_it_is_written(drive: Callable[..., Drive], lanes: str) -> None:
+    from stackfs.benchmarks import tutorial
+
+    made = drive("filter=oplock", mount=False)
+    made.mnt.rmdir()
+    made.mnt = made.mnt.parent / "drive"  # as the document calls it
+    made.mnt.mkdir()
+    made.name = "drive"
+    made.log = made.log.with_name("drive.log")
+    made.mount(f"lanes={lanes}", "filter=oplock")
+    said: list[str] = []
+    tutorial.play(made.mnt.parent, said.append)
+    assert "writer: RWH breaks to RH" in said and set(tutorial.programs()) == {"writer.py", "reader.py"}
+
+
 def test_the_command(place: Place, agents: Make) -> None:
     assert run(STACKFS, "oplocks").stdout == "no oplock is held\n"
     holder, other = agents(), agents()
