@@ -15,7 +15,7 @@ import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import encryption_reader as reader
@@ -671,6 +671,40 @@ def test_who_mounts_is_asked_for_the_passphrase(vault: Callable[..., Vault]) -> 
     assert b"phrase" not in shown.replace(b"Passphrase", b"").replace(b"the passphrase", b"")
     command = Path(f"/proc/{it.drive.pid}/cmdline").read_bytes() + Path(f"/proc/{it.drive.pid}/environ").read_bytes()
     assert PHRASE not in command
+
+
+def test_the_daemon_gets_a_key_and_not_the_passphrase(vault: Callable[..., Vault]) -> None:
+    """Argon2id is computed once, where the passphrase was typed; the daemon, which need not pay for it again, never has
+    the passphrase."""
+    memory = 300 << 10
+    typed = b"neither this nor a part of it"
+    it = vault(mount=False, phrase=typed, argon2=volumes.Argon2(memory=memory, passes=1))
+    code, shown = mount_at_a_terminal(it.drive, typed)
+    assert code == 0, shown
+    it.drive.note_pid()
+    (it.mnt / "file").write_text("plain")
+    assert most_memory(it.drive.pid) < memory // 2
+    assert not any(typed in part for part in memory_of(it.drive.pid))
+    it.umount()
+    it.passfile.write_bytes(typed + b"\n")
+    it.mount()
+    assert (it.mnt / "file").read_text() == "plain"
+    assert most_memory(it.drive.pid) > memory
+
+
+def most_memory(pid: int) -> int:
+    """KiB that a process has had at most."""
+    return int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])  # type: ignore[index]
+
+
+def memory_of(pid: int) -> Iterator[bytes]:
+    """What a process can write to."""
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            begin, end, rights = re.match(r"([0-9a-f]+)-([0-9a-f]+) (\S+)", line).groups()  # type: ignore[union-attr]
+            if rights.startswith("rw") and "/dev/" not in line:
+                memory.seek(int(begin, 16))
+                yield memory.read(int(end, 16) - int(begin, 16))
 
 
 def test_after_three_wrong_passphrases_nothing_is_mounted(vault: Callable[..., Vault]) -> None:
