@@ -651,6 +651,65 @@ def test_files_are_sealed_when_they_are_left_alone(vault: Callable[..., Vault]) 
     assert reader.File(keys, stored.read_bytes()).read() == b"x" * 5000
 
 
+LISTS = '''
+"""Lists the volume's root again and again, whatever else goes on there."""
+
+import threading
+
+from stackfs.api import *
+
+MANIFEST = {{"name": "lists", "altitude": "385300", "group": "FSFilter Activity Monitor", "filter": "Lists"}}
+
+
+class Lists(Filter):
+    def instance_setup(self, instance, flags):
+        self.ends = threading.Event()
+        self.thread = threading.Thread(target=self.run, args=(instance,), daemon=True)
+        self.thread.start()
+        return STATUS_SUCCESS
+
+    def run(self, instance):
+        with open("{log}", "w") as log:
+            while not self.ends.wait(0.001):
+                log.write(f"{{sum(each.startswith(b'k') for each in instance.listdir('/'))}}\\n")
+
+    def instance_teardown_start(self, instance, reason):
+        self.ends.set()
+        self.thread.join()
+'''
+
+
+def test_a_long_name_that_goes_while_a_filter_lists_is_not_foreign(vault: Callable[..., Vault], tmp_path: Path) -> None:
+    """The kernel keeps its own listings and removals apart, but not a filter's. A long name whose side file is missing
+    although it stays is foreign."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "lists.py").write_text(LISTS.format(log=tmp_path / "log"))
+    it = vault(f"filterdir={tmp_path}", "filter=lists")
+    kept = [it.mnt / ("k" * 200 + str(number)) for number in range(20)]
+    for path in kept:
+        path.touch()
+    names = [it.mnt / ("g" * 200 + str(number)) for number in range(20)]
+    other = it.mnt / ("o" * 220)
+    ends = time.monotonic() + 3
+    while time.monotonic() < ends:
+        for path in names:
+            path.mkdir() if path.name.endswith("7") else path.touch()
+        names[0].rename(other)
+        other.rename(names[0])
+        for path in names:
+            path.rmdir() if path.name.endswith("7") else path.unlink()
+    it.umount()
+    assert "none of the volume's" not in it.drive.log.read_text()
+    listed = (tmp_path / "log").read_text().split()
+    assert len(listed) > 100 and set(listed[len(kept) * 10 :]) == {str(len(kept))}
+    next(it.src.glob(".stackfs-long-*.name")).unlink()
+    it.drive.expected_log.append("none of the volume's")
+    it.mount("cache=strict")
+    assert len(os.listdir(it.mnt)) == len(kept) - 1
+    it.umount()
+    assert "none of the volume's" in it.drive.log.read_text()
+
+
 # ---- who mounts is asked -------------------------------------------------------------------------------------------
 
 
