@@ -576,8 +576,8 @@ class Worker(threading.Thread):
 
 def killed_under_load(it: Vault, rounds: int, seed: int) -> None:
     """Everything that was done before the kill is there, whether it was synced or not: the kernel below has it (with
-    `writeback`, what was synced). What was under way is there as a whole, in part by blocks, or not; of a block that was
-    under way the kernel may have taken one page and not the other: it is unreadable."""
+    `writeback`, what was synced). What was under way is there as a whole, in part by blocks, or not; of a block that
+    was under way the kernel may have taken one page and not the other: it is unreadable."""
     rng = random.Random(seed)
     it.drive.expected_log.append("damaged or was changed")
     for number in range(rounds):

@@ -15,7 +15,7 @@ from stackfs.cext.callback_data cimport (
 from stackfs.cext.contexts cimport FltReleaseContext
 from stackfs.cext.filter_io cimport (
     FltFlushBuffers, FltQueryDirectoryFile, FltQueryInformationFile, FltReadFile, FltSetSecurityObject, FltWriteFile)
-from stackfs.cext.filter_names cimport FltClose, FltOpenFile, OBJECT_ATTRIBUTES, filter_delete, filter_rename
+from stackfs.cext.filter_names cimport FltClose, FltOpenFile, OBJECT_ATTRIBUTES, filter_delete, filter_query, filter_rename
 from stackfs.cext.inode_table cimport LAST_NAME, inode_table_t, name_holder, name_of, node_hold, node_put, node_type
 from stackfs.cext.includes.pthread cimport pthread_mutex_lock, pthread_mutex_unlock
 from stackfs.cext.ntstatus cimport NT_SUCCESS, NTSTATUS, STATUS_NO_MORE_FILES
@@ -364,6 +364,26 @@ cdef void long_name_end(mounted_t *mounted, node_t *directory, const stored_name
         remove(mounted, directory, file, False)
 
 
+cdef int show_listed(mounted_t *mounted, node_t *directory, const char *stored, size_t length, char *plain) noexcept nogil:
+    """show_name() of what has just been listed. -ENOENT: it has gone since; -EBADMSG: it is none of the volume's.
+
+    A long name's side file goes after the name: where that is there, it may only just have come back."""
+    cdef FILE_OBJECT root
+    cdef OBJECT_ATTRIBUTES what
+    cdef statx_t info
+    cdef int got, _tries
+    for _tries in range(3):
+        got = show_name(mounted, directory, stored, length, False, plain)
+        if got > 0:
+            return got
+        if got != -ENOENT or mounted.plain_names:
+            break
+        named(&what, &root, directory, stored, length)
+        if error_of(filter_query(mounted.instance, &what, &info)) == -ENOENT:
+            return -ENOENT
+    return -EBADMSG
+
+
 cdef int64_t show_entries(mounted_t *mounted, node_t *directory, char *records, int64_t length, uint32_t room) noexcept nogil:
     """In place. Where plain names are longer than stored ones, as those of long names are, what does not fit is listed next time."""
     cdef char plain[256]
@@ -392,9 +412,10 @@ cdef int64_t show_entries(mounted_t *mounted, node_t *directory, char *records, 
         elif (reserved(name, shown) and not name_is_long(name, shown)):
             continue
         else:
-            got = show_name(mounted, directory, name, shown, False, plain)
-            if got <= 0:
+            got = show_listed(mounted, directory, name, shown, plain)
+            if got == -EBADMSG:
                 count_one(&mounted.foreign)
+            if got < 0:
                 continue
         needed = <uint16_t>((RECORD_HEAD + got + 1 + 7) & ~7)
         if put + needed > room:
