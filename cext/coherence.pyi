@@ -8,8 +8,8 @@ class Coherence:
     """One volume's. Made before it is mounted; start() once its device has started, stop() before that is closed.
 
     Time-outs are seconds: how long the kernel may believe what will be noticed when it changes, and what will not.
-    names: watch names and attributes. lease_limit: files that have a descriptor for a lease; watch_limit: directories that
-    are watched, each of which keeps its descriptor open.
+    names: watch names and attributes. lease_limit: files that have a descriptor for a lease; watch_limit: directories
+    that are watched, each of which keeps its descriptor open.
     """
 
     def __init__(
@@ -33,12 +33,12 @@ class Coherence:
     @property
     def names_watched(self) -> bool: ...
     def counters(self) -> dict[str, int]:
-        """leases, files (open or cached, with a lease or waiting for one), breaks, evicted; refused: leases that only the
-        file's owner or root gets; unsupported: that the backing filesystem has none of; watched_directories,
+        """leases, files (open or cached, with a lease or waiting for one), breaks, evicted; refused: leases that only
+        the file's owner or root gets; unsupported: that the backing filesystem has none of; watched_directories,
         unwatched_directories, watch_error (the last errno of those), events, overflows."""
 
     def on_change(self, listener: Callable[[int, int, bytes | None], object]) -> None:
-        """listener(nodeid, what, name), by the coherence thread, as foreign_function in coherence.pxd: what is FOREIGN_*."""
+        """listener(nodeid, what, name), by the coherence thread, as foreign_function in coherence.pxd; what: FOREIGN_*."""
 
     def off_change(self, listener: Callable[[int, int, bytes | None], object]) -> None: ...
     def settled(self, nodeid: int) -> None:

@@ -35,7 +35,7 @@ from cpython.object cimport PyObject
 
 from stackfs.cext.backing cimport backing_t
 from stackfs.cext.callback_data cimport FILE_OBJECT, FO_COHERENT, statx_t
-from stackfs.cext.connection cimport connection_t, notices_settled
+from stackfs.cext.connection cimport connection_t, notices_queued, notices_settled
 from stackfs.cext.impersonation cimport revert_to_self
 from stackfs.cext.inode_table cimport (
     descriptors_shed, inode_table_t, make_id, name_holder, node_close, node_get, node_hold, node_id, node_lookups, node_open,
@@ -234,7 +234,7 @@ cdef enum:
     LATER = 2000 * MILLISECOND
     SETTLING = 65536                     # events that are told again; more: everything is forgotten
     SWEEP = 1000 * MILLISECOND
-    FLUSH = 40                           # seconds: shorter than the kernel waits for a lease to be let go of
+    FLUSH = 5 * MILLISECOND              # the kernel takes longer for pages that are being read: looked at again and again
     UNWATCHABLE = 2                      # node_t.strayed of a directory
     EVENTS = 65536                       # bytes of events read at a time
     PROC_PATH = 32
@@ -245,7 +245,7 @@ cdef struct lease_t:
     lease_t *older
     int fd
     int held
-    int breaking
+    int breaking                         # 1: it has begun; 2: listeners were asked; 3: the kernel was told
     int asked                            # listeners that have not settled it
     int own                              # it breaks for an open of ours
     uint32_t opens
@@ -255,6 +255,7 @@ cdef struct lease_t:
     int64_t delay
     int64_t own_until
     int64_t since                        # it breaks
+    uint64_t told                        # so many notices, and the kernel has forgotten
 
 cdef struct watch_t:
     watch_key_t key
@@ -487,6 +488,7 @@ cdef bint coherence_opened(coherence_t *coherence, FILE_OBJECT *file) noexcept n
     cdef lease_t *lease
     cdef uint32_t mode = file.OpenFlags & <uint32_t>O_ACCMODE
     cdef bint held = False
+    cdef bint leased = False
     cdef bint had = False
     cdef int fd = -1
     if load_int(&coherence.thread_id) == 0:
@@ -521,6 +523,7 @@ cdef bint coherence_opened(coherence_t *coherence, FILE_OBJECT *file) noexcept n
         if not lease.held:
             lease.delay = FIRST_TRY
             try_locked(coherence, lease, monotonic_time())
+        leased = lease.held and not lease.breaking
     pthread_mutex_unlock(&coherence.mutex)
     if fd >= 0:
         close(fd)
@@ -528,7 +531,7 @@ cdef bint coherence_opened(coherence_t *coherence, FILE_OBJECT *file) noexcept n
         node_put(nodes_of(coherence), node)
     if evicted is not NULL:
         node_put(nodes_of(coherence), evicted)
-    if not held:
+    if not leased:
         volume_forget_data(coherence.volume, node, -1, 0)
     return held
 
@@ -620,24 +623,20 @@ cdef void begin_break_locked(coherence_t *coherence, lease_t *lease, int64_t now
     store_uint(&lease.node.leased, 0)
 
 
-cdef lease_t *next_breaking_locked(coherence_t *coherence, int state) noexcept nogil:
-    """breaking: 1: just begun; 2: listeners were asked; 3: the kernel was told."""
-    cdef lease_t *lease = coherence.newest
-    while lease is not NULL and lease.breaking != state:
-        lease = lease.older
-    return lease
-
-
 cdef void settle_breaks(coherence_t *coherence, int64_t now) noexcept nogil:
     """Each in its turn: ask the listeners; have the kernel forget; wait until it has; let go."""
     cdef lease_t *lease
     cdef node_t *gone
-    cdef bint own, flush = False
+    cdef connection_t *connection = <connection_t *>coherence.connection
+    cdef uint64_t first = 0
+    cdef bint own
     if coherence.breaking == 0:
         return
     while True:
         pthread_mutex_lock(&coherence.mutex)
-        lease = next_breaking_locked(coherence, 1)
+        lease = coherence.newest
+        while lease is not NULL and lease.breaking != 1:
+            lease = lease.older
         own = lease is not NULL and lease.own
         if lease is not NULL:
             lease.breaking = 2
@@ -651,18 +650,20 @@ cdef void settle_breaks(coherence_t *coherence, int64_t now) noexcept nogil:
     while lease is not NULL:
         if lease.breaking == 2 and (load_int(&lease.asked) <= 0 or now - lease.since > <int64_t>FOREIGN_LIMIT * 1000 * MILLISECOND):
             lease.breaking = 3
-            flush = True
             volume_forget_data(coherence.volume, lease.node, 0, 0)
+            lease.told = 0 if connection is NULL else notices_queued(connection)
+        if lease.breaking == 3 and (first == 0 or lease.told < first):
+            first = lease.told
         lease = lease.older
     pthread_mutex_unlock(&coherence.mutex)
-    if not flush:
-        return
-    if coherence.connection is not NULL:
-        notices_settled(<connection_t *>coherence.connection, <int64_t>FLUSH * 1000 * MILLISECOND)
+    if connection is not NULL:
+        notices_settled(connection, first, FLUSH)
     while True:
         gone = NULL
         pthread_mutex_lock(&coherence.mutex)
-        lease = next_breaking_locked(coherence, 3)
+        lease = coherence.newest
+        while lease is not NULL and not (lease.breaking == 3 and (connection is NULL or notices_settled(connection, lease.told, 0))):
+            lease = lease.older
         if lease is not NULL:
             lease.breaking = 0
             coherence.breaking -= 1
@@ -955,7 +956,7 @@ cdef int until_next(coherence_t *coherence, int64_t now) noexcept nogil:
     """Milliseconds."""
     cdef int64_t due = coherence.next_sweep
     cdef int passes
-    if load_int(&coherence.opens_waiting):
+    if load_int(&coherence.opens_waiting) or coherence.breaking:
         return OPEN_RETRY
     pthread_mutex_lock(&coherence.mutex)
     if coherence.next_try and coherence.next_try < due:

@@ -49,5 +49,6 @@ cdef void refuse_all(connection_t *connection) noexcept nogil
 # Queued for the notifier; -ENOMEM, or -ENODEV after the end.
 cdef int queue_notice(connection_t *connection, const char *data, uint32_t length) noexcept nogil
 cdef int notify_kernel(void *connection, const char *data, uint32_t length) noexcept nogil        # the same, for notices.pyx
-# Until what has been queued by now is written; False: not within so many nanoseconds (-1: however long), or never.
-cdef bint notices_settled(connection_t *connection, int64_t limit) noexcept nogil
+# How many have been queued; and, until so many are written: False: not within so many nanoseconds (-1: however long), or never.
+cdef uint64_t notices_queued(connection_t *connection) noexcept nogil
+cdef bint notices_settled(connection_t *connection, uint64_t target, int64_t limit) noexcept nogil

@@ -169,8 +169,15 @@ cdef int queue_notice(connection_t *connection, const char *data, uint32_t lengt
     return 0
 
 
-cdef bint notices_settled(connection_t *connection, int64_t limit) noexcept nogil:
-    cdef uint64_t target
+cdef uint64_t notices_queued(connection_t *connection) noexcept nogil:
+    cdef uint64_t count
+    pthread_mutex_lock(&connection.notify_lock)
+    count = connection.notices_queued
+    pthread_mutex_unlock(&connection.notify_lock)
+    return count
+
+
+cdef bint notices_settled(connection_t *connection, uint64_t target, int64_t limit) noexcept nogil:
     cdef timespec until
     cdef int64_t end
     cdef bint settled
@@ -179,7 +186,6 @@ cdef bint notices_settled(connection_t *connection, int64_t limit) noexcept nogi
         until.tv_sec = end // 1000000000
         until.tv_nsec = end % 1000000000
     pthread_mutex_lock(&connection.notify_lock)
-    target = connection.notices_queued
     while connection.notices_written < target and not connection.notify_stop and connection.has_notifier:
         if limit < 0:
             pthread_cond_wait(&connection.notify_changed, &connection.notify_lock)

@@ -21,7 +21,7 @@ from posix.unistd cimport _SC_PAGESIZE, close, getpid, sysconf
 
 from stackfs.cext.backing cimport backing_t
 from stackfs.cext.connection cimport (
-    connection_end, connection_free, connection_init, connection_start, connection_stop_notifier, connection_t, notices_settled, notify_kernel,
+    connection_end, connection_free, connection_init, connection_start, connection_stop_notifier, connection_t, notices_queued, notices_settled, notify_kernel,
     queue_notice,
     refuse_all, was_interrupted)
 from stackfs.cext.includes.fuse_wire cimport *
@@ -326,7 +326,7 @@ cdef class Device:
         cdef int64_t limit = -1 if timeout is None else <int64_t>(<double>timeout * 1e9)
         cdef bint settled
         with nogil:
-            settled = notices_settled(connection, limit)
+            settled = notices_settled(connection, notices_queued(connection), limit)
         return bool(settled)
 
     # ---- what it is and what it did ----

@@ -1179,6 +1179,8 @@ cdef int finish(vfs_request_t *request) noexcept nogil:
             request.out_fh = request.file.fh
             if opcode != OPENDIR:
                 choose_mode(request, backing)
+                if opcode != OPEN and load_bits(&request.file.Flags) & FO_COHERENT and load_uint(&request.file.Node.leased) == 0:
+                    request.attr_timeout = 0
             handle_publish(backing.handles, request.handle)
         request.handle = NULL
     elif request.handle is not NULL:

@@ -1,11 +1,11 @@
 """Changes made beside the mount are noticed (-o coherence=lease): what is covered here, and what is said of it.
 
-The work is cext/coherence.pyx's: leases for data, fanotify(7) for names and attributes. This decides how many descriptors it
-may have, tells at the mount and in `stackfs status` what this kernel, this user or this filesystem does not allow, and has
-everything forgotten when more has happened than the kernel kept for us.
+The work is cext/coherence.pyx's: leases for data, fanotify(7) for names and attributes. This decides how many
+descriptors it may have, tells at the mount and in `stackfs status` what this kernel, this user or this filesystem does
+not allow, and has everything forgotten when more has happened than the kernel kept for us.
 
-What is not covered is not believed: a file without a lease keeps nothing in the page cache, and names and attributes in a
-directory that is not watched count for SHORT_SECONDS.
+What is not covered is not believed: a file without a lease keeps nothing in the page cache, and names and attributes in
+a directory that is not watched count for SHORT_SECONDS (docs/coherence.md).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LEASES_ENABLED: Final = Path("/proc/sys/fs/leases-enable")
 
 
 class Watch:
-    """Of one mounted volume. `believed`: seconds, as the volume's own time-outs: 0, names and attributes are not cached."""
+    """Of one mounted volume. `believed`: seconds, as the volume's time-outs; 0: names and attributes are not cached."""
 
     def __init__(self, volume: Volume, source: str, believed: float, descriptors: int) -> None:
         share = max(64, descriptors // SHARE)

@@ -361,9 +361,10 @@ class Volume(FltObject):
         return self.is_mounted is not None and not self.is_mounted()
 
     def on_foreign_change(self, listener: Callable[[int, int, bytes | None], object]) -> None:
-        """With coherence=lease: listener(nodeid, what, name) when the backing directory was changed beside the mount, or, of a
-        file's data (FOREIGN_DATA), is about to be: True then keeps the writer waiting until foreign_settled(nodeid). By a
-        thread that must not be kept. FltError STATUS_NOT_SUPPORTED: the volume notices nothing. cext/coherence.pxd has more."""
+        """With coherence=lease: listener(nodeid, what, name) when the backing directory was changed beside the mount,
+        or, of a file's data (FOREIGN_DATA), is about to be: True then keeps the writer waiting until
+        foreign_settled(nodeid). By a thread that must not be kept. FltError STATUS_NOT_SUPPORTED: the volume notices
+        nothing. docs/coherence.md has more."""
         if self.coherence is None:
             raise FltError(NtStatus.STATUS_NOT_SUPPORTED, f"{self} does not notice what is changed beside it")
         self.coherence.on_change(listener)
