@@ -1073,7 +1073,7 @@ cdef int open_for_locks(backing_t *backing, node_t *node) noexcept nogil:
     cdef int fd = open_node(backing, node, O_RDWR | O_NONBLOCK)
     if fd < 0 and fd != -EAGAIN:
         fd = open_node(backing, node, O_RDONLY | O_NONBLOCK)
-    if fd < 0:
+    if fd < 0 and fd != -EAGAIN:
         fd = open_node(backing, node, O_WRONLY | O_NONBLOCK)
     return fd
 
