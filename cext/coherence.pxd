@@ -20,7 +20,8 @@ cdef enum:
 # For filters that keep something about files, such as oplocks: called by the coherence thread, which holds no lock and must
 # not be kept. Node lives during the call. Of FOREIGN_DATA: False: settled; True: it will be, by coherence_settled(), within
 # FOREIGN_LIMIT: until then the writer waits. Name: of FOREIGN_NAME, `Length` bytes; else NULL.
-ctypedef bint (*foreign_function)(void *context, FLT_VOLUME *Volume, node_t *Node, int What, const char *Name, uint32_t Length) noexcept nogil
+ctypedef bint (*foreign_function)(
+    void *context, FLT_VOLUME *Volume, node_t *Node, int What, const char *Name, uint32_t Length) noexcept nogil
 
 cdef enum:
     FOREIGN_FUNCTIONS = 8
@@ -28,9 +29,9 @@ cdef enum:
 
 # 0, -ENODEV: the volume has no coherence, -ENOSPC: as many as there may be. After coherence_off_change() it is not called any
 # more, and is not being called.
-cdef int coherence_on_change(FLT_VOLUME *Volume, foreign_function function, void *context) noexcept nogil
-cdef void coherence_off_change(FLT_VOLUME *Volume, foreign_function function, void *context) noexcept nogil
-cdef void coherence_settled(FLT_VOLUME *Volume, const node_t *Node) noexcept nogil
+cdef int coherence_on_change(FLT_VOLUME *volume, foreign_function function, void *context) noexcept nogil
+cdef void coherence_off_change(FLT_VOLUME *volume, foreign_function function, void *context) noexcept nogil
+cdef void coherence_settled(FLT_VOLUME *volume, const node_t *node) noexcept nogil
 
 cdef struct lease_t                      # a file that is open, or was, and may be cached (coherence.pyx)
 cdef struct watch_t                      # a directory that is watched

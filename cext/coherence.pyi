@@ -38,7 +38,7 @@ class Coherence:
         unwatched_directories, watch_error (the last errno of those), events, overflows."""
 
     def on_change(self, listener: Callable[[int, int, bytes | None], object]) -> None:
-        """listener(nodeid, what, name), by the coherence thread, as foreign_function in coherence.pxd; what: FOREIGN_*."""
+        """listener(nodeid, what, name), by our thread, as foreign_function in coherence.pxd; what: FOREIGN_*"""
 
     def off_change(self, listener: Callable[[int, int, bytes | None], object]) -> None: ...
     def settled(self, nodeid: int) -> None:

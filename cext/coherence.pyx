@@ -155,7 +155,13 @@ cdef extern from *:
         for (i = 0; i < length; i++) hash = (hash ^ at[i]) * 16777619u;
         return hash ^ hash >> 15;
     }
-    typedef struct { unsigned long long mask; int pid; int overflow; struct watch_key key; const char *name; size_t name_length; } noticed_t;
+    typedef struct {
+        unsigned long long mask;
+        int pid, overflow;
+        struct watch_key key;
+        const char *name;
+        size_t name_length;
+    } noticed_t;
     /* The event at `at`, of `left` bytes; what it takes of them, 0: no more. */
     static inline size_t stackfs_event(const char *at, size_t left, noticed_t *noticed)
     {
@@ -1020,8 +1026,8 @@ cdef void *coherence_main(void *argument) noexcept nogil:
 
 # --- listeners ----------------------------------------------------------------------------------------------------
 
-cdef int coherence_on_change(FLT_VOLUME *Volume, foreign_function function, void *context) noexcept nogil:
-    cdef coherence_t *coherence = coherence_of(Volume)
+cdef int coherence_on_change(FLT_VOLUME *volume, foreign_function function, void *context) noexcept nogil:
+    cdef coherence_t *coherence = coherence_of(volume)
     cdef int i, error = -ENOSPC
     if coherence is NULL:
         return -ENODEV
@@ -1035,8 +1041,8 @@ cdef int coherence_on_change(FLT_VOLUME *Volume, foreign_function function, void
     return error
 
 
-cdef void coherence_off_change(FLT_VOLUME *Volume, foreign_function function, void *context) noexcept nogil:
-    cdef coherence_t *coherence = coherence_of(Volume)
+cdef void coherence_off_change(FLT_VOLUME *volume, foreign_function function, void *context) noexcept nogil:
+    cdef coherence_t *coherence = coherence_of(volume)
     cdef int i
     if coherence is NULL:
         return
@@ -1047,13 +1053,13 @@ cdef void coherence_off_change(FLT_VOLUME *Volume, foreign_function function, vo
     pthread_mutex_unlock(&coherence.calling)
 
 
-cdef void coherence_settled(FLT_VOLUME *Volume, const node_t *Node) noexcept nogil:
-    cdef coherence_t *coherence = coherence_of(Volume)
+cdef void coherence_settled(FLT_VOLUME *volume, const node_t *node) noexcept nogil:
+    cdef coherence_t *coherence = coherence_of(volume)
     cdef lease_t *lease
     if coherence is NULL:
         return
     pthread_mutex_lock(&coherence.mutex)
-    lease = <lease_t *>Node.lease
+    lease = <lease_t *>node.lease
     if lease is not NULL:
         add_int(&lease.asked, -1)
     pthread_mutex_unlock(&coherence.mutex)

@@ -1,4 +1,4 @@
-"""Changes made beside the mount are noticed (-o coherence=lease): with programs, a second mount, and without a mount."""
+"""Changes made beside the mount are noticed (-o coherence=lease): with programs, a second mount, without a mount."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ path, pipe = sys.argv[1], sys.stdin
 fd = os.open(path, os.O_RDONLY)
 view = mmap.mmap(fd, 8192, prot=mmap.PROT_READ) if sys.argv[2] == "map" else None
 print("ready", flush=True)
-for line in pipe:                       # after the deadline nothing else is read; stay: it does not go back to what it was
+for line in pipe:        # after the deadline nothing else is read; stay: it does not go back to what it was
     at, deadline, wanted, stay = line.split()
     at, wanted, late = int(at), wanted.encode(), False
     while not late:
@@ -100,7 +100,7 @@ for line in pipe:                       # after the deadline nothing else is rea
 
 
 def rounds(first: Drive, second: Drive, number: int) -> None:
-    """Readers of the first mount keep the file open, one of them mapped; it is written on the second and beside both."""
+    """Readers of the first mount keep the file open, one of them mapped; others write on the second and beside both."""
     chance = random.Random(number)
     below = first.src / "shared"
     below.write_bytes(b"-" * 8192)
@@ -173,7 +173,7 @@ def test_what_nobody_writes_is_cached_for_long(drive: Callable[..., Drive], lane
 
 
 def test_a_writer_who_was_there_first(drive: Callable[..., Drive], lanes: str) -> None:
-    """Has the file open, or mapped, before anybody opens it on the mount: no lease, and nothing is kept. A store through
+    """Has the file open, or mapped, before anybody opens it on the mount: no lease, nothing is kept. A store through
     a mapping is announced by nothing at all."""
     made = drive(*LEASE)
     below = made.src / "f"
@@ -342,10 +342,12 @@ def test_other_users_with_permissions_stack(drive: Callable[..., Drive], lanes: 
     made.src.chmod(0o777)
     (made.src / "f").write_bytes(b"old")
     (made.src / "f").chmod(0o644)
-    text = "import sys\nf = open(sys.argv[1], 'rb', 0)\nprint('ready', flush=True)\nsys.stdin.readline()\nprint(f.read())"
+    text = "import sys\nf = open(sys.argv[1], 'rb', 0)\nprint('ready', flush=True)\n"
+    text += "sys.stdin.readline()\nprint(f.read())"
     command = [sys.executable, "-c", text, str(made.mnt / "f")]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, user=54321, group=54321, extra_groups=[], stdin=pipe, stdout=pipe, text=True) as reader:
+    user = {"user": 54321, "group": 54321, "extra_groups": []}
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, **user) as reader:  # type: ignore[call-overload]
         assert reader.stdout is not None
         assert reader.stdout.readline() == "ready\n"
         assert status(made)["coherence"]["leases"] == 1

@@ -124,7 +124,8 @@ def test_a_user_notices_what_is_changed_beside_his_drive(home: Path) -> None:
     (source / "theirs").chmod(0o644)
     as_user(USER, STACKFS, "mount", source, drive, "-o", "coherence=lease", home=home)
     program = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", sys.executable, "-c", CHANGES]
-    with subprocess.Popen([*program, drive, source], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*program, drive, source], stdin=pipe, stdout=pipe, text=True) as process:
         assert process.stdin is not None and process.stdout is not None
         assert process.stdout.readline() == "old old\n"
         shown = as_user(USER, STACKFS, "status", home=home).stdout
