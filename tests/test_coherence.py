@@ -138,6 +138,7 @@ def test_readers_see_what_others_write(drive: Callable[..., Drive], lanes: str) 
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_readers_see_what_others_write_ten_thousand_times(drive: Callable[..., Drive]) -> None:
     first = drive(*LEASE)
     second = beside(drive, first, *LEASE)
