@@ -81,7 +81,7 @@ def extension(source: Path) -> Extension:
     return Module(
         ".".join(inside.with_suffix("").parts),
         [str(inside)],
-        include_dirs=["cext/includes"],
+        include_dirs=["cext/includes", str(source.parent.relative_to(ROOT))],
         define_macros=[("_GNU_SOURCE", None), ("_FILE_OFFSET_BITS", "64")],
         extra_compile_args=COMPILE_ARGUMENTS,
         extra_link_args=LINK_ARGUMENTS,

@@ -7,6 +7,7 @@ Everything happens in a fresh directory under the temporary directory:
     files/      the backing directory, where the files end up
     trail/      audit's segments; audit.key is the key that verifies them
     private/    an encrypted drive over vault/
+    shared/     drive/, on which two programs share a cached file, over files/
     drive.toml  mountpoints/demo.toml, copied: its relative paths mean this directory
 
 Each step prints the commands it runs, so that a reader can type them. Whatever touches the drive runs in a process of
@@ -33,7 +34,7 @@ from rich.rule import Rule
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))       # when it is run as a file, not with -m
 
-from benchmarks import mounts
+from benchmarks import mounts, tutorial
 from stackfs.errors import ExitCode
 
 ROOT = mounts.ROOT
@@ -123,6 +124,7 @@ class Demo:
         self.trail = work / "trail"
         self.vault = work / "vault"
         self.private = work / "private"
+        self.shared = work / "shared" / "drive"
         self.key = work / "audit.key"
         self.toml = work / "drive.toml"
         self.step_number = 0
@@ -315,6 +317,23 @@ class Demo:
         self.stackfs("umount", self.private)
         self.stackfs("encryption", "fsck", self.vault, "--passfile", phrase, last=1)
 
+    def oplocks(self) -> None:
+        self.step("Two programs that cache one file, and are told in time (docs/oplocks.md)")
+        files = self.shared.parent / "files"
+        for folder in (files, self.shared):
+            folder.mkdir(parents=True)
+        self.stackfs("mount", files, self.shared, "-o", "filter=oplock")
+
+        def look(command: str) -> None:
+            if command.startswith("echo"):
+                self.stackfs("oplocks", self.shared)
+
+        try:
+            tutorial.play(self.shared.parent, lambda line: self.console.print(line, markup=False), look)
+        except (AssertionError, subprocess.SubprocessError) as error:
+            raise DemoFailed(str(error)) from error
+        self.stackfs("umount", self.shared)
+
     def end(self) -> None:
         self.step("The end")
         self.stackfs("umount", self.drive)
@@ -334,7 +353,7 @@ class Demo:
 
     def clear_away(self) -> None:
         """Unmount by any means."""
-        for drive in (self.private, self.drive):
+        for drive in (self.shared, self.private, self.drive):
             if not mounts.is_mounted(drive):
                 continue
             try:
@@ -392,6 +411,7 @@ def main() -> int:
         demo.audit()
         demo.compare()
         demo.encrypted()
+        demo.oplocks()
         if keep:
             demo.keep()
             kept = True

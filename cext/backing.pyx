@@ -37,6 +37,7 @@ from stackfs.cext.callback_data cimport (
     READ_WRITE_PARAMETERS, REQUESTOR, SECURITY_PARAMETERS, SET_FILE_PARAMETERS, FileAllocationInformation,
     FileBasicInformation, FileDispositionInformation, FileEndOfFileInformation, FileLinkInformation,
     FilePositionInformation, lock_range_t, node_t, statx_t)
+from stackfs.cext.coherence cimport coherence_free, coherence_open_waits, coherence_own_open, coherence_t, coherence_watch
 from stackfs.cext.credentials cimport add_group, assume, credentials_t, drop_fsetid, restore
 from stackfs.cext.extents cimport extent_allocate, extent_copy, extent_mode_zeroes, extent_seek
 from stackfs.cext.file_flags cimport file_flags, is_file_flags
@@ -210,6 +211,8 @@ cdef backing_t *backing_new(int root_fd, uint32_t descriptor_limit, int checks) 
 cdef void backing_free(backing_t *backing) noexcept nogil:
     locks_free(backing.locks)
     handles_free(backing.handles)
+    if backing.coherence is not NULL:
+        coherence_free(<coherence_t *>backing.coherence)
     table_free(backing.nodes)
     bypass_free(backing.bypass)
     free(backing)
@@ -284,6 +287,8 @@ cdef int found_below(backing_t *backing, vfs_request_t *request, int directory_f
     cdef identity_t what
     cdef uint32_t changes = 0
     cdef int result, tries
+    if backing.coherence is not NULL:
+        request.covered = coherence_watch(<coherence_t *>backing.coherence, directory, directory_fd)
     for tries in range(LOOKUP_TRIES):
         if opened_fd >= 0:
             result = statx(opened_fd, b"", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_BTIME, &request.info)
@@ -379,6 +384,10 @@ cdef int open_node(backing_t *backing, node_t *node, int flags) noexcept nogil:
         return fd
     snprintf(path, PROC_PATH, b"/proc/self/fd/%d", fd)
     flags = (flags & OPENS_WITH) | O_CLOEXEC | O_NOCTTY
+    if backing.coherence is not NULL:    # -EAGAIN: somebody has a lease on it, and was told to give it up
+        flags |= O_NONBLOCK
+        if flags & (O_ACCMODE | O_TRUNC):
+            coherence_own_open(<coherence_t *>backing.coherence, node)
     while True:
         opened = open(path, flags & ~O_APPEND)
         error = errno
@@ -391,6 +400,24 @@ cdef int open_node(backing_t *backing, node_t *node, int flags) noexcept nogil:
         opened = -error
     node_close(backing.nodes, node)
     return opened
+
+
+cdef int wait_for_lease(backing_t *backing, vfs_request_t *request, operation_t *op, node_t *node) noexcept nogil:
+    """An open got -EAGAIN: it waits until the lease is broken, without a thread, as for a lock. What the operation is to return."""
+    cdef lock_wait_t *waiting = &request.waiting
+    if load_int(&waiting.cancelled):
+        return -EINTR
+    if waiting.error:
+        return -waiting.error
+    waiting.node = node
+    waiting.lease = 1
+    if not waiting.entered:
+        waiting.unique = request.unique
+    waiting.generation = locks_generation(backing.locks)
+    waiting.wanted = 1
+    op.would_block = 2
+    coherence_open_waits(<coherence_t *>backing.coherence)
+    return 0
 
 
 cdef int open_to_execute(backing_t *backing, node_t *node, int flags) noexcept nogil:
@@ -551,6 +578,8 @@ cdef int perform_create(backing_t *backing, vfs_request_t *request, operation_t 
     if fd == -EACCES and flags_for_base(op, flags) != flags:
         fd = open_node(backing, file.Node, flags)
         file.Flags |= FO_UNREADABLE
+    if fd == -EAGAIN and backing.coherence is not NULL:
+        return wait_for_lease(backing, request, op, file.Node)
     if fd < 0:
         return fd
     file.fd = fd
@@ -1013,6 +1042,9 @@ cdef int64_t perform_lock(backing_t *backing, vfs_request_t *request, operation_
             result = 0
             if entry.fd < 0:
                 result = open_for_locks(backing, file.Node)
+                if result == -EAGAIN and backing.coherence is not NULL:
+                    lock_owner_put(backing.locks, entry)
+                    return wait_for_lease(backing, request, op, file.Node)
                 if result >= 0:
                     lock_owner_opened(backing.locks, entry, result)
                     result = 0
@@ -1026,6 +1058,7 @@ cdef int64_t perform_lock(backing_t *backing, vfs_request_t *request, operation_
     waiting.node = file.Node
     waiting.owner = lock.LockOwner
     waiting.range = wanted
+    waiting.lease = 0
     waiting.flock = lock.Flock
     if not waiting.entered:
         waiting.unique = request.unique
@@ -1038,9 +1071,9 @@ cdef int64_t perform_lock(backing_t *backing, vfs_request_t *request, operation_
 cdef int open_for_locks(backing_t *backing, node_t *node) noexcept nogil:
     """A write lock needs a descriptor open for writing. Where the file cannot be written nobody has one to lock it with."""
     cdef int fd = open_node(backing, node, O_RDWR | O_NONBLOCK)
-    if fd < 0:
+    if fd < 0 and fd != -EAGAIN:
         fd = open_node(backing, node, O_RDONLY | O_NONBLOCK)
-    if fd < 0:
+    if fd < 0 and fd != -EAGAIN:
         fd = open_node(backing, node, O_WRONLY | O_NONBLOCK)
     return fd
 
@@ -1236,6 +1269,8 @@ cdef void perform(operation_t *op) noexcept nogil:
             tell_sections(op)
             result = truncate_file(backing, op.data.Thread, file, p.Parameters.SetFile.EndOfFile,
                                    p.Parameters.SetFile.Flags & FATTR_KILL_SUIDGID)
+            if result == -EAGAIN and backing.coherence is not NULL:
+                result = wait_for_lease(backing, request, op, file.Node)
         elif p.Parameters.SetFile.FileInformationClass == FileAllocationInformation:
             result = -EBADF if file.fd < 0 else allocate(op, file, p.Parameters.SetFile.Flags,
                                                          p.Parameters.SetFile.AllocationOffset, p.Parameters.SetFile.AllocationLength)

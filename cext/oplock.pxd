@@ -200,6 +200,8 @@ cdef NTSTATUS oplock_notify(oplock_t *oplock, oplock_record_t *record) noexcept 
 cdef void oplock_close(oplock_t *oplock, const oplock_open_t *open) noexcept nogil
 cdef bint oplock_reserve(oplock_t *oplock, const oplock_open_t *open) noexcept nogil
 cdef void oplock_unreserve(oplock_t *oplock, const oplock_open_t *open) noexcept nogil
+# Another open takes the place of this one, with its keys: what it holds, has to acknowledge and has reserved is the other's.
+cdef void oplock_move(oplock_t *oplock, const oplock_open_t *open, const oplock_open_t *to) noexcept nogil
 cdef void oplock_cancel(oplock_record_t *record) noexcept nogil                # it gives up what it holds, or waits no more
 cdef oplock_t *oplock_new() noexcept nogil
 cdef void oplock_end(oplock_t *oplock) noexcept nogil                          # all are cancelled; it goes with the last record
@@ -224,6 +226,11 @@ cdef int FltOplockBreakToNoneEx(OPLOCK *Oplock, FLT_CALLBACK_DATA *CallbackData,
                                 PFLTOPLOCK_PREPOST_CALLBACKDATA_ROUTINE PrePostCallbackDataRoutine) noexcept nogil
 cdef bint FltOplockIsSharedRequest(const FLT_CALLBACK_DATA *CallbackData) noexcept nogil
 cdef bint FltOplockKeysEqual(const FILE_OBJECT *Fo1, const FILE_OBJECT *Fo2) noexcept nogil
+# What an operation is in the table. False: nothing that oplocks have to do with.
+cdef bint oplock_operation_breaks(const FLT_CALLBACK_DATA *data, oplock_break_t *what) noexcept nogil
+# FltCheckOplock for an open that the operation makes by itself: an FSCTL that opens a file. The operation is an IRP, and pends.
+cdef int oplock_check_open(OPLOCK *Oplock, FLT_CALLBACK_DATA *CallbackData, oplock_break_t *What, void *Context,
+                           PFLTOPLOCK_WAIT_COMPLETE_ROUTINE WaitCompletionRoutine) noexcept nogil
 # A wait routine: the operation goes on, or ends if it was cancelled.
 cdef void oplock_go_on(FLT_CALLBACK_DATA *CallbackData, void *Context) noexcept nogil
 

@@ -890,6 +890,23 @@ cdef void oplock_close(oplock_t *oplock, const oplock_open_t *open) noexcept nog
     flush(&due)
 
 
+cdef void oplock_move(oplock_t *oplock, const oplock_open_t *open, const oplock_open_t *to) noexcept nogil:
+    cdef oplock_list_t *lists[OPLOCK_LISTS]
+    cdef oplock_record_t *each
+    cdef int i
+    oplock_lists(oplock, lists)
+    pthread_mutex_lock(&oplock.lock)
+    for i in range(OPLOCK_LISTS):
+        each = lists[i].first
+        while each != NULL:
+            if each.open == open:
+                each.open = to
+            each = each.next
+    if oplock.reserved == open:
+        oplock.reserved = to
+    pthread_mutex_unlock(&oplock.lock)
+
+
 cdef void oplock_cancel(oplock_record_t *record) noexcept nogil:
     """By whoever holds the reference of the one that may cancel it, which is given back here."""
     cdef oplock_t *oplock = record.oplock
@@ -1065,7 +1082,7 @@ cdef NTSTATUS wait_in_place(oplock_t *oplock, const oplock_break_t *what, operat
     return status
 
 
-cdef bint operation_breaks(const FLT_CALLBACK_DATA *data, oplock_break_t *what) noexcept nogil:
+cdef bint oplock_operation_breaks(const FLT_CALLBACK_DATA *data, oplock_break_t *what) noexcept nogil:
     """What the operation is in the table. False: nothing that oplocks have to do with. Paging I/O is not (A9.22): it is the page
     cache's, and who uses that was checked before."""
     cdef const FLT_IO_PARAMETER_BLOCK *p = data.Iopb
@@ -1157,7 +1174,7 @@ cdef int check_operation(oplock_t *oplock, uint32_t flags, const checked_t *how)
     if data.Iopb.MajorFunction == IRP_MJ_CLEANUP and not flags & OPLOCK_FLAG_PARENT_OBJECT:
         oplock_close(oplock, &data.Iopb.TargetFileObject.Oplock)
         return FLT_PREOP_SUCCESS_WITH_CALLBACK
-    if not operation_breaks(data, &what) and not flags & OPLOCK_FLAG_PARENT_OBJECT:
+    if not oplock_operation_breaks(data, &what) and not flags & OPLOCK_FLAG_PARENT_OBJECT:
         return FLT_PREOP_SUCCESS_WITH_CALLBACK
     if flags & OPLOCK_FLAG_PARENT_OBJECT:
         what.operation = OPLOCK_PARENT
@@ -1170,7 +1187,7 @@ cdef int break_operation(oplock_t *oplock, int operation, uint32_t flags, const 
     cdef oplock_break_t what
     if oplock_state(oplock) == 0:
         return FLT_PREOP_SUCCESS_WITH_CALLBACK
-    operation_breaks(how.data, &what)
+    oplock_operation_breaks(how.data, &what)
     what.open = &how.data.Iopb.TargetFileObject.Oplock
     what.operation = <uint8_t>operation
     what.stat_only = what.spares_filter = 0
@@ -1318,6 +1335,14 @@ cdef int FltCheckOplockEx(OPLOCK *Oplock, FLT_CALLBACK_DATA *CallbackData, uint3
                           PFLTOPLOCK_PREPOST_CALLBACKDATA_ROUTINE PrePostCallbackDataRoutine) noexcept nogil:
     cdef checked_t how = natively(CallbackData, Context, WaitCompletionRoutine, PrePostCallbackDataRoutine)
     return check_operation(Oplock[0], Flags, &how)
+
+
+cdef int oplock_check_open(OPLOCK *Oplock, FLT_CALLBACK_DATA *CallbackData, oplock_break_t *What, void *Context,
+                           PFLTOPLOCK_WAIT_COMPLETE_ROUTINE WaitCompletionRoutine) noexcept nogil:
+    cdef checked_t how = natively(CallbackData, Context, WaitCompletionRoutine, NULL)
+    if oplock_state(Oplock[0]) == 0:
+        return FLT_PREOP_SUCCESS_WITH_CALLBACK
+    return check_with(Oplock[0], What, 0, &how)
 
 
 cdef int FltOplockBreakH(OPLOCK *Oplock, FLT_CALLBACK_DATA *CallbackData, uint32_t Flags, void *Context,

@@ -22,6 +22,9 @@ cdef enum:
     # A native callback that makes no system call for which it matters who the thread is: it may then run with the
     # rights of the caller (impersonation.pxd), which spares two changes an operation. All others run as the daemon.
     CALLBACK_AS_ANYBODY = 0x80000000
+    # A native callback that is not called while its instance is asleep (instance_sleep()): where no other instance has registered
+    # the operation, it then costs what it costs when nobody has.
+    CALLBACK_SLEEPS = 0x40000000
 
 # What clears the way again, or closes, reaches the base whatever a filter does: CLEANUP and CLOSE, and each RELEASE_FOR_*.
 cdef inline bint is_release(uint8_t major) noexcept nogil:
@@ -72,6 +75,7 @@ cdef struct FLT_INSTANCE:
     callback_t *Verified                 # [256]: what it has registered, while the verifier encloses it (verifier.pyx); or NULL
     void *NameProvider                   # name_provider_t * (names.pxd), or NULL: names are the same above it as below
     int DataScan                         # atomic: FltRegisterForDataScan has been called
+    int Asleep                           # atomic: its callbacks with CALLBACK_SLEEPS are not called; written under FLT_VOLUME.lock
     PFLT_SECTION_CONFLICT_NOTIFICATION_CALLBACK SectionConflict      # NULL: none, or Python's
     PyObject *PythonSectionConflict
 
@@ -168,6 +172,7 @@ ctypedef bint (*target_function)(const operation_t *op, const FLT_INSTANCE *inst
 cdef struct FLT_VOLUME:
     int lock                             # spin: guards the pointers in lists and taking a reference on what they point to
     callback_list_t *lists[256]          # NULL: nobody registered
+    uint8_t asleep[256]                  # atomic, written under the lock: all of the list's callbacks are asleep
     uint64_t next_request                # atomic
     base_function base
     base_function other_base             # of an operation that a filter has sent to another volume (retarget.pyx), and whether it may
@@ -256,6 +261,9 @@ cdef inline void about_to_wait(operation_t *op) noexcept nogil:
 cdef inline void about_to_call(operation_t *op) noexcept nogil:
     if op.announce_wait is not NULL:
         op.announce_wait(op, False)
+# Operations that begin from now on come, or do not come, to its callbacks with CALLBACK_SLEEPS. For an instance that is attached,
+# from any thread; what has begun before goes on as it began.
+cdef void instance_sleep(FLT_INSTANCE *instance, bint asleep) noexcept nogil
 cdef void operation_end(operation_t *op) noexcept nogil                                        # drops the list reference
 cdef callback_list_t *operation_take_list(operation_t *op) noexcept nogil                      # its reference is the caller's now; not NULL
 cdef void operation_join_list(operation_t *op, callback_list_t *callbacks) noexcept nogil         # walks the list of one that has it
@@ -288,6 +296,7 @@ cdef class NativeOperations:
     """A native filter's registration table: (major, flags, pre, post), filled by the filter's own Cython code."""
     cdef callback_t operations[256]
     cdef PFLT_SECTION_CONFLICT_NOTIFICATION_CALLBACK section_conflict    # or NULL
+    cdef void *name_provider             # name_provider_t * (names.pxd), which outlives this, or NULL
     cdef int abi                         # what the filter was compiled with: set() is part of the filter's own code
     cdef inline void set(self, int major, PFLT_PRE_OPERATION_CALLBACK pre, PFLT_POST_OPERATION_CALLBACK post,
                          uint32_t flags) noexcept:

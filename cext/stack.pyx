@@ -41,7 +41,8 @@ from stackfs.cext.drain cimport (
     all_threads_see, come_to, drain_list, owner_enter, owner_leave, position_of)
 from stackfs.cext.contexts cimport volume_contexts_close
 from stackfs.cext.impersonation cimport revert_to_self
-from stackfs.cext.inode_table cimport inode_table_t, name_cache_purge, operation_path
+from stackfs.cext.inode_table cimport inode_table_t, name_cache_purge
+from stackfs.cext.paths cimport operation_path
 from stackfs.cext.ntstatus cimport (
     NT_SUCCESS, STATUS_FLT_DISALLOW_FAST_IO, STATUS_FLT_INTERNAL_ERROR, STATUS_FLT_INVALID_ASYNCHRONOUS_REQUEST,
     STATUS_FLT_POST_OPERATION_CLEANUP, STATUS_IO_DEVICE_ERROR, STATUS_PENDING, STATUS_REPARSE, STATUS_SUCCESS)
@@ -73,6 +74,8 @@ cdef extern from *:
     long stackfs_add(long *what, long by) nogil
     long stackfs_load(long *what) nogil
     callback_list_t *stackfs_load_list(callback_list_t **at) nogil
+    uint8_t stackfs_load_byte "stackfs_load_list"(uint8_t *at) nogil
+    void stackfs_store_byte "stackfs_store_list"(uint8_t *at, uint8_t value) nogil
     void stackfs_store_list(callback_list_t **at, callback_list_t *callbacks) nogil
     int stackfs_flag(int *what) nogil
     void stackfs_set_flag(int *what, int value) nogil
@@ -119,7 +122,7 @@ cdef void operation_begin(operation_t *op, FLT_VOLUME *volume, uint8_t major) no
     op.data.RequestorMode = 1
     op.current.MajorFunction = major
     op.layers = op.inline_layers
-    if stackfs_load_list(&volume.lists[major]) is NULL:
+    if stackfs_load_list(&volume.lists[major]) is NULL or stackfs_load_byte(&volume.asleep[major]):
         return
     stackfs_spin_lock(&volume.lock)
     callbacks = volume.lists[major]
@@ -135,6 +138,26 @@ cdef void operation_begin(operation_t *op, FLT_VOLUME *volume, uint8_t major) no
             if not always_goes_on(op):
                 op.data.IoStatus.Status = STATUS_FLT_INTERNAL_ERROR
                 op.state = OPERATION_DONE
+
+
+cdef bint all_asleep(callback_list_t *callbacks) noexcept nogil:
+    cdef uint32_t i
+    if callbacks is NULL:
+        return False
+    for i in range(callbacks.count):
+        if not callbacks.callbacks[i].flags & CALLBACK_SLEEPS or not callbacks.callbacks[i].instance.Asleep:
+            return False
+    return True
+
+
+cdef void instance_sleep(FLT_INSTANCE *instance, bint asleep) noexcept nogil:
+    cdef FLT_VOLUME *volume = instance.Related.Volume
+    cdef int major
+    stackfs_spin_lock(&volume.lock)
+    stackfs_set_flag(&instance.Asleep, asleep)
+    for major in range(MAJOR_FUNCTIONS):
+        stackfs_store_byte(&volume.asleep[major], all_asleep(volume.lists[major]))
+    stackfs_spin_unlock(&volume.lock)
 
 
 cdef inline void unlink(operation_t *op) noexcept nogil:
@@ -201,6 +224,8 @@ cdef inline bint skipped(const operation_t *op, const callback_t *callback) noex
     cdef bint transfer = op.current.MajorFunction == IRP_MJ_READ or op.current.MajorFunction == IRP_MJ_WRITE
     if flags == 0:
         return False
+    if flags & CALLBACK_SLEEPS and stackfs_flag(&callback.instance.Asleep):
+        return True
     if flags & FLTFL_OPERATION_REGISTRATION_SKIP_PAGING_IO and op.current.IrpFlags & IRP_PAGING_IO:
         return True
     if flags & FLTFL_OPERATION_REGISTRATION_SKIP_CACHED_IO:
@@ -587,7 +612,8 @@ cdef bint operation_hidden_from(operation_t *op, uint8_t major) noexcept nogil:
         j = 0
         while op.list is not NULL and j < op.list.count and not (
                 op.list.callbacks[j].instance is callbacks.callbacks[i].instance
-                and op.list.callbacks[j].pre is not NULL and op.list.callbacks[j].flags & ~<uint32_t>CALLBACK_AS_ANYBODY == 0):
+                and op.list.callbacks[j].pre is not NULL
+                and op.list.callbacks[j].flags & ~<uint32_t>(CALLBACK_AS_ANYBODY | CALLBACK_SLEEPS) == 0):
             j += 1
         if op.list is NULL or j == op.list.count:
             hidden = True
@@ -901,6 +927,9 @@ cdef class InstanceEntry(InstanceNames):
                 raise ValueError(f"it was compiled for version {native.abi} of the interface, and this release has {FILTER_ABI}: "
                                  "build the filter again")
             self.instance.SectionConflict = native.section_conflict
+            if native.name_provider is not NULL:
+                self.instance.NameProvider = native.name_provider
+                self.operations[NAME_PROVIDERS].instance = &self.instance
             for major in range(MAJOR_FUNCTIONS):
                 if is_known(major) and (
                         native.operations[major].pre is not NULL or native.operations[major].post is not NULL):
@@ -1163,6 +1192,7 @@ cdef class Stack(VolumeContexts):
         stackfs_spin_lock(&self.volume.lock)
         old = self.volume.lists[major]
         stackfs_store_list(&self.volume.lists[major], new)
+        stackfs_store_byte(&self.volume.asleep[major], all_asleep(new))
         stackfs_spin_unlock(&self.volume.lock)
         if old is not NULL:
             if old.awaits:

@@ -23,6 +23,7 @@ start type, and the table of options.
         "attach_with_bypassed": "allow",          # refuse: it does not attach while opens are bypassed, unseen
         "options": {"key": {"type": "size", "default": "64M", "min": "1M", "doc": "What it is."}},
         "commands": "module:attribute",           # a command group, imported only when it is used
+        "command": "NAME",                        # what the group is called; default: the filter's name
         "prepare": "module:attribute",            # called by whoever mounts, at his terminal, before the daemon begins
         "abi": 1,
     }
@@ -178,6 +179,8 @@ class Manifest:
     attach_with_bypassed: str = "allow"
     options: Mapping[str, OptionSpec] = dataclasses.field(default_factory=dict)
     commands: str | None = None
+    command: str = ""
+    """What `stackfs` calls the group of `commands`."""
     prepare: str | None = None
     abi: int = FILTER_ABI
 
@@ -419,6 +422,7 @@ class _Reader:
             attach_with_bypassed=self.string(data, "attach_with_bypassed", "allow"),
             options=self.options(data),
             commands=places.get("commands"),
+            command=self.matching(data, "command", NAME, "a command's name: 1 to 64 of A-Z a-z 0-9 _ . -", name),
             prepare=places.get("prepare"),
         )
         self.check_unique(manifest)

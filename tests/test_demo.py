@@ -60,6 +60,7 @@ def test_demo(top: Path) -> None:
     assert re.search(r"^readonly ", text, re.MULTILINE), "readonly is not in the table of instances"
     assert "Refused, as it should be" in text
     assert "Equal, byte for byte" in text
+    assert "writer: RWH breaks to RH" in text and "reader: RH breaks to nothing" in text
     assert text.count("audit verify") == 2
     assert list(top.glob("stackfs-demo-*")) == [], "the demo left its directory behind"
 

@@ -11,7 +11,6 @@ import structlog
 from stackfs.api import STATUS_FLT_DO_NOT_ATTACH
 from stackfs.errors import ExitCode, FltError
 from stackfs.filters.encryption import volume
-from stackfs.filters.encryption._callbacks import shown_path
 from stackfs.filters.encryption._secrets import Secret, no_core_dumps
 from stackfs.filters.encryption._streams import Mounted
 from stackfs.filters.encryption.passphrase import Source, somebody_is_there, tell
@@ -33,9 +32,6 @@ class MountedVolume:
         self.ended = threading.Event()
         mounted.start()
         threading.Thread(target=self._report, name="encryption-report", daemon=True).start()
-
-    def shown(self, path: bytes) -> bytes:
-        return shown_path(self.mounted, path)
 
     def end(self) -> None:
         """Everything is sealed, and others may use the volume."""

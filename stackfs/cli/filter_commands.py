@@ -26,7 +26,7 @@ def find(name: str, arguments: Sequence[str]) -> Callable[[], object] | None:
             raise UsageError("--filterdir needs a directory")
         filter_dirs.append(value or arguments.pop(0))
     listing = discovery.list_all(filter_dirs)
-    found = next((each for each in listing.found if each.name == name), None)
+    found = next((each for each in listing.found if name in (each.name, each.manifest.command)), None)
     if found is None:
         for problem in listing.problems:
             if problem.stem == name or problem.path in filter_dirs:
@@ -34,14 +34,16 @@ def find(name: str, arguments: Sequence[str]) -> Callable[[], object] | None:
         return None
     if found.manifest.commands is None:
         raise UsageError(f"filter {name!r} brings no commands of its own; fltmc load {name} loads it")
+    if found.manifest.command != name:
+        raise UsageError(f"the command of filter {name!r} is stackfs {found.manifest.command}")
     app = new_app(arguments, "", add_completion=False)
-    app.add_typer(_application(found), name=name)
+    _add(app, found)
     return lambda: invoke(app, [name, *arguments], "stackfs")
 
 
 def names() -> list[str]:
-    """The filters that bring commands."""
-    return [each.name for each in discovery.list_all().found if each.manifest.commands is not None]
+    """What filters' commands are called."""
+    return [each.manifest.command for each in discovery.list_all().found if each.manifest.commands is not None]
 
 
 def add_all(app: typer.Typer, used: Sequence[str] = ()) -> None:
@@ -49,13 +51,25 @@ def add_all(app: typer.Typer, used: Sequence[str] = ()) -> None:
     for found in discovery.list_all().found:
         if found.manifest.commands is None:
             continue
-        if found.name in used:
+        if found.manifest.command in used:
             try:
-                app.add_typer(_application(found), name=found.name)
+                _add(app, found)
                 continue
             except StackfsError:
                 pass
-        app.command(found.name, help=found.manifest.description, rich_help_panel=PANEL)(_listed_only)
+        app.command(found.manifest.command, help=found.manifest.description, rich_help_panel=PANEL)(_listed_only)
+
+
+def _add(app: typer.Typer, found: discovery.Found) -> None:
+    """A group; or, where its only command has the group's name, that command."""
+    group = _application(found)
+    name = found.manifest.command
+    alone = group.registered_commands[0] if len(group.registered_commands) == 1 else None
+    if alone is not None and alone.name == name and alone.callback is not None and group.registered_callback is None:
+        app.callback()(_listed_only)         # else an application with one command has no names
+        app.command(name, help=alone.help)(alone.callback)
+    else:
+        app.add_typer(group, name=name)
 
 
 def _listed_only() -> None:

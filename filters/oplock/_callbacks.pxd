@@ -1,0 +1,1 @@
+# The filter's callbacks: nothing of them is cimported.

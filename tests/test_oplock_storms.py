@@ -1,0 +1,219 @@
+"""Many processes with oplocks on one drive, doing what comes to hand: nobody is forgotten, and nobody holds anything
+beside one who holds it alone."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from conftest import STACKFS, Drive, run
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from oplock_agent import Agent, Failed, eventually
+
+FILES = ("a", "b")
+LEVELS = ("R", "RH", "RW", "RWH", "1", "2", "batch", "filter")
+ALONE = {"RW", "RWH", "1", "batch", "filter"}
+KEYS = ("b''", "b''", "b'k' * 16")
+DOES = ("open", "open", "O_TRUNC", "hold", "hold", "hold", "ack", "ack", "ack level", "told", "write", "read",
+        "fsync", "close", "release", "truncate", "again", "interrupt", "kill", "create")  # fmt: skip
+
+
+class Player:
+    """One process: what it has open, and whether it is in the middle of something."""
+
+    def __init__(self, place: str) -> None:
+        self.agent = Agent()
+        self.place = place
+        self.fds: dict[str, int] = {}
+        self.asked: set[str] = set()
+        """Files of which it has asked for an oplock: it does not write(2) to those, which might wait for itself."""
+        self.doing: tuple[str, str] | None = None
+
+    def settle(self, seconds: float = 0.0) -> bool:
+        """Take in what has ended. False: it waits."""
+        if self.doing is None:
+            return True
+        if not self.agent.has_answer(seconds):
+            return False
+        what, file = self.doing
+        self.doing = None
+        try:
+            answer = self.agent.answer()
+        except Failed as error:
+            assert error.kind in (
+                "Interrupted", "NotGranted", "NothingToAcknowledge", "TooMuch", "OSError", "SharingViolation",
+                "FileNotFoundError", "OplockError", "FileExistsError",
+            ), (what, error)  # fmt: skip
+            return True
+        if what == "open":
+            self.fds[file] = answer
+            self.asked.discard(file)
+        return True
+
+    def does(self, what: str, file: str, number: int) -> None:
+        """Begin something, if there is something to be done."""
+        path, fd = f"{self.place}/{file}", self.fds.get(file)
+        expression = ""
+        kind = what
+        if what in ("open", "O_TRUNC", "create") and fd is None:
+            kind = "open"
+            flags = "os.O_RDWR" if what == "open" else "os.O_WRONLY | os.O_TRUNC"
+            expression = f"os.open({path!r}, {flags})"
+            if what == "create":
+                expression = (
+                    f"create(os.open({self.place!r}, os.O_RDONLY), {file!r}, share={number % 8}, disposition='open').fd"
+                )
+        elif what == "again":
+            expression = f"os.unlink({path!r}) or os.close(os.open({path!r}, os.O_CREAT | os.O_WRONLY))"
+        elif what == "truncate":
+            expression = f"os.truncate({path!r}, {number})"
+        elif fd is not None:
+            held = file in self.asked
+            expression = {
+                "hold": f"hold({fd}, {LEVELS[number % 8]!r}, {KEYS[number % 3]})",
+                "ack": f"ack({fd})" if held else "",
+                "ack level": f"ack({fd}, {LEVELS[number % 4]!r})" if held else "",
+                "told": f"told({fd}, 0.0)" if held else "",
+                "release": f"locks[{fd}].release()" if held else "",
+                "write": f"flush({fd}, b'x', {number})" if held else f"os.pwrite({fd}, b'x', {number})",
+                "read": f"os.pread({fd}, 3, {number})",
+                "fsync": "" if held else f"os.fsync({fd})",
+                "close": f"os.close({fd})",
+            }.get(what, "")
+            if what == "hold":
+                self.asked.add(file)
+            elif what == "close":
+                del self.fds[file]
+                self.asked.discard(file)
+        if expression:
+            self.agent.begin(expression)
+            self.doing = kind, file
+
+    def levels(self) -> list[tuple[str, str]]:
+        """(file, level) of what it holds unbroken; only while it does nothing else."""
+        held = []
+        for file in self.asked & set(self.fds):
+            level, breaking, *_ = self.agent.do(f"state({self.fds[file]})")
+            if level and breaking is None:
+                held.append((file, level))
+        return held
+
+
+class Storm:
+    def __init__(self, drive: Drive, players: int) -> None:
+        self.drive = drive
+        for file in FILES:
+            (drive.mnt / file).write_bytes(b"content")
+        self.players = [Player(str(drive.mnt)) for _ in range(players)]
+        self.dead: list[Agent] = []
+
+    def step(self, who: int, what: str, file: str, number: int) -> None:
+        index = who % len(self.players)
+        player = self.players[index]
+        if what == "kill":
+            player.agent.process.kill()
+            self.dead.append(player.agent)
+            self.players[index] = Player(player.place)
+            return
+        if not player.settle():
+            if what == "interrupt":
+                player.agent.interrupt()
+            return
+        if what != "interrupt":
+            player.does(what, file, number)
+            player.settle(0.02)
+        self.check()
+
+    def check(self) -> None:
+        """Nobody holds anything beside one who holds it alone."""
+        held: dict[str, list[str]] = {}
+        for player in self.players:
+            if player.settle():
+                for file, level in player.levels():
+                    held.setdefault(file, []).append(level)
+        for file, levels in held.items():
+            assert len(levels) == 1 or not ALONE & set(levels), (file, levels)
+
+    def end(self, seed: int) -> None:
+        """Who is free closes, or dies; whoever waited then goes on, until nobody waits and nothing is held."""
+        choice = random.Random(seed)
+        until = time.monotonic() + 15
+        while any(player.fds or player.doing for player in self.players):
+            assert time.monotonic() < until, ("forgotten", [player.doing for player in self.players], self.listed())
+            for index, player in enumerate(self.players):
+                if not player.settle(0.02):
+                    continue
+                if player.fds and choice.random() < 0.3:
+                    player.agent.process.kill()
+                    self.dead.append(player.agent)
+                    self.players[index] = Player(player.place)
+                else:
+                    for file in list(player.fds):
+                        player.agent.do(f"os.close({player.fds.pop(file)})")
+                    player.asked.clear()
+        for each in (*self.dead, *(player.agent for player in self.players)):
+            each.kill()
+            each.end()
+        eventually(lambda: self.listed() == [])
+
+    def listed(self) -> list[Any]:
+        files: list[Any] = json.loads(run(STACKFS, "oplocks", "--json", self.drive.mnt).stdout)["files"]
+        return files
+
+
+STEPS = st.lists(
+    st.tuples(st.integers(0, 7), st.sampled_from(DOES), st.sampled_from(FILES), st.integers(0, 23)),
+    min_size=10,
+    max_size=80,
+)
+
+
+@pytest.fixture
+def storms(drive: Callable[..., Drive]) -> Iterator[Callable[[int], Storm]]:
+    mounted = drive("filter=oplock", "cache=strict", "oplock.open_timeout=0.5")
+    made: list[Storm] = []
+
+    def make(players: int) -> Storm:
+        made.append(Storm(mounted, players))
+        return made[-1]
+
+    yield make
+    for storm in made:
+        for each in (*storm.dead, *(player.agent for player in storm.players)):
+            each.kill()
+
+
+def hold_it(storms: Callable[[int], Storm], players: int, steps: list[tuple[int, str, str, int]]) -> None:
+    storm = storms(players)
+    for step in steps:
+        storm.step(*step)
+    storm.end(len(steps))
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+@given(steps=STEPS)
+def test_nobody_is_forgotten(storms: Callable[[int], Storm], steps: list[tuple[int, str, str, int]]) -> None:
+    hold_it(storms, 4, steps)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+@given(steps=STEPS)
+def test_nobody_is_forgotten_for_long(storms: Callable[[int], Storm], steps: list[tuple[int, str, str, int]]) -> None:
+    hold_it(storms, 8, steps)
+
+
+@pytest.mark.timeout(200)
+def test_a_storm(storms: Callable[[int], Storm], lanes: str) -> None:
+    """The same at random, longer than what is shrunk."""
+    choice = random.Random(7)
+    storm = storms(5)
+    for _ in range(300):
+        storm.step(choice.randrange(5), choice.choice(DOES), choice.choice(FILES), choice.randrange(24))
+    storm.end(1)
