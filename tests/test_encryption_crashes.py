@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -20,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +32,13 @@ from crash_states import Choice, Model, Recording
 from encryption_drive import PHRASE, Vault
 
 from stackfs import mark
-from stackfs.errors import ExitCode
+from stackfs.errors import ExitCode, StackfsError
 from stackfs.filters.encryption import fsck
 from stackfs.filters.encryption import volume as volumes
 from stackfs.filters.encryption._cipher import VolumeKeys
 from stackfs.filters.encryption.findings import UNCLEAN, Kind, Report
 from stackfs.filters.encryption.fsck_state import State
+from stackfs.filters.encryption.passphrase import Source
 
 LONG = "l" * 200
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE = 1, 2, 16
@@ -71,6 +74,16 @@ class Recorded:
             *options,
         )
         return Program(self.it.mnt, lambda: os.stat(self.log).st_size)
+
+    def mount_raw(self) -> Path:
+        """The backing directory itself, through the fault filter alone: for commands, which need no mount."""
+        self.it.drive.mount(
+            f"filterdir={self.top / 'filters'}",
+            "filter=raw",
+            f"filter=fault,fault.log={self.log},fault.control={self.control}",
+            "cache=strict",
+        )
+        return self.it.mnt
 
     def fails(self, kind: str, error: int, skip: int = 0, count: int = 1) -> None:
         """From now on; count 0: nothing fails."""
@@ -784,3 +797,163 @@ def test_a_directory_that_cannot_be_made_leaves_nothing(recorded: Callable[..., 
     it.it.umount()
     done = it.it.fsck(check=False)
     assert done.returncode in (0, 9), done.stdout
+
+
+# --- commands that write the volume file anew -----------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Version:
+    """A volume file that a command has written."""
+
+    begun: int
+    """The log's position when the command began,"""
+    ended: int
+    """and when it had ended: from here on it is this version for certain."""
+    text: bytes
+    passfile: Path
+    """A passphrase that opens it."""
+    closed: tuple[Path, ...] = ()
+    """Passphrases that no longer do."""
+
+
+CHEAPER = ("--argon2-memory", "1", "--argon2-passes", "1")
+
+
+def rewritten(it: Recorded) -> list[Version]:
+    """The volume file's versions while passwd, slots and recover change it, each with the passphrase of its time."""
+    top = it.mount_raw()
+    first, second, third = it.it.passfile, it.top / "second", it.top / "third"
+    second.write_text("another phrase\n")
+    third.write_text("a third phrase\n")
+    (it.top / "key").write_bytes(bytes(range(64)))
+    versions = [Version(0, 0, (it.it.src / volumes.VOLUME_FILE).read_bytes(), first)]
+
+    def encryption(command: str, *words: str | Path, opens: Path, closed: tuple[Path, ...] = ()) -> str:
+        begun = os.stat(it.log).st_size
+        told = run(STACKFS, "encryption", command, top, *words).stdout
+        text = (it.it.src / volumes.VOLUME_FILE).read_bytes()
+        assert text != versions[-1].text
+        versions.append(Version(begun, os.stat(it.log).st_size, text, opens, closed))
+        return told
+
+    encryption("passwd", "--passfile", first, "--new-passfile", second, *CHEAPER, opens=second, closed=(first,))
+    key = ("--add", "keyfile", "--new-keyfile", it.top / "key")
+    encryption("slots", "--passfile", second, *key, opens=second, closed=(first,))
+    told = encryption("slots", "--passfile", second, "--add", "recovery", opens=second, closed=(first,))
+    (it.top / "recovery").write_text("".join(re.findall(r"^    ([0-9A-Z-]+)$", told, re.MULTILINE)))
+    encryption("slots", "--passfile", second, "--remove", "1", opens=second, closed=(first,))
+    recovery = ("--recovery-file", it.top / "recovery", "--new-passfile", third)
+    encryption("recover", *recovery, *CHEAPER, opens=third, closed=(first, second))
+    it.it.umount()
+    return versions
+
+
+def opens(file: volumes.VolumeFile, passfile: Path) -> bool:
+    try:
+        volumes.unlock(file, Source(passfile=str(passfile)).credential(""))
+    except StackfsError as error:
+        assert error.exit_code == ExitCode.WRONG_KEY
+        return False
+    return True
+
+
+def one_of(versions: list[Version], position: int, source: Path) -> None:
+    """The volume in `source` has a version that it may have at this moment, and is opened by what opens that one; once
+    the command has ended it is the last one, and what that one has closed opens nothing more."""
+    certain = max(number for number, each in enumerate(versions) if each.ended <= position)
+    allowed = {each.text: each for each in versions[certain:] if each.begun <= position}
+    root = volumes.open_directory(str(source))
+    try:
+        loaded = volumes.load(root, str(source))
+        assert loaded.text() in allowed, "neither the old volume file nor the new one"
+        version = allowed[loaded.text()]
+        assert opens(loaded, version.passfile) and not any(opens(loaded, each) for each in version.closed)
+        if len(allowed) == 1:
+            assert volumes.parse(volumes.read_file(root, volumes.COPY)) == loaded
+        found = fsck.open_volume(root, str(source), Source(passfile=str(version.passfile)).credential("").__enter__)
+        state = State._new(None, sqlite3.connect(":memory:"))
+        report = fsck.Fsck(root, found, state, repair=True, threads=1).run()
+        state.close(finished=True)
+        assert not report.left and {each.kind for each in report.findings} <= {
+            Kind.LEFTOVER, Kind.VOLUME_FILE, Kind.VOLUME_COPY
+        }, [each.document() for each in report.findings]
+        assert volumes.read_file(root, volumes.VOLUME_FILE) == volumes.read_file(root, volumes.COPY) == version.text
+    finally:
+        os.close(root)
+
+
+def rewriting_survives(
+    recording: Recording, versions: list[Version], place: Path, mark_of: Path, states: int
+) -> int:
+    """Looks at so many states; how many different ones these were."""
+    rng = random.Random(states)
+    models: tuple[Model, ...] = ("journal", "log")
+    streams = [recording.choices(rng, model, recording.begin) for model in models]
+    seen: set[Choice] = set()
+    for number in range(states):
+        choice = next(streams[number % 2])
+        if choice in seen:
+            continue
+        seen.add(choice)
+        source = place / str(number)
+        source.mkdir(parents=True)
+        built(recording, choice, source, mark_of)
+        try:
+            one_of(versions, recording.positions[choice.end], source)
+        except (AssertionError, StackfsError) as error:
+            tail = "\n".join(
+                f"{n}{'' if n in choice.kept else ' lost'} {str(recording.records[n])[:150]}"
+                for n in range(recording.begin, choice.end)
+            )
+            raise AssertionError(f"state {number}: {error!r}\n{tail}") from error
+        shutil.rmtree(source)
+    return len(seen)
+
+
+def test_a_power_cut_while_the_volume_file_is_written(recorded: Callable[..., Recorded], place: Path) -> None:
+    """passwd, slots and recover: the old volume file or the new one, never neither, and the new one for certain when
+    the command has ended. fsck makes one of what is left."""
+    it = recorded()
+    versions = rewritten(it)
+    recording = Recording(it.log)
+    assert rewriting_survives(recording, versions, place, it.it.src, 2000) > 100
+    records = recording.records
+    for of_directory in (False, True):                   # had a command not synced the file, or not the directory
+        recording.records = [
+            ("not synced",) if each[0] == "sync" and (each[1] == recording.root) == of_directory else each
+            for each in records
+        ]
+        with pytest.raises(AssertionError, match="state"):
+            rewriting_survives(recording, versions, place / str(of_directory), it.it.src, 2000)
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
+def test_a_disk_that_fails_while_the_volume_file_is_written(recorded: Callable[..., Recorded], error: int) -> None:
+    """The command says so, and there is the old volume file or the new one; and the next command succeeds."""
+    it = recorded()
+    top = it.mount_raw()
+    old, new = it.it.passfile, it.top / "new"
+    new.write_text("another phrase\n")
+    failed = 0
+    for skip in range(20):
+        it.fails("any", error, skip, 1 if error == errno.EIO else 1 << 30)      # a full disk stays full
+        words = ("--passfile", old, "--new-passfile", new, *CHEAPER)
+        done = run(STACKFS, "encryption", "passwd", top, *words, check=False)
+        it.fails("any", 0, 0, 0)
+        root = volumes.open_directory(str(it.it.src))
+        loaded = volumes.load(root, "")
+        os.close(root)
+        assert opens(loaded, old) != opens(loaded, new)
+        if done.returncode == 0:
+            assert opens(loaded, new)
+            break
+        assert done.returncode == ExitCode.UNUSABLE and len(done.stderr.splitlines()) == 1, done.stderr
+        failed += 1
+        if opens(loaded, new):
+            old, new = new, old
+    else:
+        raise AssertionError("it fails for ever")
+    assert failed >= 8
+    it.it.umount()
+    assert run(STACKFS, "encryption", "fsck", it.it.src, "--passfile", new).returncode == 0
