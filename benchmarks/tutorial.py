@@ -1,4 +1,7 @@
-"""The tutorial of docs/oplocks.md, as it is written there: its programs, and what its console shows (`make run`, tests)."""
+"""The tutorial of docs/oplocks.md, as it is written there: its programs, and what its console shows.
+
+`make run` shows it, and a test runs it.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +41,8 @@ def console() -> Iterator[tuple[str, list[str]]]:
 
 
 def play(directory: Path, show: Callable[[str], object], between: Callable[[str], object] = lambda _: None) -> None:
-    """Run it in a directory with `drive` in it; show() gets each line as it comes, between() each command before it is run.
-    AssertionError: something else was said than stands there."""
+    """Run it in a directory with `drive` in it; show() gets each line as it comes, between() each command before it is
+    run. AssertionError: something else was said than stands there."""
     for name, text in programs().items():
         (directory / name).write_text(text)
     heard: queue.Queue[str] = queue.Queue()
@@ -59,15 +62,16 @@ def play(directory: Path, show: Callable[[str], object], between: Callable[[str]
             if words[0] == "python":
                 words[0] = sys.executable
             line = shlex.join(words) if ">" not in command else command
-            process = subprocess.Popen(["sh", "-c", f"exec {line}" if command.endswith("&") else line],
-                                       cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+            line = f"exec {line}" if command.endswith("&") else line
+            process = subprocess.Popen(["sh", "-c", line], cwd=directory,
+                                       stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
             running.append(process)
             assert process.stdout is not None
             listeners.append(threading.Thread(target=listen, args=(process.stdout,), daemon=True))
             listeners[-1].start()
             if not command.endswith("&"):
                 assert process.wait(LIMIT) == 0, command
-            said = []
+            said: list[str] = []
             while len(said) < len(expected):
                 try:
                     said.append(heard.get(timeout=LIMIT))

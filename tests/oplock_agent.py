@@ -139,7 +139,8 @@ class Agent:
     def end(self) -> None:
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
-                stream.close()
+                with contextlib.suppress(OSError):
+                    stream.close()
         try:
             self.process.wait(2)
         except subprocess.TimeoutExpired:

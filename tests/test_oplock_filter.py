@@ -706,7 +706,7 @@ def test_the_tutorial_runs_as_it_is_written(drive: Callable[..., Drive], lanes: 
 
 
 def test_the_command(place: Place, agents: Make) -> None:
-    assert run(STACKFS, "oplocks").stdout == "no oplock is held\n"
+    assert run(STACKFS, "oplocks", place.drive.mnt).stdout == "no oplock is held\n"
     holder, other = agents(), agents()
     fd = holder_of(holder, place, "RWH")
     other.begin(place.open)

@@ -23,6 +23,10 @@ DOES = ("open", "open", "O_TRUNC", "hold", "hold", "hold", "ack", "ack", "ack le
         "fsync", "close", "release", "truncate", "again", "interrupt", "kill", "create")  # fmt: skip
 
 
+MAY_WAIT = ("open", "truncate", "again", "read", "write", "fsync")
+"""What may be interrupted: whether a close(2) has been is not known then."""
+
+
 class Player:
     """One process: what it has open, and whether it is in the middle of something."""
 
@@ -121,7 +125,7 @@ class Storm:
             self.players[index] = Player(player.place)
             return
         if not player.settle():
-            if what == "interrupt":
+            if what == "interrupt" and player.doing is not None and player.doing[0] in MAY_WAIT:
                 player.agent.interrupt()
             return
         if what != "interrupt":
@@ -156,10 +160,14 @@ class Storm:
                     for file in list(player.fds):
                         player.agent.do(f"os.close({player.fds.pop(file)})")
                     player.asked.clear()
-        for each in (*self.dead, *(player.agent for player in self.players)):
-            each.kill()
-            each.end()
+        self.stop()
         eventually(lambda: self.listed() == [])
+
+    def stop(self) -> None:
+        for each in (*self.dead, *(player.agent for player in self.players)):
+            each.process.kill()
+        for each in (*self.dead, *(player.agent for player in self.players)):
+            each.end()
 
     def listed(self) -> list[Any]:
         files: list[Any] = json.loads(run(STACKFS, "oplocks", "--json", self.drive.mnt).stdout)["files"]
@@ -179,13 +187,14 @@ def storms(drive: Callable[..., Drive]) -> Iterator[Callable[[int], Storm]]:
     made: list[Storm] = []
 
     def make(players: int) -> Storm:
+        for before in made:
+            before.stop()
         made.append(Storm(mounted, players))
         return made[-1]
 
     yield make
     for storm in made:
-        for each in (*storm.dead, *(player.agent for player in storm.players)):
-            each.kill()
+        storm.stop()
 
 
 def hold_it(storms: Callable[[int], Storm], players: int, steps: list[tuple[int, str, str, int]]) -> None:
