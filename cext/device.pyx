@@ -21,9 +21,8 @@ from posix.unistd cimport _SC_PAGESIZE, close, getpid, sysconf
 
 from stackfs.cext.backing cimport backing_t
 from stackfs.cext.connection cimport (
-    connection_end, connection_free, connection_init, connection_start, connection_stop_notifier, connection_t, notices_queued, notices_settled, notify_kernel,
-    queue_notice,
-    refuse_all, was_interrupted)
+    connection_end, connection_free, connection_init, connection_start, connection_stop_notifier, connection_t,
+    notices_queued, notices_settled, notify_kernel, queue_notice, refuse_all, was_interrupted)
 from stackfs.cext.includes.fuse_wire cimport *
 from stackfs.cext.irp_link cimport (
     SOCKET_OVERHEAD, irp_link_t, link_close, link_free, link_init, link_let_go, link_pair, link_pop, link_relay_now,

@@ -363,7 +363,7 @@ def test_a_link_has_attributes_of_its_own(core: Volume, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["memory", "disk"])
 def test_a_read_that_cannot_wait_goes_on_at_once(kind: str, tmp_path: Path) -> None:
-    """On the IRP lane's loop: from the page cache, and from a filesystem that lies in memory, where nothing can be asked."""
+    """On the IRP lane's loop: from the page cache, and from a filesystem in memory, where nothing can be asked."""
     shared = Path("/dev/shm")
     if kind == "memory" and not shared.is_dir():
         pytest.skip("needs /dev/shm")

@@ -715,7 +715,7 @@ def test_a_part_of_a_block_that_does_not_fit_leaves_the_rest_of_it(keys: VolumeK
         lambda file: file.resize(3000),
         lambda file: file.resize(200),
     ],
-    ids=["write", "write in the last block", "append", "punch", "grow", "shrink", "shrink to a short block", "cut a block"],
+    ids=["write", "write in the last block", "append", "punch", "grow", "shrink", "to a short block", "cut a block"],
 )
 def test_a_block_that_is_torn_once_is_the_old_one_or_the_new_one(
     keys: VolumeKeys, reading: reader.Keys, change: Callable[[EncryptedFile], object], torn: int
@@ -745,7 +745,7 @@ def test_a_block_that_is_torn_once_is_the_old_one_or_the_new_one(
     stored = Breaking()
     file = filled(stored)
     stored.breaks = True
-    with pytest.raises(OSError, match="Input/output error|broken off"):
+    with pytest.raises(OSError, match=r"Input/output error|broken off"):
         change(file)
     assert not stored.breaks and whole(file) in (before, whole(done))
     file.seal(True)

@@ -879,7 +879,7 @@ def test_a_writer_beside_the_mount_waits_until_the_holder_has_written(coherent: 
 
 
 def test_a_write_beside_the_mount_that_nobody_announced_breaks_oplocks(coherent: Place, agents: Make) -> None:
-    """The mount has the file open for writing itself, so that there is no lease to break: the write is noticed when it is done."""
+    """The mount has the file open for writing, so there is no lease to break: the write is noticed when it is done."""
     holder, foreign = agents(), agents()
     fd = holder_of(holder, coherent, "R")
     foreign.do(f"pathlib.Path({str(coherent.drive.src / 'file')!r}).write_bytes(b'changed')")

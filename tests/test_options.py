@@ -410,7 +410,7 @@ INSTANCE = '[[instance]]\nfilter = "top"\n'
     ("text", "head", "code", "parts"),
     [
         ("", 'options = ["chache=strict"]', ExitCode.USAGE, [".toml:6: option 'chache=strict' is not known"]),
-        ("", 'options.coherence = "leases"', ExitCode.USAGE, [".toml:6: option 'coherence=leases': coherence is none or lease"]),
+        ("", 'options.coherence = "leases"', ExitCode.USAGE, [".toml:6: option 'coherence=leases': coherence is none"]),
         ("", 'options = ["filter=nix"]', ExitCode.NOT_FOUND, [".toml:6: there is no filter 'nix'"]),
         ("", 'options = ["top.limit=1"]', ExitCode.USAGE, [".toml:6: option 'top.limit' is for filter 'top'"]),
         (INSTANCE, 'options = ["top.limit=x"]', ExitCode.USAGE, [".toml:6: top.limit: 'x' is not a size"]),
