@@ -21,6 +21,7 @@ cdef struct backing_t:
     uint32_t device                      # the root's: inode numbers of other devices are told apart
     int sync_all                         # -o sync
     int checks                           # permissions=stack: system calls are made with the caller's rights
+    void *coherence                      # coherence_t* (coherence.pyx), owned; NULL: coherence=none
     int special                          # atomic: BACKING_* bits; REFUSES (semantics D21): all but filters' own I/O answers EIO
 
 cdef backing_t *backing_new(int root_fd, uint32_t descriptor_limit, int checks) noexcept nogil     # owns root_fd; NULL with errno set

@@ -37,6 +37,7 @@ from stackfs.cext.callback_data cimport (
     READ_WRITE_PARAMETERS, REQUESTOR, SECURITY_PARAMETERS, SET_FILE_PARAMETERS, FileAllocationInformation,
     FileBasicInformation, FileDispositionInformation, FileEndOfFileInformation, FileLinkInformation,
     FilePositionInformation, lock_range_t, node_t, statx_t)
+from stackfs.cext.coherence cimport coherence_free, coherence_open_waits, coherence_own_open, coherence_t, coherence_watch
 from stackfs.cext.credentials cimport add_group, assume, credentials_t, drop_fsetid, restore
 from stackfs.cext.extents cimport extent_allocate, extent_copy, extent_mode_zeroes, extent_seek
 from stackfs.cext.file_flags cimport file_flags, is_file_flags
@@ -68,6 +69,8 @@ cdef extern from *:
     #define VOLUME_MARK_LENGTH (sizeof(VOLUME_MARK) - 1)
     #include <fcntl.h>
     #include <sys/stat.h>
+    #include <linux/magic.h>
+    #include <sys/statfs.h>
     #include <sys/statvfs.h>
     #include <sys/syscall.h>
     #include <sys/sysmacros.h>
@@ -90,6 +93,11 @@ cdef extern from *:
     static inline ssize_t stackfs_read_cached(int fd, void *buffer, size_t size, off_t offset) {
         struct iovec vector = {buffer, size};
         return preadv2(fd, &vector, 1, offset, RWF_NOWAIT);
+    }
+    /* Such a filesystem does not know RWF_NOWAIT, and never waits. */
+    static inline int stackfs_in_memory(int fd) {
+        struct statfs about;
+        return fstatfs(fd, &about) == 0 && (about.f_type == TMPFS_MAGIC || about.f_type == RAMFS_MAGIC);
     }
     static inline ssize_t stackfs_append(int fd, const void *buffer, size_t size) {
         struct iovec vector = {(void *)buffer, size};
@@ -115,6 +123,7 @@ cdef extern from *:
         pass
     const char *VOLUME_MARK
     size_t VOLUME_MARK_LENGTH
+    bint stackfs_in_memory(int fd) nogil
     int openat(int directory, const char *path, int flags, ...) nogil
     int open(const char *path, int flags, ...) nogil
     int close(int fd) nogil
@@ -202,6 +211,8 @@ cdef backing_t *backing_new(int root_fd, uint32_t descriptor_limit, int checks) 
 cdef void backing_free(backing_t *backing) noexcept nogil:
     locks_free(backing.locks)
     handles_free(backing.handles)
+    if backing.coherence is not NULL:
+        coherence_free(<coherence_t *>backing.coherence)
     table_free(backing.nodes)
     bypass_free(backing.bypass)
     free(backing)
@@ -276,6 +287,8 @@ cdef int found_below(backing_t *backing, vfs_request_t *request, int directory_f
     cdef identity_t what
     cdef uint32_t changes = 0
     cdef int result, tries
+    if backing.coherence is not NULL:
+        request.covered = coherence_watch(<coherence_t *>backing.coherence, directory, directory_fd)
     for tries in range(LOOKUP_TRIES):
         if opened_fd >= 0:
             result = statx(opened_fd, b"", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_BTIME, &request.info)
@@ -371,6 +384,10 @@ cdef int open_node(backing_t *backing, node_t *node, int flags) noexcept nogil:
         return fd
     snprintf(path, PROC_PATH, b"/proc/self/fd/%d", fd)
     flags = (flags & OPENS_WITH) | O_CLOEXEC | O_NOCTTY
+    if backing.coherence is not NULL:    # -EAGAIN: somebody has a lease on it, and was told to give it up
+        flags |= O_NONBLOCK
+        if flags & (O_ACCMODE | O_TRUNC):
+            coherence_own_open(<coherence_t *>backing.coherence, node)
     while True:
         opened = open(path, flags & ~O_APPEND)
         error = errno
@@ -383,6 +400,24 @@ cdef int open_node(backing_t *backing, node_t *node, int flags) noexcept nogil:
         opened = -error
     node_close(backing.nodes, node)
     return opened
+
+
+cdef int wait_for_lease(backing_t *backing, vfs_request_t *request, operation_t *op, node_t *node) noexcept nogil:
+    """An open got -EAGAIN: it waits until the lease is broken, without a thread, as for a lock. What the operation is to return."""
+    cdef lock_wait_t *waiting = &request.waiting
+    if load_int(&waiting.cancelled):
+        return -EINTR
+    if waiting.error:
+        return -waiting.error
+    waiting.node = node
+    waiting.lease = 1
+    if not waiting.entered:
+        waiting.unique = request.unique
+    waiting.generation = locks_generation(backing.locks)
+    waiting.wanted = 1
+    op.would_block = 2
+    coherence_open_waits(<coherence_t *>backing.coherence)
+    return 0
 
 
 cdef int open_to_execute(backing_t *backing, node_t *node, int flags) noexcept nogil:
@@ -543,6 +578,8 @@ cdef int perform_create(backing_t *backing, vfs_request_t *request, operation_t 
     if fd == -EACCES and flags_for_base(op, flags) != flags:
         fd = open_node(backing, file.Node, flags)
         file.Flags |= FO_UNREADABLE
+    if fd == -EAGAIN and backing.coherence is not NULL:
+        return wait_for_lease(backing, request, op, file.Node)
     if fd < 0:
         return fd
     file.fd = fd
@@ -555,6 +592,7 @@ cdef int64_t perform_read(operation_t *op, const READ_WRITE_PARAMETERS *p, const
     cdef ssize_t got
     cdef uint64_t total = 0
     cdef statx_t info
+    cdef bint waits = True
     if op.would_block == 1 or op.announce_wait is not NULL:
         got = stackfs_read_cached(file.fd, p.Buffer, p.Length, p.ByteOffset)
         if got == <ssize_t>p.Length:
@@ -563,12 +601,15 @@ cdef int64_t perform_read(operation_t *op, const READ_WRITE_PARAMETERS *p, const
             if statx(file.fd, b"", AT_EMPTY_PATH, STATX_BASIC_STATS, &info) == 0 and \
                     p.ByteOffset + got >= <int64_t>info.stx_size:
                 return got
-        elif errno != EAGAIN and errno != EOPNOTSUPP:
+        elif errno == EOPNOTSUPP:
+            waits = not stackfs_in_memory(file.fd)
+        elif errno != EAGAIN:
             return -errno
-        if op.would_block == 1:
-            op.would_block = 2
-            return 0
-        about_to_wait(op)
+        if waits:
+            if op.would_block == 1:
+                op.would_block = 2
+                return 0
+            about_to_wait(op)
     while total < p.Length:
         got = pread(file.fd, <char *>p.Buffer + total, p.Length - total, p.ByteOffset + <int64_t>total)
         if got < 0:
@@ -1001,6 +1042,9 @@ cdef int64_t perform_lock(backing_t *backing, vfs_request_t *request, operation_
             result = 0
             if entry.fd < 0:
                 result = open_for_locks(backing, file.Node)
+                if result == -EAGAIN and backing.coherence is not NULL:
+                    lock_owner_put(backing.locks, entry)
+                    return wait_for_lease(backing, request, op, file.Node)
                 if result >= 0:
                     lock_owner_opened(backing.locks, entry, result)
                     result = 0
@@ -1014,6 +1058,7 @@ cdef int64_t perform_lock(backing_t *backing, vfs_request_t *request, operation_
     waiting.node = file.Node
     waiting.owner = lock.LockOwner
     waiting.range = wanted
+    waiting.lease = 0
     waiting.flock = lock.Flock
     if not waiting.entered:
         waiting.unique = request.unique
@@ -1026,9 +1071,9 @@ cdef int64_t perform_lock(backing_t *backing, vfs_request_t *request, operation_
 cdef int open_for_locks(backing_t *backing, node_t *node) noexcept nogil:
     """A write lock needs a descriptor open for writing. Where the file cannot be written nobody has one to lock it with."""
     cdef int fd = open_node(backing, node, O_RDWR | O_NONBLOCK)
-    if fd < 0:
+    if fd < 0 and fd != -EAGAIN:
         fd = open_node(backing, node, O_RDONLY | O_NONBLOCK)
-    if fd < 0:
+    if fd < 0 and fd != -EAGAIN:
         fd = open_node(backing, node, O_WRONLY | O_NONBLOCK)
     return fd
 
@@ -1224,6 +1269,8 @@ cdef void perform(operation_t *op) noexcept nogil:
             tell_sections(op)
             result = truncate_file(backing, op.data.Thread, file, p.Parameters.SetFile.EndOfFile,
                                    p.Parameters.SetFile.Flags & FATTR_KILL_SUIDGID)
+            if result == -EAGAIN and backing.coherence is not NULL:
+                result = wait_for_lease(backing, request, op, file.Node)
         elif p.Parameters.SetFile.FileInformationClass == FileAllocationInformation:
             result = -EBADF if file.fd < 0 else allocate(op, file, p.Parameters.SetFile.Flags,
                                                          p.Parameters.SetFile.AllocationOffset, p.Parameters.SetFile.AllocationLength)

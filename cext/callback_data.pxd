@@ -251,6 +251,7 @@ cdef enum:
     FO_CREATED = 512                     # its CREATE has succeeded: there is a stream, which can have contexts,
     FO_CLOSED = 1024                     # until its CLOSE
     FO_FILE_OPEN_CANCELLED = 2048        # FltCancelFileOpen has closed it below
+    FO_COHERENT = 8192                   # its inode counts it among those that a lease is for (coherence.pyx)
     FO_SECTION = 4096                    # the kernel has read pages of it, or of a mapping: filters have been told (D19)
 
 ctypedef struct oplock_open_t:           # an open as oplocks know it (oplock.pxd): its address is who it is

@@ -25,7 +25,7 @@ from stackfs.cext.holding cimport (
     holding_cancel, holding_complete, holding_forgotten, holding_has_post, holding_instance, holding_irql,
     holding_is_cancelled, holding_keep, holding_off_cancel, holding_on_cancel, holding_raised, holding_report)
 from stackfs.cext.includes.fuse_wire cimport FUSE_POLL
-from stackfs.cext.inode_table cimport operation_path
+from stackfs.cext.paths cimport operation_path
 from stackfs.cext.ntstatus cimport (
     NTSTATUS, NT_SUCCESS, STATUS_CANCELLED, STATUS_INVALID_HANDLE, STATUS_NOT_SUPPORTED, STATUS_SUCCESS)
 from stackfs.cext.process cimport COMM_LENGTH, requestor_comm, requestor_pid

@@ -1,6 +1,6 @@
 # The writing end of one FUSE connection: answers, notifications, and what awaits an answer (connection.pyx).
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from stackfs.cext.includes.pthread cimport pthread_cond_t, pthread_mutex_t, pthread_t
 from stackfs.cext.message_queue cimport queue_t
 from stackfs.cext.unique_set cimport unique_set_t
@@ -49,3 +49,6 @@ cdef void refuse_all(connection_t *connection) noexcept nogil
 # Queued for the notifier; -ENOMEM, or -ENODEV after the end.
 cdef int queue_notice(connection_t *connection, const char *data, uint32_t length) noexcept nogil
 cdef int notify_kernel(void *connection, const char *data, uint32_t length) noexcept nogil        # the same, for notices.pyx
+# How many have been queued; and, until so many are written: False: not within so many nanoseconds (-1: however long), or never.
+cdef uint64_t notices_queued(connection_t *connection) noexcept nogil
+cdef bint notices_settled(connection_t *connection, uint64_t target, int64_t limit) noexcept nogil

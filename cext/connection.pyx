@@ -13,9 +13,10 @@ Any thread, without the GIL. open_lock and notify_lock are leaves and never held
 """
 
 from libc.errno cimport ECONNABORTED, EINTR, EIO, ENODEV, ENOENT, ENOMEM, EPERM, errno
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
+from posix.time cimport timespec
 from posix.unistd cimport write
 
 from stackfs.cext.includes.fuse_wire cimport fuse_out_header
@@ -166,6 +167,33 @@ cdef int queue_notice(connection_t *connection, const char *data, uint32_t lengt
     pthread_cond_broadcast(&connection.notify_changed)
     pthread_mutex_unlock(&connection.notify_lock)
     return 0
+
+
+cdef uint64_t notices_queued(connection_t *connection) noexcept nogil:
+    cdef uint64_t count
+    pthread_mutex_lock(&connection.notify_lock)
+    count = connection.notices_queued
+    pthread_mutex_unlock(&connection.notify_lock)
+    return count
+
+
+cdef bint notices_settled(connection_t *connection, uint64_t target, int64_t limit) noexcept nogil:
+    cdef timespec until
+    cdef int64_t end
+    cdef bint settled
+    if limit >= 0:
+        end = monotonic_time() + limit
+        until.tv_sec = end // 1000000000
+        until.tv_nsec = end % 1000000000
+    pthread_mutex_lock(&connection.notify_lock)
+    while connection.notices_written < target and not connection.notify_stop and connection.has_notifier:
+        if limit < 0:
+            pthread_cond_wait(&connection.notify_changed, &connection.notify_lock)
+        elif pthread_cond_timedwait(&connection.notify_changed, &connection.notify_lock, &until):
+            break
+    settled = connection.notices_written >= target
+    pthread_mutex_unlock(&connection.notify_lock)
+    return settled
 
 
 cdef int notify_kernel(void *connection, const char *data, uint32_t length) noexcept nogil:

@@ -60,13 +60,14 @@ class Device:
         would be another's too). nodeid 0: the handler does not know it. RENAME stands for RENAME2, FORGET for
         BATCH_FORGET. The request has no names and no data: the handler has them from pyfuse3.
         """
-    def relay_now(self) -> None:
-        """Carry pyfuse3's answers to the kernel. By the lane's loop, when it is about to wait; never waits itself."""
+    def relay_now(self, timeout: float | None = None) -> None:
+        """Carry pyfuse3's answers to the kernel. By the lane's loop, when it is about to wait (for `timeout`, which does not
+        matter here); never waits itself."""
     def head(self) -> dict[str, Any] | None:
         """The first header in the queue, for a message about a mismatch: operation (name), opcode, nodeid, unique,
         tid, uid, gid, group, and arguments: those of fuse_in_t that are not 0."""
     def discard(self, opcode: int, nodeid: int = 0) -> bool:
-        """As take, but the request is thrown away unused; False: it is not this handler's."""
+        """As take, but the request is thrown away unused, and libfuse does not answer it; False: it is not this handler's."""
 
     # Life
     def start(self) -> None:

@@ -17,12 +17,12 @@ from libc.errno cimport EINVAL, ENOBUFS, ENOMEM, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from posix.fcntl cimport F_GETFL, F_SETFL, O_NONBLOCK, fcntl
-from posix.time cimport timespec
 from posix.unistd cimport _SC_PAGESIZE, close, getpid, sysconf
 
 from stackfs.cext.backing cimport backing_t
 from stackfs.cext.connection cimport (
-    connection_end, connection_free, connection_init, connection_start, connection_stop_notifier, connection_t, notify_kernel, queue_notice,
+    connection_end, connection_free, connection_init, connection_start, connection_stop_notifier, connection_t, notices_queued, notices_settled, notify_kernel,
+    queue_notice,
     refuse_all, was_interrupted)
 from stackfs.cext.includes.fuse_wire cimport *
 from stackfs.cext.irp_link cimport (
@@ -37,7 +37,7 @@ from stackfs.cext.waits cimport waits_free, waits_init, waits_settle, waits_stop
 from stackfs.cext.wire cimport WIRE_OPCODES
 
 import os
-import time
+
 
 from stackfs.cext.wire import operation_name
 
@@ -190,8 +190,8 @@ cdef class Device:
 
     # ---- for Cython ----
 
-    cdef vfs_request_t *device_pop(self, uint32_t opcode, uint64_t nodeid) noexcept nogil:
-        return link_pop(&self.state.link, opcode, nodeid)
+    cdef vfs_request_t *device_pop(self, uint32_t opcode, uint64_t nodeid, int answerless) noexcept nogil:
+        return link_pop(&self.state.link, opcode, nodeid, answerless)
 
     cdef int device_invalidate_inode(self, uint64_t nodeid, int64_t offset, int64_t length) noexcept nogil:
         return notice_inode(notify_kernel, &self.state.connection, nodeid, offset, length)
@@ -213,12 +213,12 @@ cdef class Device:
         return fd
 
     def take(self, uint32_t opcode, uint64_t nodeid=0):
-        cdef vfs_request_t *request = self.device_pop(opcode, nodeid)
+        cdef vfs_request_t *request = self.device_pop(opcode, nodeid, 0)
         return None if request == NULL else request_adopt(request, self.volume)
 
-    def relay_now(self):
+    def relay_now(self, timeout=None):
         cdef irp_link_t *link = &self.state.link
-        if link.unanswered or link.lane_buffer == NULL:
+        if link.taken or link.lane_buffer == NULL:
             with nogil:
                 link_relay_now(link)
         else:
@@ -244,7 +244,7 @@ cdef class Device:
         return fields
 
     def discard(self, uint32_t opcode, uint64_t nodeid=0):
-        cdef vfs_request_t *request = self.device_pop(opcode, nodeid)
+        cdef vfs_request_t *request = self.device_pop(opcode, nodeid, 1)
         if request == NULL:
             return False
         request_free(request)
@@ -322,27 +322,12 @@ cdef class Device:
         return True
 
     def flush_notifications(self, timeout=None):
-        cdef device_t *device = self.state
-        cdef timespec until
-        cdef double end = 0
-        cdef bint forever = timeout is None
-        cdef uint64_t target
-        cdef int written
-        if not forever:
-            end = time.monotonic() + <double>timeout
-            until.tv_sec = <long>end
-            until.tv_nsec = <long>((end - until.tv_sec) * 1e9)
+        cdef connection_t *connection = &self.state.connection
+        cdef int64_t limit = -1 if timeout is None else <int64_t>(<double>timeout * 1e9)
+        cdef bint settled
         with nogil:
-            pthread_mutex_lock(&device.connection.notify_lock)
-            target = device.connection.notices_queued
-            while device.connection.notices_written < target and not device.connection.notify_stop and device.started:
-                if forever:
-                    pthread_cond_wait(&device.connection.notify_changed, &device.connection.notify_lock)
-                elif pthread_cond_timedwait(&device.connection.notify_changed, &device.connection.notify_lock, &until):
-                    break
-            written = device.connection.notices_written >= target
-            pthread_mutex_unlock(&device.connection.notify_lock)
-        return bool(written)
+            settled = notices_settled(connection, notices_queued(connection), limit)
+        return bool(settled)
 
     # ---- what it is and what it did ----
 

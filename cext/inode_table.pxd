@@ -6,7 +6,7 @@
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from stackfs.cext.callback_data cimport (
-    FLT_CALLBACK_DATA, FLT_FILE_NAME_INFORMATION, FLT_INSTANCE, FLT_RELATED_OBJECTS, context_t, node_t, statx_t)
+    FILE_OBJECT, FLT_FILE_NAME_INFORMATION, FLT_INSTANCE, context_t, node_t, statx_t)
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
@@ -40,8 +40,12 @@ cdef struct node_t:
     uint16_t type                        # st_mode & S_IFMT
     uint8_t live
     uint8_t deleted                      # its last known name is gone; `names` holds that name, outside the name table
+    uint8_t pinned                       # its descriptor is kept until it is forgotten: it has no name to reopen it by, or is watched
+    uint8_t strayed                      # renamed beside the mount, and not looked up since
     uint32_t name_changes                # how often its own names changed, or which of them comes first
-    uint8_t pinned                       # its descriptor is kept until it is forgotten, for it has no name to reopen it by
+    uint32_t leased                      # atomic: which lease we have on it; 0: none (coherence.pyx has this and the two below)
+    void *lease                          # lease_t*
+    void *watch                          # watch_t*; of a directory
 
 cdef struct inode_table_t:
     pthread_mutex_t mutex
@@ -61,6 +65,8 @@ cdef struct inode_table_t:
     uint32_t descriptor_limit
     node_t *root
     uint32_t device                      # the root's
+    void (*unwatch)(void *context, node_t *node) noexcept nogil    # a watched directory is forgotten; its descriptor is still open
+    void *unwatch_context
     uint32_t changes[64]                 # by hash of (parent, name): how often names were taken away
     uint64_t path_changes                # how often a directory got or lost a name: paths below it are others then
 
@@ -107,6 +113,11 @@ cdef void identify(const statx_t *found, identity_t *what) noexcept nogil
 # An O_PATH descriptor of the node, good until node_close(); or a negative errno (-ESTALE: none of its names leads to it).
 cdef int node_open(inode_table_t *table, node_t *node) noexcept nogil
 cdef void node_close(inode_table_t *table, node_t *node) noexcept nogil
+# From now on its descriptor, which must be in use, is kept until it is forgotten.
+cdef void node_pin(inode_table_t *table, node_t *node) noexcept nogil
+cdef bint node_watched(inode_table_t *table, const node_t *node) noexcept nogil      # would changes of its attributes be noticed?
+cdef void node_stray(inode_table_t *table, node_t *node) noexcept nogil              # not before it was looked up again
+cdef uint64_t node_lookups(inode_table_t *table, const node_t *node) noexcept nogil
 # Out of descriptors: closes a few that nobody uses. How many.
 cdef int descriptors_shed(inode_table_t *table) noexcept nogil
 
@@ -123,7 +134,10 @@ cdef bint names_linked(inode_table_t *table, const node_t *parent, const char *n
                        const node_t *new_parent, const char *new_name, uint16_t new_length) noexcept nogil
 # The node that goes by (parent, name), with a reference; NULL: the kernel does not know it by that name.
 cdef node_t *name_holder(inode_table_t *table, const node_t *parent, const char *name, uint16_t length) noexcept nogil
-# Copies one name of the node: buffer[256]; returns its length and the parent with a reference, or 0 and NULL.
+# Copies one name of the node: buffer[256]; returns its length and the parent with a reference, or 0 and NULL. LAST_NAME: the one it was
+# reached by last, which it may have lost.
+cdef enum:
+    LAST_NAME = -1
 cdef uint16_t name_of(inode_table_t *table, node_t *node, int index, char *buffer, node_t **parent) noexcept nogil
 # The same, its first name, when no descriptor of it is open.
 cdef uint16_t name_unless_open(inode_table_t *table, node_t *node, char *buffer, node_t **parent) noexcept nogil
@@ -143,5 +157,5 @@ cdef FLT_FILE_NAME_INFORMATION *name_cache_find(
 cdef void name_cache_store(
     inode_table_t *table, node_t *node, FLT_FILE_NAME_INFORMATION *information, const name_version_t *changes) noexcept nogil
 cdef void name_cache_purge(inode_table_t *table, node_t *node) noexcept nogil
-# The same for what an operation is about: FileName in Directory, or the open file's name, or the node's.
-cdef int operation_path(const FLT_CALLBACK_DATA *Data, const FLT_RELATED_OBJECTS *FltObjects, char *buffer, size_t size) noexcept nogil
+# The path of a file object: the open file's name, or the node's.
+cdef int file_path(inode_table_t *table, const FILE_OBJECT *file, char *buffer, size_t size) noexcept nogil

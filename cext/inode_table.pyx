@@ -23,7 +23,7 @@ from stackfs.cext.stack cimport FLT_VOLUME  # no-cython-lint: completes the stru
 from libc.string cimport memcmp, memcpy, memmove, memset
 
 from stackfs.cext.callback_data cimport (
-    FILE_OBJECT, FLT_CALLBACK_DATA, FLT_FILE_NAME_INFORMATION, FLT_INSTANCE, FLT_RELATED_OBJECTS, context_t, statx_t)
+    FILE_OBJECT, FLT_FILE_NAME_INFORMATION, FLT_INSTANCE, context_t, statx_t)
 from stackfs.cext.contexts cimport contexts_any, contexts_gone, contexts_move
 from stackfs.cext.impersonation cimport step_aside, step_back
 from stackfs.cext.names cimport name_information_hold, name_information_put
@@ -51,7 +51,7 @@ cdef extern from *:
     uint16_t stackfs_type(const uint16_t *at) nogil
     void stackfs_set_type(uint16_t *at, uint16_t value) nogil
     int O_PATH, O_NOFOLLOW, O_CLOEXEC, AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW
-    unsigned STATX_BTIME, STATX_INO, STATX_TYPE
+    unsigned STATX_BTIME, STATX_INO, STATX_TYPE, S_IFDIR
     int openat(int directory, const char *path, int flags, ...) nogil
     int close(int fd) nogil
     int statx(int directory, const char *path, int flags, unsigned mask, statx_t *buffer) nogil
@@ -278,6 +278,8 @@ cdef void close_chain(inode_table_t *table, node_t *closing) noexcept nogil:
     if closing is NULL:
         return
     while node is not NULL:
+        if node.watch is not NULL:
+            table.unwatch(table.unwatch_context, node)
         if node.fd >= 0:
             close(node.fd)
             node.fd = -1
@@ -385,6 +387,7 @@ cdef node_t *node_found(inode_table_t *table, const identity_t *what, node_t *pa
             error[0] = ENOMEM
     if error[0] == 0:
         node.lookups += 1
+        node.strayed = 0
         former_parent = add_name_locked(table, node, parent, name, length)
     pthread_mutex_unlock(&table.mutex)
     if fd >= 0:
@@ -698,6 +701,38 @@ cdef void node_close(inode_table_t *table, node_t *node) noexcept nogil:
     pthread_mutex_unlock(&table.mutex)
 
 
+cdef void node_pin(inode_table_t *table, node_t *node) noexcept nogil:
+    pthread_mutex_lock(&table.mutex)
+    if not node.pinned:
+        node.pinned = 1
+        unlink_lru_locked(table, node)
+    pthread_mutex_unlock(&table.mutex)
+
+
+cdef bint node_watched(inode_table_t *table, const node_t *node) noexcept nogil:
+    """Of a directory its own watch tells; of anything else that of the directory it was looked up in last."""
+    cdef bint watched = node.watch is not NULL
+    if stackfs_type(&node.type) != S_IFDIR:
+        pthread_mutex_lock(&table.mutex)
+        watched = node.names is not NULL and not node.deleted and not node.strayed and node.names.parent.watch is not NULL
+        pthread_mutex_unlock(&table.mutex)
+    return watched
+
+
+cdef void node_stray(inode_table_t *table, node_t *node) noexcept nogil:
+    pthread_mutex_lock(&table.mutex)
+    node.strayed = 1
+    pthread_mutex_unlock(&table.mutex)
+
+
+cdef uint64_t node_lookups(inode_table_t *table, const node_t *node) noexcept nogil:
+    cdef uint64_t lookups
+    pthread_mutex_lock(&table.mutex)
+    lookups = node.lookups
+    pthread_mutex_unlock(&table.mutex)
+    return lookups
+
+
 cdef void identify(const statx_t *found, identity_t *what) noexcept nogil:
     what.device = <uint32_t>makedev(found.stx_dev_major, found.stx_dev_minor)
     what.inode = found.stx_ino
@@ -940,7 +975,7 @@ cdef uint16_t name_of_locked(node_t *node, int index, char *buffer, node_t **par
     cdef name_t *name
     cdef uint16_t length = 0
     parent[0] = NULL
-    if not node.deleted:
+    if not node.deleted or index == LAST_NAME:
         name = node.names
         while name is not NULL and index > 0:
             name = name.next
@@ -1087,36 +1122,14 @@ cdef void name_cache_purge(inode_table_t *table, node_t *node) noexcept nogil:
     pthread_mutex_unlock(&table.mutex)
 
 
-cdef int operation_path(const FLT_CALLBACK_DATA *Data, const FLT_RELATED_OBJECTS *FltObjects, char *buffer, size_t size) noexcept nogil:
-    cdef inode_table_t *table = <inode_table_t *>FltObjects.Volume.nodes
-    cdef const FILE_OBJECT *opened = FltObjects.FileObject
+cdef int file_path(inode_table_t *table, const FILE_OBJECT *file, char *buffer, size_t size) noexcept nogil:
+    cdef const node_t *node = file.Node
     cdef const name_t *first
-    cdef node_t *node
-    cdef int length, start
-    buffer[0] = 0
-    if opened is NULL:
-        return 0
-    if opened.Directory is not NULL and Data.Iopb.FileName.Length:
-        length = node_path(table, opened.Directory, buffer, size)
-        if length < 0:
-            return length
-        if length == 1:
-            length = 0                   # the root's "/" is the separator
-        if <size_t>length + Data.Iopb.FileName.Length + 2 > size:
-            buffer[0] = 0
-            return -ENAMETOOLONG
-        buffer[length] = c'/'
-        memcpy(buffer + length + 1, Data.Iopb.FileName.Buffer, Data.Iopb.FileName.Length)
-        length += 1 + Data.Iopb.FileName.Length
-        buffer[length] = 0
-        return length
-    node = opened.Node
-    if node is NULL:
-        return 0
+    cdef int start
     pthread_mutex_lock(&table.mutex)
     first = node.names
-    if opened.Name is not NULL and not node.deleted and first is not NULL and first.next is not NULL:
-        first = find_name_locked(node, opened.NameDirectory, opened.Name, opened.NameLength)
+    if file.Name is not NULL and not node.deleted and first is not NULL and first.next is not NULL:
+        first = find_name_locked(<node_t *>node, file.NameDirectory, file.Name, file.NameLength)
         if first is NULL:
             first = node.names
     start = climb_locked(table, node, first, buffer, size, True)

@@ -29,6 +29,7 @@ cdef struct irp_link_t:
     vfs_request_t *tail
     uint64_t headers
     uint64_t unanswered                  # atomic: forwarded, and not answered by libfuse
+    uint64_t taken                       # atomic: of these, how many a handler has taken
     # from the lane
     pthread_mutex_t relay_lock
     pthread_cond_t relay_changed
@@ -51,6 +52,6 @@ cdef void link_let_go(irp_link_t *link) noexcept nogil                  # whoeve
 cdef int link_forward(irp_link_t *link, vfs_request_t *request, const char *data, uint32_t length,
                       int answerless) noexcept nogil
 # The header of the message the lane is handling now (device.pxd, Device.device_pop).
-cdef vfs_request_t *link_pop(irp_link_t *link, uint32_t opcode, uint64_t nodeid) noexcept nogil
+cdef vfs_request_t *link_pop(irp_link_t *link, uint32_t opcode, uint64_t nodeid, int answerless) noexcept nogil
 # Carry to the kernel what the lane has answered. By the lane's loop; never waits.
 cdef void link_relay_now(irp_link_t *link) noexcept nogil

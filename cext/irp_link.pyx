@@ -203,7 +203,7 @@ cdef void take_back_header(irp_link_t *link, vfs_request_t *request) noexcept no
     request_free(request)
 
 
-cdef vfs_request_t *link_pop(irp_link_t *link, uint32_t opcode, uint64_t nodeid) noexcept nogil:
+cdef vfs_request_t *link_pop(irp_link_t *link, uint32_t opcode, uint64_t nodeid, int answerless) noexcept nogil:
     cdef vfs_request_t *request
     pthread_mutex_lock(&link.header_lock)
     request = link.head
@@ -213,6 +213,8 @@ cdef vfs_request_t *link_pop(irp_link_t *link, uint32_t opcode, uint64_t nodeid)
             link.tail = NULL
         link.headers -= 1
         request.next = NULL
+        if not answerless:
+            add_one(&link.taken)
     else:
         request = NULL
     pthread_mutex_unlock(&link.header_lock)
@@ -317,6 +319,11 @@ cdef int all_answered(irp_link_t *link) noexcept nogil:
     return counted(&link.unanswered) == 0
 
 
+cdef int nothing_due(irp_link_t *link) noexcept nogil:
+    """No handler has a request, so nothing lies in the socket; unless libfuse has answered one that it did not hand on."""
+    return counted(&link.taken) == 0
+
+
 cdef void relay_answer(irp_link_t *link, char *buffer, ssize_t length) noexcept nogil:
     """One message of libfuse's: an answer for the kernel, most often."""
     cdef fuse_out_header *header = <fuse_out_header *>buffer
@@ -329,6 +336,8 @@ cdef void relay_answer(irp_link_t *link, char *buffer, ssize_t length) noexcept 
         return
     if header.unique == LANE_INIT_UNIQUE:
         return
+    if not nothing_due(link):
+        take_one(&link.taken)
     if not take_open(link.connection, header.unique):
         return                                          # aborted meanwhile
     take_one(&link.unanswered)
@@ -347,7 +356,7 @@ cdef int relay_all(irp_link_t *link, char *buffer) noexcept nogil:
         length = recv(link.lane, buffer, link.answer_max, MSG_TRUNC | MSG_DONTWAIT)
         if length > 0:
             relay_answer(link, buffer, length)
-            if all_answered(link):
+            if nothing_due(link):
                 return 1                                # that was the last one
         elif length == 0:
             pthread_mutex_lock(&link.forward_lock)
@@ -365,7 +374,7 @@ cdef void link_relay_now(irp_link_t *link) noexcept nogil:
         if link.lane_buffer == NULL:
             return                                      # the relay thread does it
     count_one(&link.relayed)
-    if not all_answered(link):
+    if not nothing_due(link):
         relay_all(link, link.lane_buffer)
 
 

@@ -33,6 +33,7 @@ cdef struct lock_wait_t:                 # part of a request (vfs_request_t.wait
     uint64_t owner
     lock_range_t range
     uint8_t flock
+    uint8_t lease                        # not for a lock: an open waits for somebody's lease to be broken (coherence.pyx)
     uint8_t foreign                      # nobody here has it: its release cannot be seen, only tried
     uint64_t generation                  # what had been released when it was tried
     # set by who parks it
@@ -92,4 +93,5 @@ cdef void lock_wait(lock_table_t *table, lock_wait_t *waiting) noexcept nogil   
 cdef bint lock_interrupt(lock_table_t *table, uint64_t unique) noexcept nogil           # False: no such request is entered
 cdef void locks_cancel(lock_table_t *table) noexcept nogil                              # as an INTERRUPT of each
 cdef void locks_restart(lock_table_t *table) noexcept nogil                             # all try again, with .restart set
+cdef uint32_t locks_retry_leases(lock_table_t *table) noexcept nogil                    # wakes those that wait for a lease; how many
 cdef uint32_t locks_retry(lock_table_t *table) noexcept nogil   # wakes those that wait for a foreign lock; how many are parked

@@ -404,11 +404,12 @@ cdef void call_woken(lock_wait_t *waiting) noexcept nogil:
         waiting = following
 
 
-cdef void wake(lock_table_t *table, const node_t *node, bint foreign_only, bint cancel, bint restart) noexcept nogil:
-    """node NULL: of every file. cancel, restart: set in all that are entered, parked or not."""
+cdef uint32_t wake(lock_table_t *table, const node_t *node, bint foreign_only, bint cancel, bint restart, bint leases=False) noexcept nogil:
+    """How many were parked. node NULL: of every file. cancel, restart: set in all that are entered, parked or not."""
     cdef lock_wait_t *chain = NULL
     cdef lock_wait_t **end = &chain
     cdef lock_wait_t *waiting
+    cdef uint32_t count = 0
     pthread_mutex_lock(&table.mutex)
     waiting = table.first
     while waiting is not NULL:
@@ -416,12 +417,15 @@ cdef void wake(lock_table_t *table, const node_t *node, bint foreign_only, bint 
             store_int(&waiting.cancelled, 1)
         if restart:
             store_int(&waiting.restart, 1)
-        if waiting.parked and (node is NULL or waiting.node is node) and (waiting.foreign or not foreign_only):
+        if waiting.parked and (node is NULL or waiting.node is node) and (waiting.foreign or not foreign_only) and \
+                (waiting.lease or not leases):
             wake_locked(table, waiting, &end)
+            count += 1
         waiting = waiting.next
     pthread_cond_broadcast(&table.changed)
     pthread_mutex_unlock(&table.mutex)
     call_woken(chain)
+    return count
 
 
 cdef void locks_released(lock_table_t *table, const node_t *node) noexcept nogil:
@@ -436,6 +440,10 @@ cdef uint32_t locks_retry(lock_table_t *table) noexcept nogil:
         return 0
     wake(table, NULL, True, False, False)
     return stackfs_get32(&table.parked_count)
+
+
+cdef uint32_t locks_retry_leases(lock_table_t *table) noexcept nogil:
+    return wake(table, NULL, False, False, False, True) if stackfs_get32(&table.parked_count) else 0
 
 
 cdef void locks_cancel(lock_table_t *table) noexcept nogil:
@@ -482,13 +490,13 @@ cdef int lock_park(lock_table_t *table, lock_wait_t *waiting) noexcept nogil:
         stackfs_set32(&table.parked_count, table.parked_count - 1)
         pthread_mutex_unlock(&table.mutex)
         return 0
-    if not waiting.flock and deadlocks_locked(table, waiting):
+    if not waiting.flock and not waiting.lease and deadlocks_locked(table, waiting):
         stackfs_set32(&table.parked_count, table.parked_count - 1)
         waiting.error = EDEADLK
         pthread_mutex_unlock(&table.mutex)
         return 0
     # Who holds a flock is not remembered here: those that want one try again as for a foreign lock.
-    waiting.foreign = waiting.flock or in_the_way_locked(
+    waiting.foreign = waiting.flock or waiting.lease or in_the_way_locked(
         table, waiting.node, waiting.owner, &waiting.range, &found) is NULL
     waiting.parked = 1
     pthread_mutex_unlock(&table.mutex)

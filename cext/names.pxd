@@ -11,7 +11,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from stackfs.cext.callback_data cimport (
-    FILE_NAME, FILE_OBJECT, FLT_CALLBACK_DATA, FLT_FILE_NAME_INFORMATION, FLT_INSTANCE, node_t)
+    FILE_NAME, FILE_OBJECT, FLT_CALLBACK_DATA, FLT_FILE_NAME_INFORMATION, FLT_INSTANCE, FLT_RELATED_OBJECTS, node_t)
 from stackfs.cext.ntstatus cimport NTSTATUS
 
 # FLT_FILE_NAME_OPTIONS: one format, one query method, flags
@@ -121,6 +121,14 @@ cdef inline void FltReferenceFileNameInformation(FLT_FILE_NAME_INFORMATION *info
 
 cdef inline void FltReleaseFileNameInformation(FLT_FILE_NAME_INFORMATION *information) noexcept nogil:
     name_information_put(information)
+
+# --- for paths.pyx
+# What an operation is about, or its target, as the nearest provider below FltObjects.Instance shows it, at any level; 0: there is none,
+# or it does not say. -ENAMETOOLONG.
+cdef int provided_path(const FLT_CALLBACK_DATA *Data, const FLT_RELATED_OBJECTS *FltObjects, bint target, char *buffer,
+                       size_t size) noexcept nogil
+
+cdef int provided_node_path(FLT_INSTANCE *instance, node_t *node, char *buffer, size_t size) noexcept nogil      # the same of a node
 
 # --- for python_names.pyx
 # What a provider's callback begins with: the name as it is below the instance.

@@ -9,13 +9,14 @@ Nothing here waits for the disk. Providers are asked without a lock, in the thre
 asked their callback list is held, so that a detach waits for them.
 """
 
+from libc.errno cimport ENAMETOOLONG
 from libc.stdint cimport uint16_t, uint32_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memchr, memcpy, memset
 
 from stackfs.cext.callback_data cimport (
-    FILE_NAME, FILE_OBJECT, FLT_CALLBACK_DATA, FLT_INSTANCE, FLTFL_CALLBACK_DATA_POST_OPERATION, FO_CLOSED, IRP_MJ_CLOSE,
-    IRP_MJ_CREATE, IRP_MJ_QUERY_OPEN, IRP_PAGING_IO, node_t)
+    FILE_NAME, FILE_OBJECT, FLT_CALLBACK_DATA, FLT_INSTANCE, FLT_RELATED_OBJECTS, FLTFL_CALLBACK_DATA_POST_OPERATION, FO_CLOSED,
+    IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_QUERY_OPEN, IRP_PAGING_IO, node_t)
 from stackfs.cext.contexts cimport has_stream
 from stackfs.cext.impersonation cimport revert_to_self
 from stackfs.cext.inode_table cimport (
@@ -24,7 +25,7 @@ from stackfs.cext.ntstatus cimport (
     NTSTATUS, NT_SUCCESS, STATUS_FLT_INVALID_NAME_REQUEST, STATUS_FLT_NAME_CACHE_MISS, STATUS_INSUFFICIENT_RESOURCES,
     STATUS_INVALID_PARAMETER, STATUS_NAME_TOO_LONG, STATUS_NO_SUCH_FILE, STATUS_OBJECT_NAME_INVALID,
     STATUS_OBJECT_NAME_NOT_FOUND, STATUS_REPARSE, STATUS_SUCCESS, STATUS_UNSUCCESSFUL)
-from stackfs.cext.pending cimport APC_LEVEL
+from stackfs.cext.pending cimport APC_LEVEL, PASSIVE_LEVEL, irql_set
 from stackfs.cext.stack cimport (
     FLT_INSTANCE, FLT_VOLUME, NAME_PROVIDERS, callback_list_t, compare_altitudes, list_hold, list_release)
 from stackfs.cext.threads cimport load_bits
@@ -50,6 +51,7 @@ cdef struct question_t:
     uint16_t last_length
     uint32_t options
     bint destination
+    bint anywhere                        # also where a filter may not ask
 
 
 # --- the pieces of a name -------------------------------------------------------------------------------------------------
@@ -122,8 +124,12 @@ cdef bint is_short(const FILE_NAME *name) noexcept nogil:
 
 # --- asking -----------------------------------------------------------------------------------------------------------------
 
-cdef bint is_safe(const FLT_CALLBACK_DATA *data, const FILE_OBJECT *file) noexcept nogil:
+cdef bint is_safe(const question_t *q) noexcept nogil:
     """Windows cannot ask the file system for a name in these places; a filter may not rely on it here either."""
+    cdef const FLT_CALLBACK_DATA *data = q.data
+    cdef const FILE_OBJECT *file = q.file
+    if q.anywhere:
+        return True
     if file is not NULL and load_bits(&file.Flags) & FO_CLOSED:
         return False
     if data is NULL:
@@ -201,7 +207,7 @@ cdef NTSTATUS answer_by(question_t *q, const FLT_INSTANCE *provider, FLT_FILE_NA
     cdef inode_table_t *nodes = <inode_table_t *>q.volume.nodes
     cdef uint32_t format = q.options & FLT_VALID_FILE_NAME_FORMATS
     cdef uint32_t method = q.options & FLT_VALID_FILE_NAME_QUERY_METHODS
-    cdef bint safe = is_safe(q.data, q.file)
+    cdef bint safe = is_safe(q)
     cdef char path[LONGEST_NAME]
     cdef name_version_t version
     cdef bint caches = not q.options & FLT_FILE_NAME_DO_NOT_CACHE
@@ -242,7 +248,7 @@ cdef NTSTATUS answer_in_directory(const question_t *q, const FLT_INSTANCE *provi
     cdef int length
     if q.options & FLT_VALID_FILE_NAME_QUERY_METHODS == FLT_FILE_NAME_QUERY_CACHE_ONLY:
         return STATUS_FLT_NAME_CACHE_MISS
-    if not is_safe(q.data, q.file):
+    if not is_safe(q):
         return STATUS_FLT_INVALID_NAME_REQUEST
     above.file = NULL                    # what a provider is asked about is the directory, which nobody has opened
     above.data = NULL
@@ -371,6 +377,17 @@ cdef void by_file(question_t *q, FILE_OBJECT *file) noexcept nogil:
     q.link_length = file.NameLength if file.Name is not NULL else 0
 
 
+cdef void by_operation(question_t *q, FLT_CALLBACK_DATA *data, FILE_OBJECT *file) noexcept nogil:
+    q.data = data
+    by_file(q, file)
+    if file.Directory is not NULL and data.Iopb.FileName.Length:
+        q.node = file.Directory
+        q.directory = NULL
+        q.link_length = 0
+        q.last = data.Iopb.FileName.Buffer
+        q.last_length = data.Iopb.FileName.Length
+
+
 cdef NTSTATUS FltGetFileNameInformation(
         FLT_CALLBACK_DATA *Data, uint32_t NameOptions, FLT_FILE_NAME_INFORMATION **FileNameInformation) noexcept nogil:
     cdef FILE_OBJECT *file = Data.Iopb.TargetFileObject
@@ -381,16 +398,10 @@ cdef NTSTATUS FltGetFileNameInformation(
         return STATUS_FLT_INVALID_NAME_REQUEST
     q.asker = Data.Iopb.TargetInstance
     q.volume = Data.Iopb.TargetInstance.Related.Volume
-    q.data = Data
     q.options = NameOptions
-    by_file(&q, file)
-    if file.Directory is not NULL and Data.Iopb.FileName.Length:
-        q.node = file.Directory
-        q.directory = NULL
-        q.link_length = 0
-        if not (Data.Iopb.MajorFunction == IRP_MJ_CREATE and Data.Iopb.OperationFlags & SL_OPEN_TARGET_DIRECTORY):
-            q.last = Data.Iopb.FileName.Buffer
-            q.last_length = Data.Iopb.FileName.Length
+    by_operation(&q, Data, file)
+    if Data.Iopb.MajorFunction == IRP_MJ_CREATE and Data.Iopb.OperationFlags & SL_OPEN_TARGET_DIRECTORY:
+        q.last_length = 0
     if Data.Iopb.MajorFunction == IRP_MJ_CREATE and Data.Flags & FLTFL_CALLBACK_DATA_POST_OPERATION and \
             Data.IoStatus.Status == STATUS_REPARSE and not NameOptions & FLT_FILE_NAME_ALLOW_QUERY_ON_REPARSE:
         return STATUS_FLT_INVALID_NAME_REQUEST
@@ -502,3 +513,63 @@ cdef NTSTATUS name_below(FLT_INSTANCE *instance, FILE_OBJECT *file, uint32_t opt
         FLT_VALID_FILE_NAME_FORMATS | FLT_FILE_NAME_REQUEST_FROM_CURRENT_PROVIDER))
     by_file(&q, file)
     return answer(&q, below)
+
+
+# --- for paths.pyx -----------------------------------------------------------------------------------------------------------
+
+cdef int shown_path(question_t *q, char *buffer, size_t size) noexcept nogil:
+    """As the nearest provider below the asker shows it; 0: there is none, or it does not say."""
+    cdef callback_list_t *providers
+    cdef const FLT_INSTANCE *provider
+    cdef FLT_FILE_NAME_INFORMATION *found = NULL
+    cdef FILE_NAME path
+    cdef NTSTATUS status
+    cdef int length = 0
+    cdef int level
+    if q.asker is NULL or q.volume.lists[NAME_PROVIDERS] is NULL or q.node is NULL:     # a hint; the list is held below
+        return 0
+    providers = list_hold(q.volume, NAME_PROVIDERS)
+    if providers is NULL:
+        return 0
+    provider = nearest_provider(providers, q.asker, False)
+    if provider is not NULL:
+        q.options = FLT_FILE_NAME_OPENED | FLT_FILE_NAME_QUERY_DEFAULT
+        q.anywhere = True
+        level = irql_set(PASSIVE_LEVEL)              # it is the manager who asks
+        status = answer_by(q, provider, &found)
+        irql_set(level)
+        if status == STATUS_SUCCESS:
+            path_of(found, &path)
+            length = path.Length if <size_t>path.Length < size else -ENAMETOOLONG
+            if length > 0:
+                memcpy(buffer, path.Buffer, path.Length)
+                buffer[length] = 0
+            name_information_put(found)
+    list_release(providers)
+    return length
+
+
+cdef int provided_path(const FLT_CALLBACK_DATA *Data, const FLT_RELATED_OBJECTS *FltObjects, bint target, char *buffer,
+                       size_t size) noexcept nogil:
+    cdef question_t q
+    memset(&q, 0, sizeof(q))
+    q.asker = FltObjects.Instance
+    q.volume = FltObjects.Volume
+    if target:
+        q.file = FltObjects.FileObject
+        q.destination = True
+        q.node = Data.Iopb.Parameters.SetFile.TargetDirectory
+        q.last = Data.Iopb.Parameters.SetFile.TargetName.Buffer
+        q.last_length = Data.Iopb.Parameters.SetFile.TargetName.Length
+    else:
+        by_operation(&q, <FLT_CALLBACK_DATA *>Data, FltObjects.FileObject)
+    return shown_path(&q, buffer, size)
+
+
+cdef int provided_node_path(FLT_INSTANCE *instance, node_t *node, char *buffer, size_t size) noexcept nogil:
+    cdef question_t q
+    memset(&q, 0, sizeof(q))
+    q.asker = instance
+    q.volume = instance.Related.Volume
+    q.node = node
+    return shown_path(&q, buffer, size)

@@ -419,7 +419,7 @@ cdef void serve(reader_t *reader, wire_message_t *message, uint32_t index) noexc
         forward_message(readers, message, request)
         return
     count_one(&readers.served[index])
-    if not done and (not request_is_held(request) or hand_over(reader, request)):
+    if not done and ((not request_is_held(request) and not request.waiting.lease) or hand_over(reader, request)):
         request_leave_reader(request)
         reader.request = NULL
         waits_take(readers.waits, request)

@@ -79,6 +79,10 @@ cdef struct vfs_request_t:
     statx_t info                         # entry and attributes
     lock_range_t lock                    # getlk: the lock in the way; type F_UNLCK: none
     double entry_timeout, attr_timeout   # seconds
+    # coherence=lease (coherence.pyx)
+    int64_t begun                        # CLOCK_MONOTONIC, nanoseconds: nothing that it answers with is older
+    uint32_t leased                      # node_t.leased then
+    int covered                          # later changes of what it answers with will be noticed
     # what the base found
     node_t *found                        # entry: one lookup is counted for it until the request is done
     int info_known                       # info holds what the base has just seen: no need to ask again

@@ -185,6 +185,8 @@ class Request:
     def fh(self) -> int:
         """An open's handle number."""
     @property
+    def keep_cache(self) -> bool: ...
+    @property
     def direct_io(self) -> bool: ...
     @property
     def length(self) -> int:

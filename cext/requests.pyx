@@ -26,7 +26,7 @@ from stackfs.cext.includes.pthread cimport pthread_mutex_lock as mutex_lock, pth
 from stackfs.cext.pending cimport (
     hold_is_completed, holds_cancel, holds_count, holds_end_request, holds_interrupt, holds_leave, holds_settle, holds_t,
     operation_park, operation_wait)
-from stackfs.cext.threads cimport exchange_int, load_bits, load_int, set_bits, store_int
+from stackfs.cext.threads cimport exchange_int, load_bits, load_int, load_uint, set_bits, store_int
 from stackfs.cext.bypass cimport bypass_answer_t, bypass_open, bypass_possible, bypass_release, bypass_t
 from stackfs.cext.callback_data cimport (
     DACL_SECURITY_INFORMATION, DELETE, FILE_APPEND_DATA, FILE_CREATE, FILE_DELETE_ON_CLOSE, FILE_DIRECTORY_FILE,
@@ -34,7 +34,7 @@ from stackfs.cext.callback_data cimport (
     FILE_OVERWRITE, FILE_OVERWRITE_IF, FILE_READ_ATTRIBUTES, FILE_READ_DATA, FILE_READ_EA, FILE_WRITE_ATTRIBUTES,
     FILE_WRITE_DATA, FILE_WRITE_EA, FILE_WRITE_THROUGH, FLTFL_CALLBACK_DATA_FAST_IO_OPERATION,
     FLTFL_CALLBACK_DATA_FS_FILTER_OPERATION, FLTFL_CALLBACK_DATA_GENERATED_IO,
-    FLTFL_CALLBACK_DATA_SYSTEM_BUFFER, FLT_IO_PARAMETER_BLOCK, FO_CREATED, FO_DIRECTORY,
+    FLTFL_CALLBACK_DATA_SYSTEM_BUFFER, FLT_IO_PARAMETER_BLOCK, FO_COHERENT, FO_CREATED, FO_DIRECTORY,
     FO_FILE_OPEN_CANCELLED, FO_LOCKED, FO_OPENED, FO_SECTION,
     FO_SYNTHESISED, FO_UNREADABLE, FO_VOLUME_OPEN, FSCTL_DISMOUNT_VOLUME, FSCTL_DUPLICATE_EXTENTS_TO_FILE,
     FSCTL_GET_REPARSE_POINT, FSCTL_LOCK_VOLUME, FSCTL_MANAGE_BYPASS_IO, FSCTL_STACKFS_POLL, FSCTL_UNLOCK_VOLUME,
@@ -55,6 +55,8 @@ from stackfs.cext.callback_data cimport (
     FileAllocationInformation, FileBasicInformation, FileDispositionInformation, FileEndOfFileInformation,
     FileLinkInformation, FileNetworkOpenInformation, FilePositionInformation, FileRenameInformation,
     FileRenameInformationEx, lock_range_t, statx_timestamp)
+from stackfs.cext.coherence cimport (
+    coherence_covers, coherence_now, coherence_opened, coherence_passed, coherence_released, coherence_t, coherence_timeout)
 from stackfs.cext.contexts cimport contexts_any, contexts_gone
 from stackfs.cext.extents cimport extent_mode_known, extent_mode_zeroes
 from stackfs.cext.file_flags cimport is_file_control, is_fsctl
@@ -1058,6 +1060,8 @@ cdef void put_handle(backing_t *backing, handle_t *handle) noexcept nogil:
         handle.file.fd = -1
         if load_bits(&handle.file.Flags) & FO_LOCKED:
             locks_released(backing.locks, handle.file.Node)          # a flock(2) lock ends with its descriptor
+        if load_bits(&handle.file.Flags) & FO_COHERENT:
+            coherence_released(<coherence_t *>backing.coherence, handle.file.Node, handle.file.OpenFlags)
     if handle.file.Node is not NULL:
         bypass_release(backing.bypass, &handle.file)
         if load_bits(&handle.file.Flags) & FO_OPENED:
@@ -1073,14 +1077,17 @@ cdef void choose_mode(vfs_request_t *request, backing_t *backing) noexcept nogil
     """How the kernel shall treat an open file: bypassed, past the page cache, or through it."""
     cdef bypass_answer_t mode
     cdef uint32_t flags = request.arguments.flags
+    cdef bint keep = request.volume.keep_cache
     if node_type(request.file.Node) == S_IFREG:
         bypass_open(backing.bypass, request.file, request.on_device and not request.bypass_vetoed, &mode)
         request.out_open_flags = mode.open_flags
         request.out_backing_id = mode.backing_id
+        if backing.coherence is not NULL and not request.out_open_flags:
+            keep = coherence_opened(<coherence_t *>backing.coherence, request.file)
     if not request.out_open_flags and (request.volume.direct_io or flags & <uint32_t>O_DIRECT
                                        or request.file.Flags & FO_UNREADABLE):
         request.out_open_flags = FOPEN_DIRECT_IO
-    if not request.out_open_flags and request.volume.keep_cache:
+    if not request.out_open_flags and keep:
         request.out_open_flags = FOPEN_KEEP_CACHE
     if request.out_open_flags & FOPEN_DIRECT_IO:
         request.out_open_flags |= FOPEN_PARALLEL_DIRECT_WRITES       # the backing file's own lock orders them
@@ -1090,6 +1097,39 @@ cdef void choose_mode(vfs_request_t *request, backing_t *backing) noexcept nogil
 
 cdef bint is_bypassed(node_t *node) noexcept nogil:
     return node is not NULL and load_int(<int *>&node.backed_opens) != 0
+
+
+cdef node_t *subject(const vfs_request_t *request) noexcept nogil:
+    """What the attributes that it answers with are of, or what it reads or writes; NULL: nothing."""
+    if request.found is not NULL:
+        return request.found
+    if request.node is not NULL:
+        return request.node
+    return request.file.Node if request.handle is not NULL and request.file is not NULL else NULL
+
+
+cdef void note_coherence(vfs_request_t *request, coherence_t *coherence) noexcept nogil:
+    """Before it asks for anything that the kernel may keep."""
+    cdef node_t *node = subject(request)
+    request.begun = coherence_now()
+    if node is not NULL:
+        request.leased = load_uint(&node.leased)
+        request.covered = coherence_covers(coherence, node)
+
+
+cdef void believe(vfs_request_t *request, coherence_t *coherence) noexcept nogil:
+    """How long the kernel may keep what it is answered: for long what will be noticed when it changes."""
+    cdef node_t *node = subject(request)
+    request.entry_timeout = request.attr_timeout = coherence_timeout(coherence, request.covered, request.begun)
+    if node is NULL:
+        return
+    if node_type(node) == S_IFDIR:
+        if not coherence_covers(coherence, node):
+            request.attr_timeout = coherence.short_timeout
+    elif request.info.stx_nlink > 1:
+        request.attr_timeout = coherence.short_timeout           # by another name, in a directory that nobody watches
+    if load_uint(&node.leased) == 0 and load_int(<int *>&node.plain_opens):
+        request.attr_timeout = 0             # it may be written by somebody who need not ask; the kernel then looks before it reads
 
 
 cdef int finish(vfs_request_t *request) noexcept nogil:
@@ -1119,6 +1159,8 @@ cdef int finish(vfs_request_t *request) noexcept nogil:
     else:
         request.entry_timeout = request.volume.entry_timeout
         request.attr_timeout = request.volume.attr_timeout
+        if backing.coherence is not NULL:
+            believe(request, <coherence_t *>backing.coherence)
         if is_bypassed(request.found if request.found is not NULL else request.node):
             request.attr_timeout = 0             # the kernel does not notice what a store through a mapping changes
     if opens and request.handle is not NULL:
@@ -1137,12 +1179,17 @@ cdef int finish(vfs_request_t *request) noexcept nogil:
             request.out_fh = request.file.fh
             if opcode != OPENDIR:
                 choose_mode(request, backing)
+                if opcode != OPEN and load_bits(&request.file.Flags) & FO_COHERENT and load_uint(&request.file.Node.leased) == 0:
+                    request.attr_timeout = 0
             handle_publish(backing.handles, request.handle)
         request.handle = NULL
     elif request.handle is not NULL:
         if opcode == RELEASE or opcode == RELEASEDIR:
             locks_drop(backing.locks, request.file.Node, request.file.fh, False)
             put_handle(backing, request.handle)
+        elif (opcode == READ or opcode == WRITE) and backing.coherence is not NULL and request.initiator is NULL:
+            coherence_passed(<coherence_t *>backing.coherence, request.file.Node, request.leased,
+                             <int64_t>request.arguments.offset, <int64_t>request.arguments.size)
         elif opcode == FLUSH:
             locks_drop(backing.locks, request.file.Node, request.arguments.lock_owner, True)
             if request.error == 0:
@@ -1237,6 +1284,8 @@ cdef int request_run(vfs_request_t *request) noexcept nogil:
         request.error = prepare(request)
         if request.error:
             return finish(request)
+        if backing_of(request).coherence is not NULL:
+            note_coherence(request, <coherence_t *>backing_of(request).coherence)
     while True:
         which = &request.plan[request.step]
         if not request.resumable:
@@ -1940,6 +1989,10 @@ cdef class Request:
     def fh(self):
         """An open's handle number."""
         return self.pointer.out_fh
+
+    @property
+    def keep_cache(self):
+        return (self.pointer.out_open_flags & FOPEN_KEEP_CACHE) != 0
 
     @property
     def direct_io(self):

@@ -296,6 +296,7 @@ cdef class NativeOperations:
     """A native filter's registration table: (major, flags, pre, post), filled by the filter's own Cython code."""
     cdef callback_t operations[256]
     cdef PFLT_SECTION_CONFLICT_NOTIFICATION_CALLBACK section_conflict    # or NULL
+    cdef void *name_provider             # name_provider_t * (names.pxd), which outlives this, or NULL
     cdef int abi                         # what the filter was compiled with: set() is part of the filter's own code
     cdef inline void set(self, int major, PFLT_PRE_OPERATION_CALLBACK pre, PFLT_POST_OPERATION_CALLBACK post,
                          uint32_t flags) noexcept:

@@ -41,7 +41,8 @@ from stackfs.cext.drain cimport (
     all_threads_see, come_to, drain_list, owner_enter, owner_leave, position_of)
 from stackfs.cext.contexts cimport volume_contexts_close
 from stackfs.cext.impersonation cimport revert_to_self
-from stackfs.cext.inode_table cimport inode_table_t, name_cache_purge, operation_path
+from stackfs.cext.inode_table cimport inode_table_t, name_cache_purge
+from stackfs.cext.paths cimport operation_path
 from stackfs.cext.ntstatus cimport (
     NT_SUCCESS, STATUS_FLT_DISALLOW_FAST_IO, STATUS_FLT_INTERNAL_ERROR, STATUS_FLT_INVALID_ASYNCHRONOUS_REQUEST,
     STATUS_FLT_POST_OPERATION_CLEANUP, STATUS_IO_DEVICE_ERROR, STATUS_PENDING, STATUS_REPARSE, STATUS_SUCCESS)
@@ -926,6 +927,9 @@ cdef class InstanceEntry(InstanceNames):
                 raise ValueError(f"it was compiled for version {native.abi} of the interface, and this release has {FILTER_ABI}: "
                                  "build the filter again")
             self.instance.SectionConflict = native.section_conflict
+            if native.name_provider is not NULL:
+                self.instance.NameProvider = native.name_provider
+                self.operations[NAME_PROVIDERS].instance = &self.instance
             for major in range(MAJOR_FUNCTIONS):
                 if is_known(major) and (
                         native.operations[major].pre is not NULL or native.operations[major].post is not NULL):

@@ -22,7 +22,7 @@ from stackfs.cext.callback_data cimport (
     FLT_PREOP_SYNCHRONIZE, IO_STATUS_BLOCK, IRP_MJ_CLEANUP, IRP_MJ_CLOSE, IRP_MJ_CREATE, IRP_MJ_DIRECTORY_CONTROL,
     IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_LOCK_CONTROL, IRP_MJ_QUERY_OPEN, IRP_MN_LOCK)
 from stackfs.cext.impersonation cimport revert_to_self
-from stackfs.cext.inode_table cimport operation_path
+from stackfs.cext.paths cimport operation_path
 from stackfs.cext.ntstatus cimport NT_SUCCESS, STATUS_FLT_DISALLOW_FAST_IO, STATUS_PENDING, STATUS_SUCCESS
 from stackfs.cext.pending cimport (
     HOLD_RAISED, PASSIVE_LEVEL, callback_enter, callback_frame_t, callback_leave, irql_get, operation_irql)

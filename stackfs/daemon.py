@@ -29,6 +29,7 @@ import structlog
 import trio
 
 from stackfs import __version__, api, control, mounting, ports, verifier, volume_operations
+from stackfs.coherence import LONG_SECONDS, Watch
 from stackfs.errors import ExitCode, FltError, StackfsError
 from stackfs.options import MountConfig
 
@@ -234,6 +235,9 @@ class Mounted:
         if reason:
             raise StackfsError(f"option permissions=stack: {reason}", ExitCode.PERMISSION)
         seconds = EXCLUSIVE_SECONDS if config.options.exclusive else CACHE_SECONDS
+        leases = config.options.coherence == "lease"
+        if leases:
+            seconds = LONG_SECONDS
         if self._stack_checks:
             seconds = 0.0  # who may search a directory is asked at every lookup
         self._root = os.open(config.source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -245,11 +249,13 @@ class Mounted:
             direct_io=config.options.cache == "strict",
             keep_cache=config.options.exclusive,
             writeback=config.options.writeback,
-            descriptor_limit=max(64, min(65536, (descriptors - RESERVED_DESCRIPTORS) // 2)),
+            descriptor_limit=max(64, min(65536, (descriptors - RESERVED_DESCRIPTORS) // (4 if leases else 2))),
         )
+        self.coherence = Watch(self.core, config.source, seconds, descriptors) if leases else None
         self.manager = FilterManager(config.filter_dirs, config.filter_options, config.manual_instances)
         self.volume = self.manager.add_volume(config.volume_name, config.mountpoint, config.source, self.core)
         self.volume.read_only = config.options.read_only
+        self.volume.coherence = None if self.coherence is None else self.coherence.core
 
     async def main(self) -> None:
         try:
@@ -320,12 +326,13 @@ class Mounted:
                 stack_locks=self.locks == "stack",
                 writeback=options.writeback,
             )
-            self.operations = irp_lane.start(
-                self.device, self.core, self.manager.async_callbacks, keep_cache=options.exclusive
-            )
+            self.operations = irp_lane.start(self.device, self.core, self.manager.async_callbacks)
             self.operations.callbacks_wait = lambda: any(each.filter.ports.used for each in self.volume.instances)
             self.lane_started = True
             self.device.start()
+            if self.coherence is not None:
+                self.coherence.start()
+                nursery.start_soon(self.coherence.run, self._invalidate)
             self.volume.invalidate = self._invalidate
             self.volume.write_back = self._write_back
             self.volume.is_mounted = self._is_mounted
@@ -420,6 +427,8 @@ class Mounted:
         if not self.device.ended:
             self._unmount_for_good()
         self.device.stop()
+        if self.coherence is not None:
+            self.coherence.stop()
         if mounting.mount_at(self.config.mountpoint) is not None and mounting.is_stale(self.config.mountpoint):
             self._unmount_for_good()
 
@@ -581,6 +590,7 @@ class Mounted:
             "cache": options.cache,
             "permissions": options.permissions,
             "locks": self.locks,
+            "coherence": "none" if self.coherence is None else self.coherence.status(),
             "lanes": {
                 "mode": options.lanes,
                 "bypass": self._bypass(),

@@ -19,6 +19,7 @@ import trio
 from stackfs import api, contexts, names
 from stackfs.altitude import AltitudeKey, sort_key
 from stackfs.cext.callback_data import CallbackData
+from stackfs.cext.ntstatus import NtStatus
 from stackfs.cext.requests import Volume as CoreVolume
 from stackfs.cext.stack import InstanceEntry
 from stackfs.errors import FltError
@@ -28,6 +29,7 @@ from stackfs.rundown import Rundown
 
 if TYPE_CHECKING:
     from stackfs import filter_objects as _objects  # a class's own properties hide the names of classes in it
+    from stackfs.cext.coherence import Coherence
     from stackfs.discovery import Found
     from stackfs.manager import FilterManager
     from stackfs.manifest import Manifest
@@ -347,6 +349,8 @@ class Volume(FltObject):
         """The mount is; whether the backing filesystem is, is asked of it (stackfs/volume_properties.py)."""
         self.is_mounted: Callable[[], bool] | None = None
         """Is it still mounted? Set by whoever mounted it."""
+        self.coherence: Coherence | None = None
+        """What notices changes beside the mount; set by whoever mounts it with coherence=lease."""
 
     def __str__(self) -> str:
         return f"volume {self.name!r}"
@@ -355,6 +359,25 @@ class Volume(FltObject):
     def detached(self) -> bool:
         """The mount is gone, files that are open keep the volume."""
         return self.is_mounted is not None and not self.is_mounted()
+
+    def on_foreign_change(self, listener: Callable[[int, int, bytes | None], object]) -> None:
+        """With coherence=lease: listener(nodeid, what, name) when the backing directory was changed beside the mount,
+        or, of a file's data (FOREIGN_DATA), is about to be: True then keeps the writer waiting until
+        foreign_settled(nodeid). By a thread that must not be kept. FltError STATUS_NOT_SUPPORTED: the volume notices
+        nothing. docs/coherence.md has more."""
+        if self.coherence is None:
+            raise FltError(NtStatus.STATUS_NOT_SUPPORTED, f"{self} does not notice what is changed beside it")
+        self.coherence.on_change(listener)
+
+    def off_foreign_change(self, listener: Callable[[int, int, bytes | None], object]) -> None:
+        """It is not called any more, and is not being called: before its filter's instance is gone."""
+        if self.coherence is not None:
+            self.coherence.off_change(listener)
+
+    def foreign_settled(self, nodeid: int) -> None:
+        """What on_foreign_change()'s listener has answered True for may go on."""
+        if self.coherence is not None:
+            self.coherence.settled(nodeid)
 
     def wake_poll(self, handle: int) -> bool:
         """Whoever polls the file of that poll_handle (semantics D22) looks again. Any thread."""

@@ -60,10 +60,7 @@ class _Relay(trio.abc.Instrument):
     """Carries the answers on before the loop waits: a thread less between pyfuse3 and the kernel."""
 
     def __init__(self, device: Device) -> None:
-        self._relay_now = device.relay_now
-
-    def before_io_wait(self, timeout: float) -> None:
-        self._relay_now()
+        self.before_io_wait = device.relay_now  # type: ignore[method-assign]
 
 
 class Operations:
@@ -76,11 +73,10 @@ class Operations:
     enable_acl = False  # INIT is answered by the device, which asks for ACLs
     supports_dot_lookup = False
 
-    def __init__(self, device: Device, volume: Volume, async_callbacks: AsyncCallbacks, keep_cache: bool) -> None:
+    def __init__(self, device: Device, volume: Volume, async_callbacks: AsyncCallbacks) -> None:
         self.device = device
         self.volume = volume
         self.async_callbacks = async_callbacks
-        self.keep_cache = keep_cache
         self.broken: LaneError | None = None
         self.on_broken = trio.Event()
         self.callbacks_wait: Callable[[], bool] = lambda: False
@@ -146,7 +142,7 @@ class Operations:
         """What run() stopped at. Shielded, where a thread uses the request's memory until it is done."""
         if (rest := self.async_callbacks.rest(request.unique)) is not None:
             await rest
-        elif request.is_held:
+        elif request.is_held or request.waits_for_lock:
             woken = trio.Event()
             if request.park(functools.partial(self._wake, woken)):
                 await woken.wait()
@@ -240,9 +236,8 @@ class Operations:
 
     def _file_info(self, request: Request) -> pyfuse3.FileInfo:
         """Unless told otherwise pyfuse3 would have the kernel keep a file's pages from one open to the next."""
-        direct = request.direct_io
         return pyfuse3.FileInfo(
-            fh=pyfuse3.FileHandleT(request.fh), direct_io=direct, keep_cache=self.keep_cache and not direct
+            fh=pyfuse3.FileHandleT(request.fh), direct_io=request.direct_io, keep_cache=request.keep_cache
         )
 
     def read(self, fh: int, off: int, size: int) -> Awaitable[bytes]:
@@ -334,12 +329,9 @@ def _statistics(request: Request) -> pyfuse3.StatvfsData:
     return data
 
 
-def start(device: Device, volume: Volume, async_callbacks: AsyncCallbacks, *, keep_cache: bool) -> Operations:
-    """Give pyfuse3 its end of the device's socket pair. Before device.start(); run() then serves.
-
-    keep_cache: as the volume has it; an open leaves the page cache as it is.
-    """
-    operations = Operations(device, volume, async_callbacks, keep_cache)
+def start(device: Device, volume: Volume, async_callbacks: AsyncCallbacks) -> Operations:
+    """Give pyfuse3 its end of the device's socket pair. Before device.start(); run() then serves."""
+    operations = Operations(device, volume, async_callbacks)
     handlers: Any = operations
     pyfuse3.init(handlers, f"/dev/fd/{device.detach_lane_fd()}", set())
     return operations

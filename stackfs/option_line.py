@@ -37,15 +37,12 @@ CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "lanes": ("auto", "irp"),
     "permissions": ("kernel", "stack"),
     "locks": ("kernel", "stack"),
-    "coherence": ("none",),
+    "coherence": ("none", "lease"),
 }
 """Options of few values: those this release has, the default first (of locks, where nobody sees them)."""
 
 SWITCHES: Final = ("allow_other", "exclusive", "writeback", "default_permissions", "verifier")
 """Options without a value, off unless they are said."""
-
-LATER: Final = frozenset(("coherence=lease",))
-"""What a later release will have: refused until then."""
 
 _HINTS: Final = {
     "allow_root": "use allow_other",
@@ -98,6 +95,7 @@ class MountOptions(MountFlags):
     locks: str | None = None
     """None: stack if an instance that the volume TOML names registers LOCK_CONTROL, else kernel."""
     coherence: str = "none"
+    """lease: changes made beside the mount are noticed (stackfs/coherence.py)."""
     filters: dict[str, str] = dataclasses.field(default_factory=dict)
     """filter=NAME, in the order given, and where: "-o filter=NAME", or "FILE:LINE". The filter's default instance."""
     raw: bool = False
@@ -162,8 +160,6 @@ def _add_option(options: MountOptions, option: str, origin: Origin) -> None:
     key, value = unescape(raw_key), unescape(raw_value) if equals else None
     if key in IGNORED or key == "comment" or key.startswith(("x-", "X-")):
         return
-    if key in LATER or unescape(option) in LATER:
-        raise UsageError(f"option {unescape(option)!r} is not in this release: leave it out")
     if key in BY_OPTION:
         _no_value(key, value)
         flag, on = BY_OPTION[key]
@@ -212,7 +208,7 @@ def _one_of(choices: Sequence[str]) -> str:
 def _hint(key: str) -> str:
     if key in _HINTS:
         return f": {_HINTS[key]}"
-    names = [*BY_OPTION, *CHOICES, *_WITH_VALUE, *SWITCHES, *IGNORED, *LATER]
+    names = [*BY_OPTION, *CHOICES, *_WITH_VALUE, *SWITCHES, *IGNORED]
     near = difflib.get_close_matches(key, names, n=1)
     return f": did you mean {near[0]!r}?" if near else " (a filter's option is written NAME.KEY=VALUE)"
 

@@ -92,6 +92,10 @@ def build_config(
     options.filter_dirs = options.filter_dirs[from_toml:] + options.filter_dirs[:from_toml]
     if options.writeback and options.cache == "strict":
         raise UsageError("options 'writeback' and 'cache=strict' exclude each other: strict has no cache to write back")
+    if options.coherence == "lease" and (options.writeback or options.exclusive):
+        other = "writeback" if options.writeback else "exclusive"
+        words = f"{other} is for what only this mount changes"
+        raise UsageError(f"options 'coherence=lease' and {other!r} exclude each other: {words}")
     if toml is None and options.source is not None:
         raise UsageError(f"option 'source' stands in for a volume TOML's source, but {source!r} is no .toml")
     backing, where = _places(toml, source, mountpoint, options)

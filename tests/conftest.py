@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -226,15 +226,15 @@ def drive(
 
 @pytest.fixture
 def vault(drive: Callable[..., Drive], tmp_path: Path) -> Iterator[Callable[..., Vault]]:
-    """vault("cache=strict", ...) makes an encrypted volume and mounts it; mount=False: does not."""
+    """vault("cache=strict", ...) makes an encrypted volume (make_volume) and mounts it; mount=False: does not."""
     from encryption_drive import PHRASE, Vault, make_volume
 
     passfile = tmp_path / "phrase"
     passfile.write_bytes(PHRASE + b"\n")
 
-    def make(*options: str, mount: bool = True, names: str = "encrypted", suite: str = "aes-256-gcm") -> Vault:
+    def make(*options: str, mount: bool = True, **settings: Any) -> Vault:
         made = drive(mount=False)
-        make_volume(made.src, names=names, suite=suite)
+        make_volume(made.src, **settings)
         it = Vault(made, passfile)
         it.options = options
         return it.mount() if mount else it

@@ -18,7 +18,14 @@ PHRASE = b"a phrase"
 CHEAP = volumes.Argon2(memory=64, passes=1, lanes=1)
 
 
-def make_volume(path: Path, *, names: str = "encrypted", suite: str = "aes-256-gcm") -> None:
+def make_volume(
+    path: Path,
+    *,
+    names: str = "encrypted",
+    suite: str = "aes-256-gcm",
+    phrase: bytes = PHRASE,
+    argon2: volumes.Argon2 = CHEAP,
+) -> None:
     directory = volumes.open_directory(str(path))
     try:
         volumes.create(
@@ -26,8 +33,8 @@ def make_volume(path: Path, *, names: str = "encrypted", suite: str = "aes-256-g
             str(path),
             suite=suite,
             names=names,  # type: ignore[arg-type]
-            credentials=[(volumes.passphrase(bytearray(PHRASE)), "test")],
-            argon2=CHEAP,
+            credentials=[(volumes.passphrase(bytearray(phrase)), "test")],
+            argon2=argon2,
         )
     finally:
         os.close(directory)

@@ -359,3 +359,22 @@ def test_a_link_has_attributes_of_its_own(core: Volume, tmp_path: Path) -> None:
     assert os.getxattr(tmp_path / "elsewhere", "trusted.t", follow_symlinks=False) == b"1"
     assert os.listxattr(tmp_path / "target") == os.listxattr(tmp_path / "link", follow_symlinks=False) == []
     assert core.request(GETXATTR, node, name=b"trusted.t").receiving(10).do().result() == b"1"
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_a_read_that_cannot_wait_goes_on_at_once(kind: str, tmp_path: Path) -> None:
+    """On the IRP lane's loop: from the page cache, and from a filesystem that lies in memory, where nothing can be asked."""
+    shared = Path("/dev/shm")
+    if kind == "memory" and not shared.is_dir():
+        pytest.skip("needs /dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if kind == "memory" else tmp_path) as top:
+        (Path(top) / "file").write_bytes(b"content")
+        volume = volume_of(Path(top))
+        try:
+            nodeid = find(volume, b"file")
+            fh = volume.request(OPEN, nodeid).do().fh
+            read = volume.request(READ, nodeid, fh=fh, size=100, nowait=True).receiving(100)
+            assert read.run() and read.result() == b"content"
+            volume.request(RELEASE, nodeid, fh=fh).do()
+        finally:
+            volume.close()

@@ -15,7 +15,7 @@ import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import encryption_reader as reader
@@ -651,6 +651,65 @@ def test_files_are_sealed_when_they_are_left_alone(vault: Callable[..., Vault]) 
     assert reader.File(keys, stored.read_bytes()).read() == b"x" * 5000
 
 
+LISTS = '''
+"""Lists the volume's root again and again, whatever else goes on there."""
+
+import threading
+
+from stackfs.api import *
+
+MANIFEST = {{"name": "lists", "altitude": "385300", "group": "FSFilter Activity Monitor", "filter": "Lists"}}
+
+
+class Lists(Filter):
+    def instance_setup(self, instance, flags):
+        self.ends = threading.Event()
+        self.thread = threading.Thread(target=self.run, args=(instance,), daemon=True)
+        self.thread.start()
+        return STATUS_SUCCESS
+
+    def run(self, instance):
+        with open("{log}", "w") as log:
+            while not self.ends.wait(0.001):
+                log.write(f"{{sum(each.startswith(b'k') for each in instance.listdir('/'))}}\\n")
+
+    def instance_teardown_start(self, instance, reason):
+        self.ends.set()
+        self.thread.join()
+'''
+
+
+def test_a_long_name_that_goes_while_a_filter_lists_is_not_foreign(vault: Callable[..., Vault], tmp_path: Path) -> None:
+    """The kernel keeps its own listings and removals apart, but not a filter's. A long name whose side file is missing
+    although it stays is foreign."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "lists.py").write_text(LISTS.format(log=tmp_path / "log"))
+    it = vault(f"filterdir={tmp_path}", "filter=lists")
+    kept = [it.mnt / ("k" * 200 + str(number)) for number in range(20)]
+    for path in kept:
+        path.touch()
+    names = [it.mnt / ("g" * 200 + str(number)) for number in range(20)]
+    other = it.mnt / ("o" * 220)
+    ends = time.monotonic() + 3
+    while time.monotonic() < ends:
+        for path in names:
+            path.mkdir() if path.name.endswith("7") else path.touch()
+        names[0].rename(other)
+        other.rename(names[0])
+        for path in names:
+            path.rmdir() if path.name.endswith("7") else path.unlink()
+    it.umount()
+    assert "none of the volume's" not in it.drive.log.read_text()
+    listed = (tmp_path / "log").read_text().split()
+    assert len(listed) > 100 and set(listed[len(kept) * 10 :]) == {str(len(kept))}
+    next(it.src.glob(".stackfs-long-*.name")).unlink()
+    it.drive.expected_log.append("none of the volume's")
+    it.mount("cache=strict")
+    assert len(os.listdir(it.mnt)) == len(kept) - 1
+    it.umount()
+    assert "none of the volume's" in it.drive.log.read_text()
+
+
 # ---- who mounts is asked -------------------------------------------------------------------------------------------
 
 
@@ -671,6 +730,40 @@ def test_who_mounts_is_asked_for_the_passphrase(vault: Callable[..., Vault]) -> 
     assert b"phrase" not in shown.replace(b"Passphrase", b"").replace(b"the passphrase", b"")
     command = Path(f"/proc/{it.drive.pid}/cmdline").read_bytes() + Path(f"/proc/{it.drive.pid}/environ").read_bytes()
     assert PHRASE not in command
+
+
+def test_the_daemon_gets_a_key_and_not_the_passphrase(vault: Callable[..., Vault]) -> None:
+    """Argon2id is computed once, where the passphrase was typed; the daemon, which need not pay for it again, never has
+    the passphrase."""
+    memory = 300 << 10
+    typed = b"neither this nor a part of it"
+    it = vault(mount=False, phrase=typed, argon2=volumes.Argon2(memory=memory, passes=1))
+    code, shown = mount_at_a_terminal(it.drive, typed)
+    assert code == 0, shown
+    it.drive.note_pid()
+    (it.mnt / "file").write_text("plain")
+    assert most_memory(it.drive.pid) < memory // 2
+    assert not any(typed in part for part in memory_of(it.drive.pid))
+    it.umount()
+    it.passfile.write_bytes(typed + b"\n")
+    it.mount()
+    assert (it.mnt / "file").read_text() == "plain"
+    assert most_memory(it.drive.pid) > memory
+
+
+def most_memory(pid: int) -> int:
+    """KiB that a process has had at most."""
+    return int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])  # type: ignore[index]
+
+
+def memory_of(pid: int) -> Iterator[bytes]:
+    """What a process can write to."""
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            begin, end, rights = re.match(r"([0-9a-f]+)-([0-9a-f]+) (\S+)", line).groups()  # type: ignore[union-attr]
+            if rights.startswith("rw") and "/dev/" not in line:
+                memory.seek(int(begin, 16))
+                yield memory.read(int(end, 16) - int(begin, 16))
 
 
 def test_after_three_wrong_passphrases_nothing_is_mounted(vault: Callable[..., Vault]) -> None:

@@ -10,7 +10,7 @@ import errno
 import os
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import encryption_reader as reader
@@ -700,6 +700,56 @@ def test_a_part_of_a_block_that_does_not_fit_leaves_the_rest_of_it(keys: VolumeK
         assert whole(file) == content(size) and len(stored.data) == file.stored_size
         file.seal(True)
         assert whole(opened(keys, stored)) == content(size)
+
+
+@pytest.mark.parametrize("torn", [1, 20, 60])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda file: file.write(100, b"new" * 10),
+        lambda file: file.write(12_290, b"new" * 10),
+        lambda file: file.append(b"new" * 30),
+        lambda file: file.punch(100, 50),
+        lambda file: file.resize(13_000),
+        lambda file: file.resize(12_300),
+        lambda file: file.resize(3000),
+        lambda file: file.resize(200),
+    ],
+    ids=["write", "write in the last block", "append", "punch", "grow", "shrink", "shrink to a short block", "cut a block"],
+)
+def test_a_block_that_is_torn_once_is_the_old_one_or_the_new_one(
+    keys: VolumeKeys, reading: reader.Keys, change: Callable[[EncryptedFile], object], torn: int
+) -> None:
+    """Whatever writes a block, of which something stays: when that breaks off, all of the file can be read."""
+
+    class Breaking(Stored):
+        breaks = False
+
+        def write(self, offset: int, data: bytes) -> None:
+            if self.breaks and offset >= 1024 and len(data) > torn:
+                self.breaks = False
+                super().write(offset, data[:torn])
+                raise OSError(errno.EIO, "broken off")
+            super().write(offset, data)
+
+    def filled(stored: Stored) -> EncryptedFile:
+        file = EncryptedFile(keys, stored, suite=1)
+        file.write(0, content(500))                  # its block stays short when the file grows
+        file.write(12_288, content(100, 2))
+        file.seal(True)
+        return opened(keys, stored)
+
+    done = filled(Stored())
+    before = whole(done)
+    change(done)
+    stored = Breaking()
+    file = filled(stored)
+    stored.breaks = True
+    with pytest.raises(OSError, match="Input/output error|broken off"):
+        change(file)
+    assert not stored.breaks and whole(file) in (before, whole(done))
+    file.seal(True)
+    assert whole(opened(keys, stored)) == whole(file) == reader.File(reading, bytes(stored.data)).read()
 
 
 @pytest.mark.parametrize("fails", ["sync", "resize", "write", "punch"])

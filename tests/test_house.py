@@ -246,7 +246,7 @@ from stackfs.cext.buffers cimport FltLockUserBuffer
 from stackfs.cext.filter_io cimport FltReadFile
 from stackfs.cext.filter_names cimport FltClose, FltCreateFileEx
 from stackfs.cext.generated_io cimport FltAllocateCallbackData
-from stackfs.cext.inode_table cimport operation_path
+from stackfs.cext.paths cimport operation_path
 from stackfs.cext.process cimport requestor_pid
 from stackfs.cext.stack cimport NativeOperations
 

@@ -27,6 +27,10 @@ MAY_WAIT = ("open", "truncate", "again", "read", "write", "fsync")
 """What may be interrupted: whether a close(2) has been is not known then."""
 
 
+BY_NAME = ("open", "O_TRUNC", "create", "again", "truncate")
+"""What a holder with one thread does not do: the kernel might hold the directory's lock for whoever waits for him."""
+
+
 class Player:
     """One process: what it has open, and whether it is in the middle of something."""
 
@@ -64,6 +68,8 @@ class Player:
         path, fd = f"{self.place}/{file}", self.fds.get(file)
         expression = ""
         kind = what
+        if self.asked and what in BY_NAME:
+            return
         if what in ("open", "O_TRUNC", "create") and fd is None:
             kind = "open"
             flags = "os.O_RDWR" if what == "open" else "os.O_WRONLY | os.O_TRUNC"

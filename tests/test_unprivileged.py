@@ -6,6 +6,8 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,3 +103,38 @@ def test_what_a_user_may_not_do_is_one_line(home: Path) -> None:
     done = as_user(USER, STACKFS, "mount", home / "source", home / "drive", home=home, check=False)
     assert done.returncode != 0 and len(done.stderr.strip().splitlines()) == 1 and "/dev/fuse" in done.stderr
     assert not is_mounted(home / "drive")
+
+
+CHANGES = """
+import os, sys, time
+drive, source = sys.argv[1:]
+mine, theirs = (os.open(f"{drive}/{name}", os.O_RDONLY) for name in ("mine", "theirs"))
+print(os.pread(mine, 9, 0).decode(), os.pread(theirs, 9, 0).decode(), flush=True)
+sys.stdin.readline()
+print(os.pread(mine, 9, 0).decode(), os.pread(theirs, 9, 0).decode(), os.path.exists(f"{drive}/new"), flush=True)
+"""
+
+
+def test_a_user_notices_what_is_changed_beside_his_drive(home: Path) -> None:
+    """Leases are for his own files; others' are not cached. fanotify tells him, too."""
+    drive, source = home / "drive", home / "source"
+    (source / "mine").write_text("old")
+    (source / "theirs").write_text("old")
+    os.chown(source / "mine", USER, USER)
+    (source / "theirs").chmod(0o644)
+    as_user(USER, STACKFS, "mount", source, drive, "-o", "coherence=lease", home=home)
+    program = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", sys.executable, "-c", CHANGES]
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*program, drive, source], stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline() == "old old\n"
+        shown = as_user(USER, STACKFS, "status", home=home).stdout
+        assert "leases: 1\n" in shown and "refused: 1\n" in shown
+        (source / "mine").write_text("newer")
+        (source / "theirs").write_text("newer")
+        (source / "new").touch()
+        time.sleep(0.1)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "newer newer True\n"
+    as_user(USER, STACKFS, "umount", drive, home=home)

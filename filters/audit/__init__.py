@@ -23,6 +23,7 @@ MANIFEST = {
     "description": "Records who did what: an append-only, authenticated trail.",
     "altitude": "385200",
     "group": "FSFilter Activity Monitor",
+    "altitude_reason": "an instance may watch what reaches any layer, below encryption too",
     "filter": "Audit",
     "answers": "cacheable",
     "commands": "cli:app",
@@ -30,12 +31,13 @@ MANIFEST = {
         "directory": {
             "type": "path",
             "doc": "Where the trail lies, outside the backing directory and the mount; made with mode 0700. "
-            "Without it: /var/log/stackfs/VOLUME.audit as root, ~/.local/state/stackfs/VOLUME.audit else.",
+            "Without it: /var/log/stackfs/VOLUME.audit as root, ~/.local/state/stackfs/VOLUME.audit else. "
+            "An instance with a name of its own has DIRECTORY.NAME.",
         },
         "key": {
             "type": "path",
             "doc": "Where a new trail's first key is written, once; the file must not exist. "
-            "`stackfs audit verify` asks for it.",
+            "`stackfs audit verify` asks for it. An instance with a name of its own has KEY.NAME.",
         },
         "operations": {
             "type": "str",
@@ -91,10 +93,14 @@ class Audit(Filter):
             sync=options["sync"],
         )
         volume = instance.volume
+        directory, key = options["directory"] or default_directory(volume.name), options["key"]
+        if instance.name != MANIFEST["name"]:
+            suffix = "." + instance.name.replace("/", "_")
+            directory, key = directory + suffix, key and key + suffix
         try:
             opened = trail.open_trail(
-                options["directory"] or default_directory(volume.name),
-                options["key"],
+                directory,
+                key,
                 settings,
                 about={"volume": volume.name, "instance": instance.name},
                 forbidden=[place for place in (volume.source, volume.mountpoint) if place],

@@ -18,11 +18,12 @@ from stackfs.cext.callback_data cimport (
     FLT_PREOP_SUCCESS_WITH_CALLBACK, FLT_RELATED_OBJECTS, FileEndOfFileInformation, FileLinkInformation, FileRenameInformation,
     FileRenameInformationEx, IRP_MJ_CLEANUP, IRP_MJ_CREATE, IRP_MJ_READ, IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY,
     IRP_MJ_WRITE, REQUEST_PRINCIPAL)
-from stackfs.cext.inode_table cimport inode_table_t, node_path, operation_path
+from stackfs.cext.inode_table cimport inode_table_t  # no-cython-lint: completes node_t
 from stackfs.cext.ntstatus cimport NT_SUCCESS, STATUS_DISK_FULL, STATUS_FLT_DISALLOW_FAST_IO, nt_to_errno
+from stackfs.cext.paths cimport operation_path, target_path
 from stackfs.cext.process cimport requestor_recently
 from stackfs.cext.stack cimport (
-    CALLBACK_AS_ANYBODY, FLT_VOLUME, MAJOR_FUNCTIONS, NativeOperations, about_to_wait, instance_pointer, operation_t)
+    CALLBACK_AS_ANYBODY, MAJOR_FUNCTIONS, NativeOperations, about_to_wait, instance_pointer, operation_t)
 from stackfs.filters.audit._trail cimport (
     BOUND_ONE, BOUND_TWO, RECORD_DRAINED, RECORD_KERNEL, RECORD_OTHER_PARTIAL, RECORD_PATH_DELETED, RECORD_PATH_PARTIAL,
     REQUEST_FIXED, TEXT_ROOM, TRAIL_FULL, TRAIL_PASSED, TRAIL_REFUSED, Trail, request_record_t, trail_cancel, trail_commit, trail_reserve)
@@ -137,24 +138,21 @@ cdef int post(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, void 
         record.flags |= RECORD_PATH_DELETED
     record.path_length = <unsigned short>length
     if two:
-        record.other_length = <unsigned short>second_path(data, objects.Volume, text + length, record)
+        record.other_length = <unsigned short>second_path(data, objects, text + length, record)
     trail_commit(watch.trail, record, bound)
     return FLT_POSTOP_FINISHED_PROCESSING
 
 
-cdef int second_path(const FLT_CALLBACK_DATA *data, const FLT_VOLUME *volume, char *text, request_record_t *record) noexcept nogil:
+cdef int second_path(const FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, char *text,
+                     request_record_t *record) noexcept nogil:
     """A rename's or link's new path; its length."""
-    cdef uint32_t size = min(<uint32_t>data.Iopb.Parameters.SetFile.TargetName.Length, <uint32_t>TEXT_ROOM // 2)
-    cdef int length = node_path(<inode_table_t *>volume.nodes, data.Iopb.Parameters.SetFile.TargetDirectory, text,
-                                TEXT_ROOM - size - 1)
-    if length < 0:
-        record.flags |= RECORD_OTHER_PARTIAL
-        length = 0
-    elif length > 1:                     # the root's "/" is the separator
-        text[length] = c'/'
-        length += 1
-    memcpy(text + length, data.Iopb.Parameters.SetFile.TargetName.Buffer, size)
-    return length + <int>size
+    cdef int length = target_path(data, objects, text, TEXT_ROOM)
+    if length >= 0:
+        return length
+    record.flags |= RECORD_OTHER_PARTIAL         # longer than a path may be: its last component
+    length = min(<int>data.Iopb.Parameters.SetFile.TargetName.Length, <int>TEXT_ROOM)
+    memcpy(text, data.Iopb.Parameters.SetFile.TargetName.Buffer, length)
+    return length
 
 
 cdef class Watch:

@@ -7,8 +7,7 @@ with its key slots, passphrase.py where passphrases come from, cli.py `stackfs e
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stackfs.api import (
     FLTFL_INSTANCE_SETUP_NEWLY_MOUNTED_VOLUME,
@@ -18,9 +17,6 @@ from stackfs.api import (
     Filter,
 )
 from stackfs.errors import FltError
-
-if TYPE_CHECKING:
-    from stackfs.cext.python_names import FileNameInformation
 
 MANIFEST = {
     "name": "encryption",
@@ -75,7 +71,3 @@ class Encryption(Filter):
     def instance_teardown_complete(self, instance: Any, reason: int) -> None:
         self.sources.discard(instance.volume.source)
         instance.context.end()
-
-    def generate_file_name(self, information: FileNameInformation, objects: Any) -> str:
-        """The plain path, for the filters above."""
-        return os.fsdecode(objects.context.shown(os.fsencode(information.path)))

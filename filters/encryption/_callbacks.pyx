@@ -18,7 +18,7 @@ from libc.string cimport memcpy, strlen, strncmp
 
 from stackfs.cext.buffers cimport MDL
 from stackfs.cext.callback_data cimport (
-    DACL_SECURITY_INFORMATION, FILE_DELETE_ON_CLOSE, FILE_DIRECTORY_FILE, FILE_OBJECT, FILE_OPEN, FILE_OPEN_IF,
+    DACL_SECURITY_INFORMATION, FILE_DELETE_ON_CLOSE, FILE_DIRECTORY_FILE, FILE_NAME, FILE_OBJECT, FILE_OPEN, FILE_OPEN_IF,
     FILE_OPEN_REPARSE_POINT, FILE_OVERWRITE, FLT_CALLBACK_DATA, FLT_IO_PARAMETER_BLOCK, FLT_POSTOP_FINISHED_PROCESSING,
     FLT_PREOP_COMPLETE, FLT_PREOP_SUCCESS_NO_CALLBACK, FLT_PREOP_SUCCESS_WITH_CALLBACK, FLT_PREOP_SYNCHRONIZE,
     FLT_RELATED_OBJECTS, FSCTL_DUPLICATE_EXTENTS_TO_FILE, FSCTL_GET_REPARSE_POINT, FSCTL_SET_REPARSE_POINT, FSCTL_SET_ZERO_DATA,
@@ -29,19 +29,21 @@ from stackfs.cext.callback_data cimport (
     FilePositionInformation, FileRenameInformation, FileRenameInformationEx, node_t, statx_t)
 from stackfs.cext.filter_io cimport FltQueryInformationFile, FltSetInformationFile, FltSetSecurityObject
 from stackfs.cext.filter_names cimport OBJECT_ATTRIBUTES, filter_delete
-from stackfs.cext.inode_table cimport inode_table_t, node_hold, node_put, node_type
-from stackfs.cext.ntstatus cimport NT_SUCCESS, NTSTATUS, STATUS_NOT_SUPPORTED, STATUS_SUCCESS, errno_to_nt
+from stackfs.cext.inode_table cimport LAST_NAME, inode_table_t, name_holder, name_of, node_hold, node_put, node_type
+from stackfs.cext.names cimport FLT_NAME_CONTROL, FltCheckAndGrowNameControl, LONGEST_NAME, name_provider_t
+from stackfs.cext.ntstatus cimport (
+    NT_SUCCESS, NTSTATUS, STATUS_NAME_TOO_LONG, STATUS_NOT_SUPPORTED, STATUS_OBJECT_NAME_NOT_FOUND, STATUS_SUCCESS, errno_to_nt)
 from stackfs.cext.stack cimport FLT_INSTANCE, FLT_VOLUME, NativeOperations  # no-cython-lint: completes the struct
 from stackfs.filters.encryption._cipher cimport (
     TARGET_ROOM, VALUE_OVERHEAD, target_decrypt, target_encrypt, value_decrypt, value_encrypt)
 from stackfs.filters.encryption._directories cimport (
     directory_iv, directory_leaves, directory_made, directory_moved, directory_moves, directory_put_back, long_name_begin,
-    long_name_end, node_called, passing_name, show_entries, show_name, store_name, stored_name_t)
+    long_name_end, node_called, passing_name, show_entries, show_path, store_name, stored_name_t)
 from stackfs.filters.encryption._file cimport (
     file_append, file_id, file_punch, file_read, file_resize, file_seek, file_size, file_write)
 from stackfs.filters.encryption._layout cimport plain_size, slot_offset
 from stackfs.filters.encryption._streams cimport (
-    CHANGING, MAKING, READING, Mounted, error_of, mounted_t, stands_for, status_of, stream_closed, stream_flush, stream_opened,
+    CHANGING, MAKING, READING, error_of, mounted_t, stands_for, status_of, stream_closed, stream_flush, stream_opened,
     use_begin, use_end, use_t)
 
 cdef extern from *:
@@ -732,8 +734,69 @@ cdef int post_ea(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, vo
     return FLT_POSTOP_FINISHED_PROCESSING
 
 
+# Names for the filters above ---------------------------------------------------------------------------------------------------------
+
+cdef bint is_name_of(mounted_t *mounted, const FILE_OBJECT *file, const stored_name_t *stored) noexcept nogil:
+    cdef node_t *holder = name_holder(nodes_of(mounted), file.NameDirectory, stored.name, stored.length)
+    if holder != NULL:
+        node_put(nodes_of(mounted), holder)
+    return holder is file.Node
+
+
+cdef bint opened_by(mounted_t *mounted, const FILE_OBJECT *file, stored_name_t *stored) noexcept nogil:
+    """Is the name that it goes by still one of its names? As it is stored. A program opened it by a plain one, the manager itself by a
+    stored one."""
+    cdef FILE_NAME name
+    if file.Name == NULL or file.NameDirectory == NULL or file.NameLength > 255:
+        return False
+    memcpy(stored.name, file.Name, file.NameLength)
+    stored.length = file.NameLength
+    if is_name_of(mounted, file, stored):
+        return True
+    name.Buffer, name.Length = file.Name, file.NameLength
+    return store_name(mounted, file.NameDirectory, &name, stored) == 0 and is_name_of(mounted, file, stored)
+
+
+cdef NTSTATUS generate_name(FLT_INSTANCE *instance, FILE_OBJECT *file, FLT_CALLBACK_DATA *data, uint32_t options, bint *cache,
+                            FLT_NAME_CONTROL *shown) noexcept nogil:
+    """Of the names of this layer, which are the stored ones: providers below are not asked."""
+    cdef mounted_t *mounted = <mounted_t *>instance.Context
+    cdef inode_table_t *nodes = nodes_of(mounted)
+    cdef node_t *directory = NULL
+    cdef char path[LONGEST_NAME]
+    cdef stored_name_t stored
+    cdef int at = LONGEST_NAME - 1
+    cdef NTSTATUS status
+    path[at] = c'/'
+    if file.Node is not nodes.root:
+        if opened_by(mounted, file, &stored):
+            directory = file.NameDirectory
+            node_hold(nodes, directory)
+        else:
+            stored.length = name_of(nodes, file.Node, LAST_NAME, stored.name, &directory)
+        if directory == NULL:
+            return STATUS_OBJECT_NAME_NOT_FOUND
+        at = show_path(mounted, directory, stored.name, stored.length, path, LONGEST_NAME)
+        node_put(nodes, directory)
+        if at < 0:
+            return STATUS_NAME_TOO_LONG
+    status = FltCheckAndGrowNameControl(shown, LONGEST_NAME - at)
+    if status == STATUS_SUCCESS:
+        memcpy(shown.Buffer, path + at, LONGEST_NAME - at)
+        shown.Length = LONGEST_NAME - at
+    return status
+
+
+cdef name_provider_t names
+names.GenerateFileName = generate_name
+names.NormalizeNameComponentEx = NULL
+names.NormalizeContextCleanup = NULL
+names.python = NULL
+
+
 def operations():
     cdef NativeOperations table = NativeOperations()
+    table.name_provider = &names
     table.set(IRP_MJ_CREATE, pre_create, post_create, 0)
     for major in (IRP_MJ_QUERY_OPEN, IRP_MJ_NETWORK_QUERY_OPEN, IRP_MJ_QUERY_INFORMATION):
         table.set(major, pre_query, post_query, 0)
@@ -748,35 +811,3 @@ def operations():
     table.set(IRP_MJ_QUERY_EA, pre_ea, post_ea, 0)
     table.set(IRP_MJ_SET_EA, pre_ea, post_ea, 0)
     return table
-
-
-def shown_path(Mounted mounted not None, bytes path not None):
-    """The plain path of a stored one, from the volume's root; what is none of the volume's stays as it is."""
-    cdef mounted_t *volume = &mounted.mounted
-    cdef node_t *directory = nodes_of(volume).root
-    cdef node_t *next
-    cdef uint16_t type
-    cdef stored_name_t stored
-    cdef char plain[256]
-    cdef list shown = []
-    cdef int length
-    node_hold(nodes_of(volume), directory)
-    for component in path.split(b"/"):
-        if not component:
-            continue
-        length = -1
-        if directory != NULL and len(component) <= 255:
-            memcpy(stored.name, <const char *>component, len(component) + 1)
-            stored.length = <uint16_t>len(component)
-            with nogil:
-                length = show_name(volume, directory, stored.name, stored.length, plain)
-                next = node_called(volume, directory, &stored, &type)
-                node_put(nodes_of(volume), directory)
-            directory = next
-            if directory != NULL and type != S_IFDIR:
-                node_put(nodes_of(volume), directory)
-                directory = NULL
-        shown.append(plain[:length] if length > 0 else component)
-    if directory != NULL:
-        node_put(nodes_of(volume), directory)
-    return b"/" + b"/".join(shown)

@@ -19,8 +19,13 @@ cdef struct stored_name_t:
 cdef int directory_iv(mounted_t *mounted, node_t *directory, uint8_t *iv) noexcept nogil
 # -EINVAL: no name that the volume can have; -ENAMETOOLONG: one of more than 255 bytes.
 cdef int store_name(mounted_t *mounted, node_t *directory, const FILE_NAME *plain, stored_name_t *stored) noexcept nogil
-# The plain name, NUL-terminated, in plain[256]; -ENOENT: it is not to be seen. `entry`: of a listing (long names are looked up).
-cdef int show_name(mounted_t *mounted, node_t *directory, const char *stored, size_t length, char *plain) noexcept nogil
+# The plain name, NUL-terminated, in plain[256]; -ENOENT: it is not to be seen. known: what a long name was when it was last used will do;
+# its file is not read again.
+cdef int show_name(mounted_t *mounted, node_t *directory, const char *stored, size_t length, bint known, char *plain) noexcept nogil
+
+# The plain path of what is stored as `last` in a directory, at the end of path[size]; where it begins, or -ENAMETOOLONG. What is none of
+# the volume's stays as it is.
+cdef int show_path(mounted_t *mounted, node_t *directory, const char *last, size_t last_length, char *path, int size) noexcept nogil
 
 # A long name's file: written before what it names (`made`: it was not there), removed behind it.
 cdef int long_name_begin(mounted_t *mounted, node_t *directory, const stored_name_t *stored, bint *made) noexcept nogil

@@ -15,8 +15,8 @@ from stackfs.cext.callback_data cimport (
 from stackfs.cext.contexts cimport FltReleaseContext
 from stackfs.cext.filter_io cimport (
     FltFlushBuffers, FltQueryDirectoryFile, FltQueryInformationFile, FltReadFile, FltSetSecurityObject, FltWriteFile)
-from stackfs.cext.filter_names cimport FltClose, FltOpenFile, OBJECT_ATTRIBUTES, filter_delete, filter_rename
-from stackfs.cext.inode_table cimport inode_table_t, name_holder, name_of, node_put, node_type
+from stackfs.cext.filter_names cimport FltClose, FltOpenFile, OBJECT_ATTRIBUTES, filter_delete, filter_query, filter_rename
+from stackfs.cext.inode_table cimport LAST_NAME, inode_table_t, name_holder, name_of, node_hold, node_put, node_type
 from stackfs.cext.includes.pthread cimport pthread_mutex_lock, pthread_mutex_unlock
 from stackfs.cext.ntstatus cimport NT_SUCCESS, NTSTATUS, STATUS_NO_MORE_FILES
 from stackfs.cext.stack cimport FLT_INSTANCE, FLT_VOLUME  # no-cython-lint: completes the struct
@@ -24,7 +24,7 @@ from stackfs.cext.threads cimport count_one
 from stackfs.filters.encryption._cipher cimport (
     DIRECTORY_FILE, IV, LONG_NAME, directory_build, directory_check, name_decrypt, name_decrypt_long, name_encrypt,
     name_is_long, place_t, random_bytes)
-from stackfs.filters.encryption._streams cimport error_of, open_below, stands_for, stream_of, stream_t
+from stackfs.filters.encryption._streams cimport LONG_NAMES, error_of, long_name_t, open_below, stands_for, stream_of, stream_t
 
 cdef extern from *:
     """
@@ -235,14 +235,45 @@ cdef int store_name(mounted_t *mounted, node_t *directory, const FILE_NAME *plai
         return length
     stored.length = <uint16_t>length
     stored.text_length = <uint16_t>text_length
+    if text_length:
+        remember(mounted, stored.name, length, plain.Buffer, plain.Length)
     return 0
+
+
+cdef inline long_name_t *long_name_at(mounted_t *mounted, const char *stored, size_t length) noexcept nogil:
+    cdef uint32_t hashed
+    memcpy(&hashed, stored + length - sizeof(hashed), sizeof(hashed))
+    return &mounted.long_names[(hashed ^ hashed >> 8 ^ hashed >> 16) % LONG_NAMES]
+
+
+cdef void remember(mounted_t *mounted, const char *stored, size_t length, const char *plain, size_t plain_length) noexcept nogil:
+    cdef long_name_t *one = long_name_at(mounted, stored, length)
+    pthread_mutex_lock(&mounted.mutex)
+    memcpy(one.stored, stored, length)
+    one.stored[length] = 0
+    memcpy(one.plain, plain, plain_length)
+    one.plain[plain_length] = 0
+    one.length = <uint16_t>plain_length
+    pthread_mutex_unlock(&mounted.mutex)
+
+
+cdef int remembered(mounted_t *mounted, const char *stored, size_t length, char *plain) noexcept nogil:
+    """0: it is not."""
+    cdef long_name_t *one = long_name_at(mounted, stored, length)
+    cdef int got = 0
+    pthread_mutex_lock(&mounted.mutex)
+    if one.stored[length] == 0 and memcmp(one.stored, stored, length) == 0:
+        memcpy(plain, one.plain, <size_t>one.length + 1)
+        got = one.length
+    pthread_mutex_unlock(&mounted.mutex)
+    return got
 
 
 cdef int name_file(const char *name, size_t length, char *file) noexcept nogil:
     return snprintf(file, 300, b"%.*s.name", <int>length, name)
 
 
-cdef int show_name(mounted_t *mounted, node_t *directory, const char *stored, size_t length, char *plain) noexcept nogil:
+cdef int show_name(mounted_t *mounted, node_t *directory, const char *stored, size_t length, bint known, char *plain) noexcept nogil:
     cdef uint8_t iv[16]
     cdef uint8_t text[512]
     cdef char file[300]
@@ -258,11 +289,56 @@ cdef int show_name(mounted_t *mounted, node_t *directory, const char *stored, si
         return got
     if not name_is_long(stored, length):
         return name_decrypt(mounted.keys, iv, stored, length, plain)
+    if known:
+        got = remembered(mounted, stored, length, plain)
+        if got:
+            return got
     got = name_file(stored, length, file)
     got = read_small(mounted, directory, file, got, text, LONG_NAME + 1)
-    if got < 0:
-        return got
-    return name_decrypt_long(mounted.keys, iv, stored, length, text, got, plain)
+    if got >= 0:
+        got = name_decrypt_long(mounted.keys, iv, stored, length, text, got, plain)
+    if got > 0:
+        remember(mounted, stored, length, plain, got)
+    return got
+
+
+cdef bint put_component(char *path, int *at, const char *name, int length) noexcept nogil:
+    if at[0] < length + 1:
+        return False
+    at[0] -= length
+    memcpy(path + at[0], name, length)
+    at[0] -= 1
+    path[at[0]] = c'/'
+    return True
+
+
+cdef int show_path(mounted_t *mounted, node_t *directory, const char *last, size_t last_length, char *path, int size) noexcept nogil:
+    cdef inode_table_t *nodes = nodes_of(mounted)
+    cdef node_t *parent = NULL
+    cdef char stored[256]
+    cdef char plain[256]
+    cdef int at = size
+    cdef int got
+    cdef size_t length = last_length
+    cdef bint fits = True
+    memcpy(stored, last, last_length)
+    node_hold(nodes, directory)
+    while True:
+        got = show_name(mounted, directory, stored, length, True, plain)
+        if got > 0:
+            fits = put_component(path, &at, plain, got)
+        else:
+            fits = put_component(path, &at, stored, <int>length)
+        if not fits or directory is nodes.root:
+            break
+        length = name_of(nodes, directory, LAST_NAME, stored, &parent)
+        node_put(nodes, directory)
+        directory = parent
+        if directory == NULL:
+            break
+    if directory != NULL:
+        node_put(nodes, directory)
+    return at if fits else -ENAMETOOLONG
 
 
 cdef int long_name_begin(mounted_t *mounted, node_t *directory, const stored_name_t *stored, bint *made) noexcept nogil:
@@ -286,6 +362,26 @@ cdef void long_name_end(mounted_t *mounted, node_t *directory, const stored_name
     if stored.text_length:
         name_file(stored.name, stored.length, file)
         remove(mounted, directory, file, False)
+
+
+cdef int show_listed(mounted_t *mounted, node_t *directory, const char *stored, size_t length, char *plain) noexcept nogil:
+    """show_name() of what has just been listed. -ENOENT: it has gone since; -EBADMSG: it is none of the volume's.
+
+    A long name's side file goes after the name: where that is there, it may only just have come back."""
+    cdef FILE_OBJECT root
+    cdef OBJECT_ATTRIBUTES what
+    cdef statx_t info
+    cdef int got, _tries
+    for _tries in range(3):
+        got = show_name(mounted, directory, stored, length, False, plain)
+        if got > 0:
+            return got
+        if got != -ENOENT or mounted.plain_names:
+            break
+        named(&what, &root, directory, stored, length)
+        if error_of(filter_query(mounted.instance, &what, &info)) == -ENOENT:
+            return -ENOENT
+    return -EBADMSG
 
 
 cdef int64_t show_entries(mounted_t *mounted, node_t *directory, char *records, int64_t length, uint32_t room) noexcept nogil:
@@ -316,9 +412,10 @@ cdef int64_t show_entries(mounted_t *mounted, node_t *directory, char *records, 
         elif (reserved(name, shown) and not name_is_long(name, shown)):
             continue
         else:
-            got = show_name(mounted, directory, name, shown, plain)
-            if got <= 0:
+            got = show_listed(mounted, directory, name, shown, plain)
+            if got == -EBADMSG:
                 count_one(&mounted.foreign)
+            if got < 0:
                 continue
         needed = <uint16_t>((RECORD_HEAD + got + 1 + 7) & ~7)
         if put + needed > room:

@@ -987,25 +987,28 @@ cdef int finish(encrypted_file_t *file) noexcept nogil:
     return error or shorten(file)
 
 
-cdef int block_write(encrypted_file_t *file, uint64_t block, const uint8_t *plain, size_t length) noexcept nogil:
-    """One block, of `length` bytes."""
+cdef int block_write(encrypted_file_t *file, uint64_t block, const uint8_t *before, const uint8_t *plain, size_t length,
+                     size_t stored) noexcept nogil:
+    """One block, of `length` bytes, and zeros as far as `stored` bytes of its slot.
+
+    If that fails, perhaps because the disk is full, the block is written again as it was: `before`, or NULL, of which nothing
+    was to stay."""
     cdef uint8_t slot[4132]
     cdef uint8_t tag[16]
-    cdef int error = blocks_encrypt(file.keys, block, file.working, plain, length, slot, tag)
-    return error or blocks_write(file, block, 1, length + OVERHEAD, slot, tag)
-
-
-cdef void block_back(encrypted_file_t *file, uint64_t block, const uint8_t *plain) noexcept nogil:
-    """A part of a block could not be written, perhaps because the disk is full: the rest of it is as it was, if it can be."""
-    cdef uint8_t slot[4132]
-    cdef uint8_t tag[16]
-    cdef size_t length
-    if block >= blocks_of(file.size) or map_get(file, block, 1, tag) != 0 or all_zero(tag, TAG):
-        return                                       # there was nothing, or a hole
-    length = <size_t>min(<uint64_t>BLOCK, file.size - block * BLOCK)
-    if blocks_encrypt(file.keys, block, file.working, plain, length, slot, tag) == 0 and \
+    cdef uint64_t size = file.size
+    cdef int error
+    memset(slot, 0, SLOT)
+    error = blocks_encrypt(file.keys, block, file.working, plain, length, slot, tag)
+    error = error or blocks_write(file, block, 1, max(length + OVERHEAD, stored), slot, tag)
+    if error == 0 or before == NULL or file.size > size:     # the file has grown: all of the block is there
+        return error
+    if block >= blocks_of(size) or map_get(file, block, 1, tag) != 0 or all_zero(tag, TAG):
+        return error                                 # there was nothing, or a hole
+    length = <size_t>min(<uint64_t>BLOCK, size - block * BLOCK)
+    if blocks_encrypt(file.keys, block, file.working, before, length, slot, tag) == 0 and \
             file.io.write(file.io.who, slot_offset(block), slot, length + OVERHEAD) == 0:
         map_set(file, block, 1, tag)
+    return error
 
 
 cdef int make_ready(encrypted_file_t *file) noexcept nogil:
@@ -1091,7 +1094,6 @@ cdef int shorten(encrypted_file_t *file) noexcept nogil:
     the block in its slot be left, should the file grow and only the cut be forgotten: so the block is followed by zeros."""
     cdef uint8_t plain[4096]
     cdef uint8_t slot[4132]
-    cdef uint8_t tag[16]
     cdef uint64_t last
     cdef int64_t stored
     cdef size_t length
@@ -1106,11 +1108,7 @@ cdef int shorten(encrypted_file_t *file) noexcept nogil:
             stored = file.io.read(file.io.who, slot_offset(last), slot, SLOT)
             if stored < 0:
                 return <int>stored
-            memset(slot, 0, SLOT)
-            error = blocks_encrypt(file.keys, last, file.working, plain, length, slot, tag)
-            error = error or blocks_write(file, last, 1, max(length + OVERHEAD, <size_t>stored), slot, tag)
-            if error:
-                block_back(file, last, plain)
+            error = block_write(file, last, plain, plain, length, <size_t>stored)
             error = error or file.io.sync(file.io.who)
     error = error or file.io.resize(file.io.who, stored_size(file.size))
     if error == 0:
@@ -1148,7 +1146,8 @@ cdef int64_t write_range(encrypted_file_t *file, uint64_t offset, size_t length,
     cdef uint8_t tags[4 * 16]
     cdef buffer_t *buffer = NULL
     cdef size_t done = 0, many, blocks, used
-    cdef uint64_t block, at, ends, size
+    cdef uint64_t block, at, ends
+    cdef bint stays
     cdef int error = 0
     while done < length:
         block = (offset + done) // BLOCK
@@ -1158,16 +1157,14 @@ cdef int64_t write_range(encrypted_file_t *file, uint64_t offset, size_t length,
             many = min(<size_t>(BLOCK - at), length - done)
             ends = max(file.size, offset + done + many)
             used = <size_t>min(<uint64_t>BLOCK, ends - block * BLOCK)
-            if at or many < used:
+            stays = at or many < used
+            if stays:
                 error = block_read(file, block, plain)
             if error:
                 break
             memcpy(before, plain, BLOCK)
             memcpy(plain + at, data + done, many)
-            size = file.size
-            error = block_write(file, block, plain, used)
-            if error and (at or many < used) and file.size == size:
-                block_back(file, block, before)
+            error = block_write(file, block, before if stays else NULL, plain, used, 0)
         else:
             blocks = min(blocks, <size_t>run_of(block))
             if blocks <= SMALL:
@@ -1260,11 +1257,9 @@ cdef int resize(encrypted_file_t *file, uint64_t size) noexcept nogil:
         error = block_read(file, last, plain)
         if error:
             return error
-        error = block_write(file, last, plain, size - last * BLOCK)
+        error = block_write(file, last, plain, plain, size - last * BLOCK, 0)
         if error == 0:
             file.size = size
-        elif file.size < size:
-            block_back(file, last, plain)
         return error
     error = long_enough(file, size)
     error = error or map_cut(file, blocks_of(size))
@@ -1293,7 +1288,7 @@ cdef int long_enough(encrypted_file_t *file, uint64_t size) noexcept nogil:
     error = block_read(file, last, plain)
     if error == -EBADMSG:
         return 0                                     # stays what it is: damaged
-    return error or block_write(file, last, plain, tail)
+    return error or block_write(file, last, plain, plain, tail, 0)
 
 
 cdef int file_punch(encrypted_file_t *file, uint64_t offset, uint64_t length) noexcept nogil:
@@ -1324,10 +1319,7 @@ cdef int zero_part(encrypted_file_t *file, uint64_t offset, uint64_t end) noexce
         return error
     memcpy(before, plain, BLOCK)
     memset(plain + offset % BLOCK, 0, end - offset)
-    error = block_write(file, block, plain, min(<uint64_t>BLOCK, file.size - block * BLOCK))
-    if error:
-        block_back(file, block, before)
-    return error
+    return block_write(file, block, before, plain, min(<uint64_t>BLOCK, file.size - block * BLOCK), 0)
 
 
 cdef int punch(encrypted_file_t *file, uint64_t offset, uint64_t length) noexcept nogil:

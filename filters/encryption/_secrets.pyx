@@ -3,7 +3,7 @@
 A list of free cells under one mutex, which is held for a few instructions, or while a new region is made. Regions are
 kept until the process ends. Where the limit on locked memory (RLIMIT_MEMLOCK) does not allow a region to be locked, it
 is used all the same, and `unlocked_bytes` counts it: swap may be encrypted, or absent. Locks are not inherited by a
-child process: secrets are made in the process that uses them.
+child process: it locks the regions again before anything else.
 """
 
 from libc.stdint cimport uint8_t, uint64_t
@@ -35,6 +35,7 @@ cdef extern from *:
     int RLIMIT_CORE
     int prctl(int option, ...) nogil
     int PR_SET_DUMPABLE
+    int pthread_atfork(void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil, void (*child)() noexcept nogil) nogil
 
 cdef enum:
     REGION = 65536
@@ -42,26 +43,50 @@ cdef enum:
 cdef struct cell_t:
     cell_t *next
 
+cdef struct region_t:                # its first cell
+    region_t *next
+
+cdef region_t *regions = NULL
 cdef cell_t *free_cells = NULL
 cdef uint64_t not_locked = 0
 
 
+cdef void lock(region_t *region) noexcept nogil:
+    global not_locked
+    if mlock(region, REGION) != 0:
+        not_locked += REGION
+
+
 cdef bint more_cells() noexcept nogil:
-    global free_cells, not_locked
+    global free_cells, regions
     cdef void *region = mmap(NULL, REGION, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-    cdef int at = 0
+    cdef int at = SECRET_CELL
     cdef cell_t *cell
     if region == MAP_FAILED:
         return False
-    if mlock(region, REGION) != 0:
-        not_locked += REGION
+    lock(<region_t *>region)
     madvise(region, REGION, MADV_DONTDUMP)
+    (<region_t *>region).next = regions
+    regions = <region_t *>region
     while at < REGION:
         cell = <cell_t *>(<uint8_t *>region + at)
         cell.next = free_cells
         free_cells = cell
         at += SECRET_CELL
     return True
+
+
+cdef void forked() noexcept nogil:
+    """In the child."""
+    global not_locked
+    cdef region_t *region = regions
+    not_locked = 0
+    while region != NULL:
+        lock(region)
+        region = region.next
+
+
+pthread_atfork(NULL, NULL, forked)
 
 
 cdef void *secret_new() noexcept nogil:

@@ -14,6 +14,14 @@ from stackfs.cext.python_contexts cimport NativeContexts
 from stackfs.filters.encryption._cipher cimport VolumeKeys, volume_keys_t
 from stackfs.filters.encryption._file cimport encrypted_file_t
 
+cdef enum:
+    LONG_NAMES = 256
+
+cdef struct long_name_t:                 # a stored long name, which is a hash, and what it is the hash of
+    char stored[64]                      # NUL-terminated; empty: none
+    char plain[256]
+    uint16_t length
+
 cdef struct mounted_t:
     const volume_keys_t *keys
     FLT_INSTANCE *instance
@@ -28,6 +36,7 @@ cdef struct mounted_t:
     stream_t *last_due
     uint32_t due
     bint ends                            # seal_loop() is to return
+    long_name_t *long_names              # [LONG_NAMES], by hash: those used last
 
 cdef struct stream_t:
     mounted_t *mounted

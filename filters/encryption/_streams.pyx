@@ -10,6 +10,7 @@ Sealing is none of the program's changes: the times of the file stay what they w
 
 from libc.errno cimport EBADMSG, EIO, ENOMEM, EOPNOTSUPP
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from posix.time cimport timespec
 
@@ -537,8 +538,14 @@ cdef class Mounted:
         self.mounted.instance = instance_pointer(entry)
         self.mounted.suite = suite
         self.mounted.plain_names = plain_names
+        self.mounted.long_names = <long_name_t *>calloc(LONG_NAMES, sizeof(long_name_t))
+        if self.mounted.long_names == NULL:
+            raise MemoryError()
         pthread_mutex_init(&self.mounted.mutex, NULL)
         init_condition(&self.mounted.changed)
+
+    def __dealloc__(self):
+        free(self.mounted.long_names)
 
     def start(self):
         self.mounted.instance.Context = &self.mounted

@@ -484,11 +484,8 @@ def _argon2(mebibytes: int, passes: int) -> Argon2:
 
 def _unlock(descriptor: int, directory: str, source: Source) -> Unlocked:
     file = volumes.load(descriptor, directory)
-    credential = source.credential(f"Passphrase of {escape(directory)}")
-    try:
+    with source.credential(f"Passphrase of {escape(directory)}") as credential:
         return volumes.unlock(file, credential)
-    finally:
-        credential.wipe()
 
 
 def _copy(descriptor: int, error: VolumeError) -> VolumeFile:

@@ -35,6 +35,7 @@ SLOTS_MOST: Final = 32
 ALPHABET: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 KEYFILE_LEAST, KEYFILE_MOST = 32, 1 << 20
 PASSPHRASE_MOST: Final = 512
+SLOT_KEY: Final = 64
 
 Kind = Literal["passphrase", "keyfile", "recovery"]
 
@@ -68,9 +69,17 @@ class Credential:
 
     kind: Kind
     secret: Secret
+    derived: bool = False
+    """`secret` is a slot's key already, which Argon2id has made of the passphrase."""
 
     def wipe(self) -> None:
         self.secret.wipe()
+
+    def __enter__(self) -> Credential:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.wipe()
 
 
 def passphrase(data: bytearray) -> Credential:
@@ -242,16 +251,20 @@ def canonical(value: dict[str, Any]) -> bytes:
 
 
 def wrapping_key(slot: Slot, credential: Credential) -> Secret:
+    if credential.derived:
+        copy = Secret(len(credential.secret))
+        memoryview(copy)[:] = memoryview(credential.secret)
+        return copy
     if slot.argon2 is None:
-        return hkdf_sha256(credential.secret, slot.salt, f"stackfs encryption 1 {slot.kind}".encode(), 64)
+        return hkdf_sha256(credential.secret, slot.salt, f"stackfs encryption 1 {slot.kind}".encode(), SLOT_KEY)
     from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
-    key = Secret(64)
+    key = Secret(SLOT_KEY)
     settings = slot.argon2
     try:
         argon2id = Argon2id(
             salt=slot.salt,
-            length=64,
+            length=SLOT_KEY,
             iterations=settings.passes,
             lanes=settings.lanes,
             memory_cost=settings.memory,
@@ -266,27 +279,42 @@ def wrapping_key(slot: Slot, credential: Credential) -> Secret:
 
 def unlock(file: VolumeFile, credential: Credential) -> Unlocked:
     """Opens the first slot that the credential opens. WRONG_KEY: none; DAMAGED: the file was changed."""
+    slot, key, master = _open_slot(file, credential)
+    key.wipe()
+    keys = VolumeKeys(master, file.id)
+    if keys.authenticate(canonical(file.document())) != file.mac:
+        raise damaged(
+            f"the volume file {VOLUME_FILE} was changed since stackfs wrote it, and cannot be relied on: put an "
+            "earlier copy of it back"
+        )
+    return Unlocked(file, slot, master, keys)
+
+
+def derived(file: VolumeFile, credential: Credential) -> Credential:
+    """The key of the slot that a credential opens, for an unlock() that costs no Argon2id any more. WRONG_KEY."""
+    _, key, master = _open_slot(file, credential)
+    master.wipe()
+    return Credential(credential.kind, key, derived=True)
+
+
+def _open_slot(file: VolumeFile, credential: Credential) -> tuple[Slot, Secret, Secret]:
+    """The first slot that the credential opens, its key, and the master key."""
     tried = 0
     for slot in file.slots:
         if slot.kind != credential.kind:
             continue
         tried += 1
+        key = wrapping_key(slot, credential)
         try:
-            with wrapping_key(slot, credential) as key:
-                master = unwrap(key, file.associated(slot), slot.wrapped)
+            master = unwrap(key, file.associated(slot), slot.wrapped)
         except OSError as error:
+            key.wipe()
             if error.errno != errno.EBADMSG:
                 raise
             continue
         if len(master) != 32:
             break
-        keys = VolumeKeys(master, file.id)
-        if keys.authenticate(canonical(file.document())) != file.mac:
-            raise damaged(
-                f"the volume file {VOLUME_FILE} was changed since stackfs wrote it, and cannot be relied on: put an "
-                "earlier copy of it back"
-            )
-        return Unlocked(file, slot, master, keys)
+        return slot, key, master
     names = {"passphrase": "passphrase", "keyfile": "key file", "recovery": "recovery key"}
     if not tried:
         raise VolumeError(f"this volume has no key slot for a {names[credential.kind]}", ExitCode.WRONG_KEY)

@@ -166,6 +166,9 @@ cdef created_t *created_take(mounted_t *mounted, const node_t *node, uint32_t pi
 cdef void created_taken(mounted_t *mounted, created_t *created, FILE_OBJECT *file) noexcept nogil      # file NULL: the open failed
 cdef void created_give_up(mounted_t *mounted, created_t *created) noexcept nogil       # by whoever has it busy
 
+# With a reference; that of `after` is given back. One that has left its list meanwhile begins it again. NULL: no more.
+cdef stream_t *next_active(mounted_t *mounted, stream_t *after, bint any_of_them) noexcept nogil
+
 cdef class Mounted:
     """The filter on one volume (see _oplocks.pyi)."""
     cdef mounted_t mounted

@@ -25,10 +25,7 @@ from stackfs.cext.filter_names cimport FltClose
 from stackfs.cext.includes.pthread cimport (
     pthread_cond_broadcast, pthread_cond_timedwait, pthread_cond_wait, pthread_mutex_destroy, pthread_mutex_init,
     pthread_mutex_lock, pthread_mutex_unlock)
-from stackfs.cext.inode_table cimport inode_table_t, node_path, node_put, node_type
-from stackfs.cext.names cimport (
-    FLT_FILE_NAME_INFORMATION, FLT_FILE_NAME_OPENED, FLT_FILE_NAME_QUERY_DEFAULT, FltGetFileNameInformationUnsafe,
-    FltReleaseFileNameInformation, FILE_NAME, path_of)
+from stackfs.cext.inode_table cimport inode_table_t, node_put, node_type
 from stackfs.cext.notices cimport volume_wake_poll
 from stackfs.cext.ntstatus cimport (
     NT_SUCCESS, STATUS_CANNOT_GRANT_REQUESTED_OPLOCK, STATUS_INSUFFICIENT_RESOURCES,
@@ -40,9 +37,11 @@ from stackfs.cext.oplock cimport (
     FltInitializeOplock, FltUninitializeOplock, breaking_to, is_oplock_key, oplock_acknowledge, oplock_close,
     oplock_list_t, oplock_lists, oplock_move, oplock_record_drop, oplock_record_new, oplock_request, oplock_request_t, oplock_state,
     oplock_t)
+from stackfs.cext.paths cimport layer_path
 from stackfs.cext.stack cimport instance_pointer, instance_sleep, operation_t
 from stackfs.cext.threads cimport add_int, init_condition, load_bits, load_int, monotonic_deadline, monotonic_time
 from stackfs.cext.python_contexts cimport NativeContexts
+from stackfs.filters.oplock._beside cimport beside_begin, beside_end
 
 cdef extern from *:
     """
@@ -749,7 +748,6 @@ cdef bint take_overdue(stream_t *stream, int64_t before) noexcept nogil:
 
 
 cdef stream_t *next_active(mounted_t *mounted, stream_t *after, bint any_of_them) noexcept nogil:
-    """With a reference; that of `after` is given back. One that has left its list meanwhile begins it again."""
     cdef stream_t *stream
     pthread_mutex_lock(&mounted.mutex)
     stream = mounted.streams if after == NULL or after.dead else after.next
@@ -809,7 +807,9 @@ cdef int rows_of(stream_t *stream, row_t *rows, int most) noexcept nogil:
                 memset(&rows[count], 0, sizeof(row_t))
                 rows[count].kind = i
                 rows[count].since = each.since
-                if i == OPLOCK_LISTS - 1:
+                if i == OPLOCK_LISTS - 1 and each.claim == NULL:
+                    pass                 # somebody beside the mount (_beside.pyx)
+                elif i == OPLOCK_LISTS - 1:
                     op = <operation_t *>each.context
                     rows[count].tid = op.data.Thread.tid
                     rows[count].opcode = op.data.RequestOpcode
@@ -843,6 +843,7 @@ cdef class Mounted:
         init_condition(&mounted.changed)
         instance_sleep(mounted.instance, True)
         mounted.instance.Context = mounted
+        beside_begin(mounted)
 
     def watch(self):
         """Ends what time ends, until stop(). A thread of its own."""
@@ -869,6 +870,7 @@ cdef class Mounted:
         cdef stream_t *stream
         cdef open_t *open
         with nogil:
+            beside_end(mounted)
             pthread_mutex_lock(&mounted.mutex)
             mounted.ends = 1
             pthread_cond_broadcast(&mounted.changed)
@@ -950,24 +952,11 @@ cdef class Mounted:
         return files
 
     cdef bytes path(self, stream_t *stream):
-        """As programs see it, or, where the layers below cannot say, as it is stored."""
-        cdef FILE_OBJECT file
-        cdef FILE_NAME name
-        cdef FLT_FILE_NAME_INFORMATION *information = NULL
-        cdef NTSTATUS status
+        """As programs see it."""
         cdef char text[4608]
         cdef int length
-        stands_for(stream.node, &file)
         with nogil:
-            status = FltGetFileNameInformationUnsafe(&file, self.mounted.instance, FLT_FILE_NAME_OPENED | FLT_FILE_NAME_QUERY_DEFAULT,
-                                                     &information)
-        if NT_SUCCESS(status):
-            path_of(information, &name)
-            found = name.Buffer[:name.Length]
-            FltReleaseFileNameInformation(information)
-            return found
-        with nogil:
-            length = node_path(<inode_table_t *>self.mounted.instance.Related.Volume.nodes, stream.node, text, sizeof(text))
+            length = layer_path(self.mounted.instance, stream.node, text, sizeof(text))
         return text[:length] if length > 0 else b""
 
     @property

@@ -50,7 +50,7 @@ def _waiter(row: Row) -> dict[str, Any]:
     return {
         "pid": pid,
         "name": _name(pid),
-        "request": REQUEST_NAMES.get(opcode, str(opcode)),
+        "request": REQUEST_NAMES.get(opcode, str(opcode)) if opcode else "open beside the mount",
         "seconds": round(since / 1e9, 3),
     }
 

@@ -36,6 +36,7 @@ def mount(
     NAME.KEY=VALUE - an option of filter NAME
     filterdir=DIR - one more directory with filters
     cache=normal|strict, bypass=auto|off, lanes=auto|irp, permissions=kernel|stack
+    coherence=none|lease - lease: what is changed beside the mount is noticed
     ro, allow_other, fsname=, subtype=, max_write=, suid, dev, exec and their opposites
     """
     from stackfs.filterlib.daemons import running
