@@ -218,7 +218,7 @@ def test_nobody_is_forgotten(storms: Callable[[int], Storm], steps: list[tuple[i
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 @given(steps=STEPS)
 def test_nobody_is_forgotten_for_long(storms: Callable[[int], Storm], steps: list[tuple[int, str, str, int]]) -> None:
     hold_it(storms, 8, steps)
