@@ -90,6 +90,7 @@ cdef struct coherence_t:
     uint32_t settling_count
     double long_timeout, short_timeout   # seconds
 
+cdef void coherence_stop(coherence_t *coherence) noexcept nogil        # its thread ends, leases go; before the volume does
 cdef void coherence_free(coherence_t *coherence) noexcept nogil
 # A regular file was opened, and is not bypassed. True: what the page cache has of it is right.
 cdef bint coherence_opened(coherence_t *coherence, FILE_OBJECT *file) noexcept nogil

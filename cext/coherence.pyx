@@ -333,7 +333,6 @@ cdef void close_fd(int *fd) noexcept nogil:
 
 cdef void coherence_free(coherence_t *coherence) noexcept nogil:
     """With the volume, whose nodes go right after."""
-    stop(coherence)
     cdef lease_t *lease
     cdef watch_t *watch
     cdef uint32_t i
@@ -449,6 +448,7 @@ cdef void try_later_locked(coherence_t *coherence, lease_t *lease, int64_t now) 
     lease.delay = min(<int64_t>LONGEST_TRY, lease.delay * 2)
     if coherence.next_try == 0 or lease.next_try < coherence.next_try:
         coherence.next_try = lease.next_try
+        wake(coherence)                  # it may be about to sleep for longer
 
 
 cdef void try_locked(coherence_t *coherence, lease_t *lease, int64_t now) noexcept nogil:
@@ -1078,7 +1078,7 @@ cdef bint call_python(void *context, FLT_VOLUME *volume, node_t *node, int what,
         return False
 
 
-cdef void stop(coherence_t *coherence) noexcept nogil:
+cdef void coherence_stop(coherence_t *coherence) noexcept nogil:
     if coherence.has_thread:
         store_int(&coherence.stopping, 1)
         wake(coherence)
@@ -1140,7 +1140,7 @@ cdef class Coherence:
     def stop(self):
         cdef coherence_t *coherence = self.live()
         with nogil:
-            stop(coherence)
+            coherence_stop(coherence)
 
     @property
     def overflow_fd(self):

@@ -56,7 +56,8 @@ from stackfs.cext.callback_data cimport (
     FileLinkInformation, FileNetworkOpenInformation, FilePositionInformation, FileRenameInformation,
     FileRenameInformationEx, lock_range_t, statx_timestamp)
 from stackfs.cext.coherence cimport (
-    coherence_covers, coherence_now, coherence_opened, coherence_passed, coherence_released, coherence_t, coherence_timeout)
+    coherence_covers, coherence_now, coherence_opened, coherence_passed, coherence_released, coherence_stop, coherence_t,
+    coherence_timeout)
 from stackfs.cext.contexts cimport contexts_any, contexts_gone
 from stackfs.cext.extents cimport extent_mode_known, extent_mode_zeroes
 from stackfs.cext.file_flags cimport is_file_control, is_fsctl
@@ -1428,6 +1429,9 @@ cdef class Volume:
         if backing is not NULL:
             if self.stack.volume.holds.count:
                 raise RuntimeError("filters hold operations of this volume")
+            if backing.coherence is not NULL:
+                with nogil:
+                    coherence_stop(<coherence_t *>backing.coherence)
             if self.stack.volume.close_sections is not NULL:
                 with nogil:
                     self.stack.volume.close_sections(&self.stack.volume)
