@@ -68,7 +68,8 @@ TELLS_LENGTHS = '''
 from stackfs.api import FLT_PREOP_SUCCESS_NO_CALLBACK, IRP_MJ_READ, Filter, Operation
 
 MANIFEST = {
-    "name": "lengths", "altitude": "365100", "group": "FSFilter Activity Monitor", "options": {"log": {"type": "path", "required": True, "doc": "Where to."}},
+    "name": "lengths", "altitude": "365100", "group": "FSFilter Activity Monitor",
+    "options": {"log": {"type": "path", "required": True, "doc": "Where to."}},
 }
 
 class Lengths(Filter):
