@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import structlog
 import trio
 
-from stackfs import __version__, api, control, mounting, ports, verifier, volume_operations
+from stackfs import __version__, api, control, listings, mounting, ports, verifier, volume_operations
 from stackfs.coherence import LONG_SECONDS, Watch
 from stackfs.errors import ExitCode, FltError, StackfsError
 from stackfs.options import MountConfig
@@ -508,13 +508,13 @@ class Mounted:
         )
 
     def _verb_filters(self) -> list[dict[str, Any]]:
-        return self.manager.filters()
+        return listings.filters(self.manager)
 
     def _verb_instances(self) -> list[dict[str, Any]]:
-        return self.manager.instances()
+        return listings.instances(self.manager)
 
     def _verb_volumes(self) -> list[dict[str, Any]]:
-        return self.manager.volume_list()
+        return listings.volumes(self.manager)
 
     def _verb_status(self) -> dict[str, Any]:
         return self.status()
@@ -611,7 +611,9 @@ class Mounted:
             "ports": ports.listing(loaded.ports for loaded in self.manager.loaded.values()),
             "verifier": verifier.summary(),
             "failed_instances": [instance.name for instance in self.volume.instances if instance.failed],
-            "unloading": {row["name"]: row["held_by"] for row in self.manager.filters() if row["state"] == "Unloading"},
+            "unloading": {
+                row["name"]: row["held_by"] for row in listings.filters(self.manager) if row["state"] == "Unloading"
+            },
         }
 
 

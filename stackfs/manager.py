@@ -7,9 +7,8 @@ two awaits is decided at once, and what takes longer is a state of the object (s
 is being loaded, an instance that is being set up or torn down, a filter that is being unloaded, each of which others
 meet with the status that FltMgr would give.
 
-An instance leaves in this order: query-teardown (manual detach only), out of the callback lists, teardown-start, wait
-until no operation uses it, teardown-complete, its contexts, gone. A filter leaves when its instances have, and when
-nothing holds a reference on it or them. Nothing of that is left to the garbage collector.
+An instance leaves as stackfs/teardown.py says, after query-teardown (manual detach only). A filter leaves when its
+instances have, and when nothing holds a reference on it or them. Nothing of that is left to the garbage collector.
 """
 
 from __future__ import annotations
@@ -23,14 +22,24 @@ from typing import Any, TypeVar
 import structlog
 import trio
 
-from stackfs import api, contexts, discovery, loader, mark, verifier, volume_operations, volume_properties
+from stackfs import (
+    api,
+    contexts,
+    discovery,
+    filter_calls,
+    loader,
+    mark,
+    teardown,
+    verifier,
+    volume_operations,
+    volume_properties,
+)
 from stackfs.altitude import AltitudeError, sort_key
 from stackfs.async_callbacks import AsyncCallbacks
-from stackfs.cext import filter_file, sections
 from stackfs.cext.requests import Volume as CoreVolume
 from stackfs.driver_object import DriverObject
 from stackfs.errors import ExitCode, FltError, StackfsError
-from stackfs.filter_objects import FilterState, FltObject, Instance, InstanceState, LoadedFilter, Volume
+from stackfs.filter_objects import FilterState, Instance, InstanceState, LoadedFilter, Volume
 from stackfs.frames import BetweenLegacyFilters, DeviceStack
 from stackfs.manifest import START_TYPES
 from stackfs.ports import FilterPorts
@@ -38,33 +47,6 @@ from stackfs.ports import FilterPorts
 __all__ = ["FilterManager", "Instance", "LoadedFilter", "Volume", "current", "running"]
 
 log = structlog.get_logger("stackfs.manager")
-
-TOUCHES_CACHES = frozenset(
-    {
-        api.IRP_MJ_READ,
-        api.IRP_MJ_WRITE,
-        api.IRP_MJ_QUERY_OPEN,
-        api.IRP_MJ_NETWORK_QUERY_OPEN,
-        api.IRP_MJ_QUERY_INFORMATION,
-        api.IRP_MJ_DIRECTORY_CONTROL,
-    }
-)
-"""An instance that registers one of these may make what the kernel has cached wrong by coming or going."""
-
-SUPPORTED_FS_FEATURES_BYPASS_IO = 0x8
-"""In the column SprtFtrs of `fltmc instances`."""
-
-DRAIN_POLL, DRAIN_POLL_AT_MOST = 0.0005, 0.02
-"""Seconds between two looks at whether operations still use what has been taken out; from the first to the last."""
-
-DRAIN_AFTER = 0.2
-"""Seconds that operations have to finish by themselves before an instance that leaves gives its posts up (A3.10)."""
-
-CANCEL_EVERY = 0.05
-"""Seconds between two rounds of cancelling what an instance that leaves holds: it may have come to hold more."""
-
-PATIENCE = 2.0
-"""Seconds after which an unload or teardown that waits, for references or for what filters hold, says so in the log."""
 
 PORTS_LIMIT = 5.0
 """Seconds that callbacks of ports have to return when their process ends."""
@@ -74,18 +56,6 @@ OPENDIR, RELEASEDIR = 27, 29
 
 T = TypeVar("T")
 
-_AGREES = frozenset(
-    {
-        api.Filter.filter_unload,
-        api.Filter.instance_setup,
-        api.Filter.instance_query_teardown,
-        api.Filter.instance_teardown_start,
-        api.Filter.instance_teardown_complete,
-    }
-)
-"""What a filter inherits: it need not be asked."""
-
-_threads = trio.CapacityLimiter(1000)
 _current: FilterManager | None = None
 
 
@@ -94,11 +64,6 @@ def current() -> FilterManager:
     if _current is None:
         raise FltError(api.STATUS_FLT_NOT_INITIALIZED, "no filter manager runs in this process")
     return _current
-
-
-async def _in_thread(routine: Callable[..., T], *arguments: Any) -> T:
-    """Runs a filter's own routine, which may wait; one that waits for ever does not keep the process from ending."""
-    return await trio.to_thread.run_sync(routine, *arguments, limiter=_threads, abandon_on_cancel=True)
 
 
 class FilterManager:
@@ -237,7 +202,7 @@ class FilterManager:
             volume.core.request(RELEASEDIR, 1, fh=handle).do()
 
         try:
-            await _in_thread(opened)
+            await filter_calls.in_thread(opened)
         except OSError as error:
             raise StackfsError(
                 f"the filters do not let the root of {volume.source} be opened: {error.strerror}", ExitCode.REFUSED
@@ -251,11 +216,11 @@ class FilterManager:
         with trio.CancelScope(shield=True):
             while volume.instances or volume.legacies or volume.unsettled:
                 instances = self._in_order([*volume.instances, *volume.legacies, *volume.unsettled])
-                await self._tear_down(instances, api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT)
+                await teardown.tear_down(instances, api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT)
             # What was drained or let go of is still on its way to its end.
             while not volume.core.stack.settled or volume.core.held() or volume.core.resuming:
-                await trio.sleep(DRAIN_POLL)
-            await self._end(volume)
+                await trio.sleep(teardown.DRAIN_POLL)
+            await filter_calls.end(volume)
             verifier.volume_ends(volume)
             self.volumes.remove(volume)
         volume.core.close()
@@ -316,7 +281,7 @@ class FilterManager:
         self._loading.add(name)
         try:
             found = discovery.find(name, self.filter_dirs)
-            entry = await _in_thread(loader.load, found)
+            entry = await filter_calls.in_thread(loader.load, found)
             try:
                 options = self.filter_options.get(name)
                 if options is None:
@@ -328,7 +293,7 @@ class FilterManager:
                     loaded = await self._run_driver_entry(found, entry, dict(options))
             except BaseException:
                 with trio.CancelScope(shield=True):
-                    await _in_thread(loader.unload, found)
+                    await filter_calls.in_thread(loader.unload, found)
                 raise
         finally:
             self._loading.discard(name)
@@ -360,11 +325,11 @@ class FilterManager:
                 ) from error
 
         try:
-            await _in_thread(make)
+            await filter_calls.in_thread(make)
             return self.register(found, filter_object)
         except BaseException:
             with trio.CancelScope(shield=True):
-                await _in_thread(ports.close, PORTS_LIMIT)
+                await filter_calls.in_thread(ports.close, PORTS_LIMIT)
             raise
 
     async def _run_driver_entry(
@@ -380,7 +345,7 @@ class FilterManager:
                 return f"{type(error).__name__}: {error}"
             return "" if api.is_success(status) else f"it returned {api.status_name(status)}"
 
-        reason = await _in_thread(start)
+        reason = await filter_calls.in_thread(start)
         loaded = driver.filter
         if reason and driver.refused:
             reason += f" ({driver.refused})"
@@ -464,9 +429,9 @@ class FilterManager:
         name = loaded.name
         try:
             if flags & api.FLTFL_FILTER_UNLOAD_MANDATORY:
-                await self._tell(f"{name}: filter_unload", callback, flags)
+                await filter_calls.tell(f"{name}: filter_unload", callback, flags)
             else:
-                status = await self._ask(f"{name}: filter_unload", callback, flags)
+                status = await filter_calls.ask(f"{name}: filter_unload", callback, flags)
                 if not api.is_success(status) and loaded.state not in (FilterState.UNLOADING, FilterState.GONE):
                     raise FltError(status, f"filter {name!r} refuses to be unloaded ({api.status_name(status)})")
             await self.unregister(loaded)
@@ -487,10 +452,10 @@ class FilterManager:
         )
         with trio.CancelScope(shield=True):
             # First: what a callback waits for on a port must not hold up the instances that are torn down.
-            await _in_thread(loaded.ports.close)
+            await filter_calls.in_thread(loaded.ports.close)
             while loaded.instances:
-                await self._tear_down(self._in_order(loaded.instances), reason)
-        with trio.move_on_after(PATIENCE) as patience:
+                await teardown.tear_down(self._in_order(loaded.instances), reason)
+        with trio.move_on_after(teardown.PATIENCE) as patience:
             await self._unreferenced(loaded)
         if patience.cancelled_caught:
             log.warning("an unload waits for what holds the filter", filter=loaded.name, held_by=loaded.held_by())
@@ -498,11 +463,11 @@ class FilterManager:
             await self._unreferenced(loaded)
         with trio.CancelScope(shield=True):
             await contexts.unregister(loaded.name, loaded.contexts)
-            await self._end(loaded)
+            await filter_calls.end(loaded)
             others = [each for each in self.loaded.values() if each is not loaded]
             attached = [instance for each in others for instance in (*each.instances, *each.former)]
             verifier.filter_ends(loaded.name, loaded.contexts, [*self.volumes, *others, *attached])
-            await _in_thread(loader.unload, loaded.found)
+            await filter_calls.in_thread(loader.unload, loaded.found)
         del self.loaded[loaded.name]
         loaded.become(FilterState.GONE)
         loaded.gone.set()
@@ -512,42 +477,6 @@ class FilterManager:
         await loaded.rundown.wait()
         for instance in loaded.former:
             await instance.rundown.wait()
-
-    @staticmethod
-    async def _ask(what: str, callback: Callable[..., int | None] | None, *arguments: object) -> int:
-        """A notification's answer as an unsigned NTSTATUS; an exception is STATUS_UNSUCCESSFUL, and logged.
-
-        A StackfsError is a refusal in the filter's own words, and goes to whoever asked.
-        """
-        if callback is None or getattr(callback, "__func__", None) in _AGREES:
-            return 0
-        asked = callback
-
-        def answer() -> int:
-            try:
-                given = asked(*arguments)
-                return 0 if given is None else int(given) & 0xFFFFFFFF
-            except StackfsError:
-                raise
-            except BaseException as error:
-                log.error("a notification raised", routine=what, error=f"{type(error).__name__}: {error}")
-                return int(api.STATUS_UNSUCCESSFUL)
-
-        return await _in_thread(answer)
-
-    @classmethod
-    async def _tell(cls, what: str, callback: Callable[..., int | None] | None, *arguments: object) -> None:
-        """A notification that cannot be refused: whatever it does, what it was told of goes on."""
-        try:
-            await cls._ask(what, callback, *arguments)
-        except StackfsError as error:
-            log.error("a notification raised", routine=what, error=error.message)
-
-    @staticmethod
-    async def _end(ending: FltObject) -> None:
-        """What is to be done when an object is gone: contexts, for one."""
-        if ending.has_endings:
-            await _in_thread(ending.end)
 
     # --- instances ----------------------------------------------------------------------------------------------
 
@@ -653,19 +582,21 @@ class FilterManager:
         if volume.detached:
             flags |= api.FLTFL_INSTANCE_SETUP_DETACHED_VOLUME
         try:
-            status = await self._ask(f"{loaded.name}: instance_setup", loaded.object.instance_setup, instance, flags)
+            setup = loaded.object.instance_setup
+            status = await filter_calls.ask(f"{loaded.name}: instance_setup", setup, instance, flags)
             if not api.is_success(status):
                 raise FltError(
                     status,
                     f"filter {loaded.name!r} does not attach to volume {volume.name!r} ({api.status_name(status)})",
                 )
-            await self._write_back(instance)
+            await teardown.write_back(instance)
             try:
                 self._check_alive(loaded, volume)  # it may have begun to go meanwhile
                 self._yield_bypass(instance)
             except FltError:
-                await self._tell(f"{loaded.name}: instance_teardown_complete", loaded.object.instance_teardown_complete,
-                                 instance, api.FLTFL_INSTANCE_TEARDOWN_INTERNAL_ERROR)  # fmt: skip
+                gone = loaded.object.instance_teardown_complete
+                reason = api.FLTFL_INSTANCE_TEARDOWN_INTERNAL_ERROR
+                await filter_calls.tell(f"{loaded.name}: instance_teardown_complete", gone, instance, reason)
                 raise
             volume.core.stack.insert(instance.entry)
         except BaseException:
@@ -674,9 +605,9 @@ class FilterManager:
             instance.rundown.run_down()
             instance.become(InstanceState.GONE)
             with trio.CancelScope(shield=True):
-                left_open = await self._end_io(instance)
+                left_open = await teardown.end_io(instance)
                 await contexts.delete_all(instance.entry)
-                await self._end(instance)
+                await filter_calls.end(instance)
                 verifier.instance_ends(instance, left_open)
             raise
         volume.unsettled.remove(instance)
@@ -686,8 +617,8 @@ class FilterManager:
         instance.become(InstanceState.ATTACHED)
         volume.settle_needs()
         volume.settle_timeouts()
-        await self._replaced(volume)
-        await self._invalidate(instance)
+        await teardown.replaced(volume)
+        await teardown.invalidate(instance)
         self._invalidate_later(instance)
         return instance
 
@@ -769,111 +700,13 @@ class FilterManager:
         if instance.state is InstanceState.ATTACHED:
             query: Callable[..., int] | None = getattr(loaded.object, "instance_query_teardown", None)
             if query is not None:
-                status = await self._ask(f"{loaded.name}: instance_query_teardown", query, instance, 0)
+                status = await filter_calls.ask(f"{loaded.name}: instance_query_teardown", query, instance, 0)
         if instance.state is not InstanceState.ATTACHED:
             raise FltError(api.STATUS_FLT_DELETING_OBJECT, f"{instance} is being torn down already")
         if not api.is_success(status):
             raise FltError(status, f"instance {instance.name!r} refuses to be detached ({api.status_name(status)})")
-        await self._whatever_happens(lambda: self._tear_down([instance], api.FLTFL_INSTANCE_TEARDOWN_MANUAL))
+        await self._whatever_happens(lambda: teardown.tear_down([instance], api.FLTFL_INSTANCE_TEARDOWN_MANUAL))
         return instance
-
-    async def _tear_down(self, instances: Sequence[Instance], reason: int) -> None:
-        """Takes instances out (A3.9); one that is being set up when it has been, one that is going is waited for.
-
-        All are told to let go before any is waited for: what one holds may be what another waits for.
-        """
-        for instance in instances:
-            await instance.settled.wait()
-        going = [instance for instance in instances if instance.state is InstanceState.ATTACHED]
-        for instance in going:
-            instance.become(InstanceState.TEARING_DOWN)
-        with trio.CancelScope(shield=True):
-            for instance in going:
-                await self._start_teardown(instance, reason)
-            for instance in going:
-                await self._complete_teardown(instance, reason)
-        for instance in instances:
-            await instance.gone.wait()
-
-    async def _start_teardown(self, instance: Instance, reason: int) -> None:
-        volume, loaded = instance.volume, instance.filter
-        instance.rundown.run_down()
-        if reason != api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._cancel_what_it_holds, instance)
-                await self._write_back(instance)
-                nursery.cancel_scope.cancel()
-            volume.settle_needs()  # before anything can go past where it was
-        volume.core.stack.remove(instance.entry)
-        volume.attached(loaded).remove(instance)
-        volume.unsettled.append(instance)
-        volume.settle_timeouts()
-        volume.settle_bypass()
-        instance.entry.close_contexts()
-        await self._tell(f"{loaded.name}: instance_teardown_start", loaded.object.instance_teardown_start,
-                         instance, reason)  # fmt: skip
-
-    async def _complete_teardown(self, instance: Instance, reason: int) -> None:
-        volume, loaded = instance.volume, instance.filter
-        await self._drain(instance)
-        with trio.move_on_after(PATIENCE) as patience:
-            await instance.rundown.wait(work_alone=True)
-        if patience.cancelled_caught:
-            held = instance.rundown.holders()
-            log.warning("a teardown waits for what is under way", instance=instance.name, held_by=held)
-            await instance.rundown.wait(work_alone=True)
-        while filter_file.io_pending(instance.entry):
-            await trio.sleep(DRAIN_POLL)
-        if reason != api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT:
-            await self._invalidate(instance)
-        await self._tell(f"{loaded.name}: instance_teardown_complete", loaded.object.instance_teardown_complete,
-                         instance, reason)  # fmt: skip
-        left_open = await self._end_io(instance)
-        await contexts.delete_all(instance.entry)
-        await self._end(instance)
-        await self._settle_contexts(instance)
-        verifier.instance_ends(instance, left_open)
-        volume.unsettled.remove(instance)
-        loaded.instances.remove(instance)
-        loaded.former = [each for each in (*loaded.former, instance) if each.rundown.held]
-        instance.context = None
-        instance.become(InstanceState.GONE)
-
-    @staticmethod
-    async def _replaced(volume: Volume) -> None:
-        """Until no operation walks a callback list that has been replaced, but for what filters hold."""
-        volume.core.restart_waiting_locks()
-        pause = DRAIN_POLL
-        while not volume.core.stack.drained():
-            await trio.sleep(pause)
-            pause = min(pause * 1.5, DRAIN_POLL_AT_MOST)
-
-    @staticmethod
-    async def _drain(instance: Instance) -> None:
-        """Until no operation uses an instance that has been taken out: by itself, because what the instance holds is
-        cancelled, or because it was drained (A3.10, A3.11)."""
-        core, entry = instance.volume.core, instance.entry
-        core.restart_waiting_locks()
-        cancel_at = begun = trio.current_time()
-        tell_at = begun + PATIENCE
-        pause = DRAIN_POLL
-        while core.stack.drain(entry):
-            if trio.current_time() >= cancel_at:
-                core.cancel_held(entry)
-                cancel_at = trio.current_time() + CANCEL_EVERY
-            if trio.current_time() >= tell_at:
-                tell_at = math.inf
-                held = core.held(entry)
-                log.warning("a teardown waits for operations that are held or changed", instance=instance.name,
-                            held=held)  # fmt: skip
-                if held and verifier.is_on():
-                    verifier.report(f"it holds {held} operations, and does not complete them when it is torn down",
-                                    filter=instance.filter.name, instance=instance.name)  # fmt: skip
-            await trio.sleep(pause)
-            pause = min(pause * 1.5, DRAIN_POLL_AT_MOST)
-            if trio.current_time() >= begun + DRAIN_AFTER and not await _in_thread(core.stack.drain, entry, True):
-                break
-        core.stack.drained()  # frees what nobody walks any more
 
     def _invalidate_later(self, instance: Instance) -> None:
         """What filters held when the instance came still ends on lists without it, and may leave in the kernel's
@@ -882,54 +715,12 @@ class FilterManager:
 
         async def wait() -> None:
             while not volume.core.stack.settled:
-                await trio.sleep(CANCEL_EVERY)
+                await trio.sleep(teardown.CANCEL_EVERY)
             if instance in volume.instances:
-                await self._invalidate(instance)
+                await teardown.invalidate(instance)
 
         if not volume.core.stack.settled:
             self.soon(wait)
-
-    @staticmethod
-    async def _cancel_what_it_holds(instance: Instance) -> None:
-        """While the kernel writes its pages back before an instance leaves: it waits for pages that are being read, and
-        the instance may hold such a read."""
-        await trio.sleep(DRAIN_AFTER)
-        while True:
-            instance.volume.core.cancel_held(instance.entry)
-            await trio.sleep(CANCEL_EVERY)
-
-    @staticmethod
-    async def _settle_contexts(instance: Instance) -> None:
-        """A context that has been taken off its file may be on its way to its end in another thread: no leak."""
-        with trio.move_on_after(verifier.GRACE):
-            while verifier.holds(instance):
-                await trio.sleep(DRAIN_POLL_AT_MOST)
-
-    @staticmethod
-    async def _write_back(instance: Instance) -> None:
-        """What was written before the instance comes, or before it goes, takes the way that it was written for (D9)."""
-        if instance.volume.write_back is not None and instance.sees_data:
-            with trio.CancelScope(shield=True):
-                await instance.volume.write_back()
-
-    @staticmethod
-    async def _end_io(instance: Instance) -> int:
-        """The filter starts no more I/O on this volume; what it left open is closed: how many files (B4.8)."""
-        filter_file.end_io(instance.entry)
-        while filter_file.io_pending(instance.entry):
-            await trio.sleep(DRAIN_POLL)
-        scanned = sections.close_left_open(instance.entry)
-        if scanned:
-            log.warning("sections left open", filter=instance.filter.name, instance=instance.name, sections=scanned)
-        left = filter_file.close_left_open(instance.entry) - scanned
-        if left:
-            log.warning("files left open", filter=instance.filter.name, instance=instance.name, files=left)
-        return left
-
-    @staticmethod
-    async def _invalidate(instance: Instance) -> None:
-        if instance.volume.invalidate is not None and TOUCHES_CACHES & set(instance.entry.registered):
-            await instance.volume.invalidate()
 
     # --- the manager's own task ------------------------------------------------------------------------------------
 
@@ -961,7 +752,7 @@ class FilterManager:
 
     def detach_soon(self, instance: Instance) -> None:
         """From any thread: take an instance out that raised too often and may be passed by."""
-        self.soon(lambda: self._tear_down([instance], api.FLTFL_INSTANCE_TEARDOWN_INTERNAL_ERROR))
+        self.soon(lambda: teardown.tear_down([instance], api.FLTFL_INSTANCE_TEARDOWN_INTERNAL_ERROR))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Does what soon() and detach_soon() were given, until cancelled. While it runs, current() is this manager."""
@@ -985,71 +776,6 @@ class FilterManager:
             await job()
         except StackfsError as error:
             log.error("what was to be done later failed", reason=error.message)
-
-    # --- listings -----------------------------------------------------------------------------------------------
-
-    def filters(self) -> list[dict[str, Any]]:
-        """Rows of `fltmc filters`, highest altitude first."""
-        ordered = sorted(self.loaded.values(), key=lambda each: sort_key(each.manifest.altitude), reverse=True)
-        return [
-            {
-                "name": each.name,
-                "instances": len(each.instances),
-                "altitude": each.manifest.altitude,
-                "frame": each.frame if each.legacy is None else "<Legacy>",
-                "start": each.manifest.start,
-                "on_error": each.manifest.on_error,
-                "failed": any(instance.failed for instance in each.instances),
-                "state": each.state.value,
-                "held_by": each.held_by() if each.state is FilterState.UNLOADING else [],
-            }
-            for each in ordered
-        ]
-
-    def instances(self) -> list[dict[str, Any]]:
-        """Rows of `fltmc instances`, volume by volume, highest altitude first."""
-        return [
-            {
-                "filter": instance.filter.name,
-                "volume": volume.mountpoint or volume.name,
-                "altitude": instance.altitude,
-                "name": instance.name,
-                "frame": instance.frame,
-                "features": SUPPORTED_FS_FEATURES_BYPASS_IO if not instance.blocks_bypass else 0,
-                "bypassed": volume.core.bypassed_opens if instance.sees_data else 0,
-                "status": self._status_of(instance),
-                "filesystem_type": volume_properties.filesystem_type(volume),
-            }
-            for volume in self.volumes
-            for instance in sorted(
-                (*volume.instances, *volume.unsettled), key=lambda each: sort_key(each.altitude), reverse=True
-            )
-            if instance.filter.legacy is None
-        ]
-
-    @staticmethod
-    def _status_of(instance: Instance) -> str:
-        if instance.state is not InstanceState.ATTACHED:
-            return str(instance.state.value)
-        if instance.failed:
-            return "Failed"
-        return "Detached" if instance.volume.detached else ""
-
-    def volume_list(self) -> list[dict[str, Any]]:
-        """Rows of `fltmc volumes`."""
-        return [
-            {
-                "dos_name": each.mountpoint,
-                "volume_name": each.name,
-                "filesystem": "stackfs",
-                "status": "Detached" if each.detached else "Attached" if each.mountpoint else "Not mounted",
-                "filesystem_type": volume_properties.filesystem_type(each),
-                "frame": max((instance.frame for instance in list(each.instances)), default=0),
-                "guid_name": volume_properties.guid_name(each),
-            }
-            for each in self.volumes
-        ]
-
 
 @contextlib.asynccontextmanager
 async def running(manager: FilterManager) -> AsyncIterator[FilterManager]:

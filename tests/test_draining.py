@@ -11,7 +11,7 @@ import trio
 from filter_bench import Bench, on_trio
 from stack_driver import FSYNC, RELEASE, error_of, lookup, opened, read
 
-from stackfs import api, manager
+from stackfs import api, teardown
 
 in_thread = trio.to_thread.run_sync
 
@@ -82,7 +82,7 @@ CLEANUP = 0xC01C0009
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not end by itself is drained without waiting."""
-    monkeypatch.setattr(manager, "DRAIN_AFTER", 0.0)
+    monkeypatch.setattr(teardown, "DRAIN_AFTER", 0.0)
 
 
 async def two_filters(bench: Bench) -> tuple[Any, Any, Any]:
@@ -122,7 +122,7 @@ def test_drained_while_the_base_takes_long(bench: Bench, at_once: None, how: str
         if how == "detach":
             await bench.manager.detach("f", volume)
         elif how == "dismount":
-            await bench.manager._tear_down([instance], api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT)
+            await teardown.tear_down([instance], api.FLTFL_INSTANCE_TEARDOWN_VOLUME_DISMOUNT)
         else:
             await bench.manager.unload("f", mandatory=how == "stop")
         asked = [("query",)] if how == "detach" else []
@@ -163,7 +163,7 @@ def test_a_dismount_waits_for_what_was_drained(bench: Bench, at_once: None) -> N
 
 
 def test_what_ends_by_itself_is_not_drained(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manager, "DRAIN_AFTER", 60)
+    monkeypatch.setattr(teardown, "DRAIN_AFTER", 60)
 
     @on_trio
     async def test(bench: Bench) -> None:
@@ -360,7 +360,7 @@ class Dropped(Filter):
 
 def test_draining_under_load(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four threads read while two filters come and go, drained at once: every post once, and no operation lost."""
-    monkeypatch.setattr(manager, "DRAIN_AFTER", 0.0)
+    monkeypatch.setattr(teardown, "DRAIN_AFTER", 0.0)
     @on_trio
     async def test(bench: Bench) -> None:
         bench.drop(BUSY)

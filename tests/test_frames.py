@@ -9,6 +9,7 @@ import pytest
 from filter_bench import Bench, on_trio, refused
 from stack_driver import FSYNC, RELEASE, lookup, opened
 
+from stackfs import listings
 from stackfs.api import (
     STATUS_FLT_FILTER_NOT_FOUND,
     STATUS_FLT_INSTANCE_ALTITUDE_COLLISION,
@@ -133,17 +134,19 @@ def test_a_legacy_filter_between_two_frames(bench: Bench) -> None:
         down = [("pre", "high"), ("down", "old"), ("pre", "mid"), ("pre", "low")]
         up = [("post", "low"), ("post", "mid"), ("up", "old"), ("post", "high")]
         assert flushed(volume) == down + up
-        rows = manager.filters()
+        rows = listings.filters(manager)
         assert [(row["name"], row["frame"]) for row in rows] == [
             ("high", 1), ("old", "<Legacy>"), ("mid", 0), ("low", 0)]  # fmt: skip
-        assert [(row["name"], row["frame"]) for row in manager.instances()] == [("high", 1), ("mid", 0), ("low", 0)]
+        rows = listings.instances(manager)
+        assert [(row["name"], row["frame"]) for row in rows] == [("high", 1), ("mid", 0), ("low", 0)]
         for _ in range(2):
             await manager.unload("high")
             await manager.load("high")
         await manager.attach("low", volume, altitude="375000.5")
         async with refused(STATUS_FLT_INSTANCE_ALTITUDE_COLLISION):
             await manager.attach("low", volume, "other", "375000.5")
-        assert [(row["altitude"], row["frame"]) for row in manager.instances()][:2] == [("385000", 1), ("375000.5", 1)]
+        rows = listings.instances(manager)
+        assert [(row["altitude"], row["frame"]) for row in rows][:2] == [("385000", 1), ("375000.5", 1)]
         assert flushed(volume)[:3] == [("pre", "high"), ("pre", "low - 375000.5"), ("down", "old")]
 
     test(bench)
@@ -211,7 +214,7 @@ def test_at_mount(bench: Bench) -> None:
         specs = [InstanceSpec("mini", "mini", "370000"), InstanceSpec("old", "old", "365000")]
         await bench.manager.attach_configured(volume, specs, 5)
         assert flushed(volume)[:2] == [("pre", "mini"), ("down", "old")]
-        assert [row["frame"] for row in bench.manager.filters()] == [1, "<Legacy>"]
+        assert [row["frame"] for row in listings.filters(bench.manager)] == [1, "<Legacy>"]
 
     test(bench)
 

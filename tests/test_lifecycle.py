@@ -13,7 +13,7 @@ from conftest import STACKFS, run
 from filter_bench import PLAIN, TRACES, Bench, on_trio, refused
 from stack_driver import FSYNC, RELEASE, error_of, lookup, opened
 
-from stackfs import api, daemon, manager
+from stackfs import api, daemon, listings, manager, teardown
 from stackfs.api import (
     STATUS_DRIVER_FAILED_PRIOR_UNLOAD,
     STATUS_FAILED_DRIVER_ENTRY,
@@ -299,7 +299,7 @@ def test_a_driver_that_starts_filtering_later(bench: Bench) -> None:
         bench.drop_driver(DRIVER + "def DriverEntry(DriverObject, RegistryPath):\n    " + register)
         volume = bench.volume()
         assert await bench.manager.load("f") == []
-        (row,) = bench.manager.filters()
+        (row,) = listings.filters(bench.manager)
         assert (row["state"], row["instances"]) == ("Registered", 0)
         async with refused(STATUS_FLT_FILTER_NOT_READY, "has not started filtering"):
             await bench.manager.attach("f", volume)
@@ -517,7 +517,7 @@ def test_a_filter_does_not_unload_itself(bench: Bench) -> None:
 @pytest.mark.verifier_errors("keeps a filter from being unloaded")
 def test_an_unload_waits_for_references(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A2.16: it names who holds them; meanwhile all else about the filter is DELETING_OBJECT, and the rest goes on."""
-    monkeypatch.setattr(manager, "PATIENCE", 0.01)
+    monkeypatch.setattr(teardown, "PATIENCE", 0.01)
 
     @on_trio
     async def test(bench: Bench) -> None:
@@ -536,7 +536,7 @@ def test_an_unload_waits_for_references(bench: Bench, monkeypatch: pytest.Monkey
                 await trio.sleep(0.001)
             assert trace[-1] == ("complete", "f", api.FLTFL_INSTANCE_TEARDOWN_FILTER_UNLOAD)
             assert FltObjectReference(loaded) == FltObjectReference(instance) == STATUS_FLT_DELETING_OBJECT
-            (row,) = bench.manager.filters()
+            (row,) = listings.filters(bench.manager)
             assert row["state"] == "Unloading"
             one, other, item = sorted(row["held_by"])
             assert one.startswith(f"FltObjectReference in {__file__}:") and item == "reference: a work item"
@@ -661,7 +661,7 @@ def test_a_driver_and_its_inf_on_a_mount(drive: Any, tmp_path: Any) -> None:
 
 def test_work_under_way_holds_up_a_teardown(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A2.16: what is no mere reference ends before teardown-complete; all are told before any is waited for (A3.9)."""
-    monkeypatch.setattr(manager, "PATIENCE", 0.01)
+    monkeypatch.setattr(teardown, "PATIENCE", 0.01)
 
     @on_trio
     async def test(bench: Bench) -> None:
@@ -931,7 +931,7 @@ def test_a_set_up_that_takes_long(bench: Bench) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(attached)
             await in_thread(waits.asked.wait)
-            assert [(row["name"], row["status"]) for row in bench.manager.instances()] == [("f", "Setting up")]
+            assert [(row["name"], row["status"]) for row in listings.instances(bench.manager)] == [("f", "Setting up")]
             await bench.manager.load("g")
             async with refused(STATUS_FLT_INSTANCE_NAME_COLLISION):
                 await bench.manager.attach("g", volume, "f", "385000")
@@ -975,7 +975,7 @@ def test_a_teardown_that_takes_long(bench: Bench) -> None:
             nursery.start_soon(unload)
             await trio.sleep(0.01)
             assert not unloaded.is_set()
-            (_, row) = bench.manager.instances()
+            (_, row) = listings.instances(bench.manager)
             assert (row["name"], row["status"]) == ("f", "Detaching")
             waits.answer.set()
         assert unloaded.is_set() and [each.name for each in volume.instances] == ["g"]
@@ -1024,7 +1024,7 @@ def test_a_further_volume(bench: Bench) -> None:
             assert trace == [("setup", "g", flags), ("setup", "f", flags),
                              ("pre", "g"), ("pre", "f"), ("post", "f"), ("post", "g")]  # fmt: skip
             assert bench.manager.volume("second") is volume and volume.core.open_files == 0
-            (row,) = bench.manager.volume_list()
+            (row,) = listings.volumes(bench.manager)
             assert (row["dos_name"], row["volume_name"], row["status"]) == ("", "second", "Not mounted")
             await bench.manager.attach("h", volume)
             await bench.manager.remove_volume(volume)

@@ -14,7 +14,7 @@ import trio
 from filter_bench import PLAIN, TRACES, Bench, on_trio, refused
 from stack_driver import FSYNC, RELEASE, error_of, lookup, opened, read
 
-from stackfs import api, manager
+from stackfs import api, listings, teardown
 from stackfs.api import (
     STATUS_ACCESS_DENIED,
     STATUS_FAILED_DRIVER_ENTRY,
@@ -61,7 +61,7 @@ def test_the_order_in_which_an_instance_goes(
     bench: Bench, how: str, asked: tuple[object, ...] | None, reason: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A3.9, with an operation under way: asked, out of the lists, start, the operation ends, complete, gone."""
-    monkeypatch.setattr(manager, "DRAIN_AFTER", 60)
+    monkeypatch.setattr(teardown, "DRAIN_AFTER", 60)
 
     @on_trio
     async def test(bench: Bench) -> None:
@@ -162,7 +162,7 @@ def test_a_pass_filter_that_errs_too_often_is_torn_down(bench: Bench) -> None:
         reason = api.FLTFL_INSTANCE_TEARDOWN_INTERNAL_ERROR
         assert bench.trace()[-2:] == [("start", "f", reason), ("complete", "f", reason)]
         assert len(two.instances) == 1 and not two.instances[0].failed
-        assert [row["volume"] for row in bench.manager.instances()] == ["two"]
+        assert [row["volume"] for row in listings.instances(bench.manager)] == ["two"]
 
     test(bench)
 

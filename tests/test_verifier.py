@@ -426,9 +426,9 @@ def test_what_a_filter_leaves_behind(bench: Bench, what: str) -> None:
 
 
 def test_references_that_keep_a_filter(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    import stackfs.manager
+    import stackfs.teardown
 
-    monkeypatch.setattr(stackfs.manager, "PATIENCE", 0.05)
+    monkeypatch.setattr(stackfs.teardown, "PATIENCE", 0.05)
 
     @on_trio
     async def test(bench: Bench) -> None:

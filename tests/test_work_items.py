@@ -529,7 +529,7 @@ class Held(Filter):
 def test_a_teardown_waits_for_what_is_not_let_go_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("stackfs.manager.PATIENCE", 0.05)
+    monkeypatch.setattr("stackfs.teardown.PATIENCE", 0.05)
 
     async def scenario(bench: Bench) -> None:
         held = await bench.load(STUBBORN)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from stackfs import api, information, manager
+from stackfs import api, information, listings, manager
 from stackfs.cext.pending import require_irql
 from stackfs.control import FilterRow, InstanceRow, VolumeRow
 from stackfs.ddi.out import Out
@@ -61,12 +61,12 @@ def _give(
 
 
 def _filters() -> list[FilterRow]:
-    return [FilterRow(**row) for row in manager.current().filters()]
+    return [FilterRow(**row) for row in listings.filters(manager.current())]
 
 
 def _instances(running: manager.FilterManager, *, filter: str | None = None, volume: Volume | None = None,
                name: str | None = None) -> list[InstanceRow]:  # fmt: skip
-    rows = [InstanceRow(**row) for row in running.instances()]
+    rows = [InstanceRow(**row) for row in listings.instances(running)]
     where = None if volume is None else volume.mountpoint or volume.name
     return [
         row for row in rows
@@ -75,14 +75,14 @@ def _instances(running: manager.FilterManager, *, filter: str | None = None, vol
 
 
 def _volumes(running: manager.FilterManager) -> list[VolumeRow]:
-    return [VolumeRow(**row) for row in running.volume_list()]
+    return [VolumeRow(**row) for row in listings.volumes(running)]
 
 
 def FltGetFilterInformation(
     Filter: LoadedFilter, InformationClass: int, Buffer: Buffer | None, BufferSize: int, BytesReturned: Out[int]
 ) -> int:
     require_irql(APC_LEVEL, "FltGetFilterInformation")
-    rows = [FilterRow(**row) for row in Filter.manager.filters() if row["name"] == Filter.name]
+    rows = [FilterRow(**row) for row in listings.filters(Filter.manager) if row["name"] == Filter.name]
     status = _give(rows, 0, information.of_filter, InformationClass, Buffer, BufferSize, BytesReturned)
     return int(api.STATUS_FLT_DELETING_OBJECT) if status == api.STATUS_NO_MORE_ENTRIES else status
 
