@@ -9,7 +9,8 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
 
-from stackfs.cext.requests cimport Volume, request_free, request_new, request_run, vfs_request_t
+from stackfs.cext.python_requests cimport Volume
+from stackfs.cext.requests cimport request_free, request_new, request_run, vfs_request_t
 
 import os
 

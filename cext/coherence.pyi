@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from stackfs.cext.requests import Volume
+from stackfs.cext.python_requests import Volume
 
 class Coherence:
     """One volume's. Made before it is mounted; start() once its device has started, stop() before that is closed.

@@ -43,7 +43,7 @@ from stackfs.cext.inode_table cimport (
 from stackfs.cext.locks cimport locks_retry_leases
 from stackfs.cext.notices cimport volume_forget_data, volume_forget_name
 from stackfs.cext.pending cimport holds_t
-from stackfs.cext.requests cimport Volume
+from stackfs.cext.python_requests cimport Volume
 from stackfs.cext.stack cimport FLT_VOLUME
 from stackfs.cext.threads cimport *
 

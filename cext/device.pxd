@@ -1,7 +1,8 @@
 # The device: one FUSE connection, put together from its parts (device.pyx tells how).
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from stackfs.cext.requests cimport Volume, vfs_request_t
+from stackfs.cext.python_requests cimport Volume
+from stackfs.cext.requests cimport vfs_request_t
 
 cdef struct device_t                     # the state its threads share (device.pyx)
 

@@ -16,7 +16,7 @@ End:      4. unmount in a worker thread (it may wait for requests). ended_fd bec
 
 from typing import Any
 
-from stackfs.cext.requests import Request, Volume
+from stackfs.cext.python_requests import Request, Volume
 
 class Device:
     """One FUSE connection. Owns the fd from the constructor on, and gives it back to nobody."""

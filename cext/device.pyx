@@ -30,7 +30,8 @@ from stackfs.cext.irp_link cimport (
 from stackfs.cext.notices cimport notice_entry, notice_inode
 from stackfs.cext.pending cimport holds_connect
 from stackfs.cext.readers cimport readers_free, readers_init, readers_start, readers_stop, readers_t
-from stackfs.cext.requests cimport Volume, request_adopt, request_free, vfs_request_t
+from stackfs.cext.python_requests cimport Volume, request_adopt
+from stackfs.cext.requests cimport request_free, vfs_request_t
 from stackfs.cext.threads cimport *
 from stackfs.cext.waits cimport waits_free, waits_init, waits_settle, waits_stop, waits_t
 from stackfs.cext.wire cimport WIRE_OPCODES

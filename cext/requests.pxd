@@ -38,6 +38,10 @@ ctypedef struct step_t:                  # one operation of a request
     uint8_t principal                    # it is what the request asked for
     uint32_t detail                      # information class, control code, ...: told apart by (opcode, major, detail)
 
+cdef enum:
+    INJECTED = 0                         # opcode: no VFS request, an operation by hand (Volume.inject())
+    STEP_END = 0xFFFFFFFF                # detail of the step behind the last one
+
 cdef struct vfs_request_t:
     FLT_VOLUME *volume
     vfs_request_t *next                  # header queue
@@ -156,29 +160,3 @@ cdef void volume_cancel_locks(FLT_VOLUME *volume) noexcept nogil          # the 
 cdef uint32_t volume_retry_locks(FLT_VOLUME *volume) noexcept nogil
 # One user of an open file less; the last one closes its descriptor and gives back what it holds.
 cdef void put_handle(backing_t *backing, handle_t *handle) noexcept nogil
-
-cdef class Volume:
-    cdef readonly Stack stack
-    cdef backing_t *open_backing(self) except NULL
-
-cdef class Request:
-    cdef vfs_request_t *pointer
-    cdef Volume volume
-    cdef object name
-    cdef object name2
-    cdef object buffer
-    cdef Py_buffer view
-    cdef bint held
-    cdef object input
-    cdef object woken
-    cdef bint busy
-    cdef bint parked                     # somebody else's until woken
-    cdef bint finished
-    cdef int enter(self) except -1
-    cdef int set_name(self, bytes name) except -1
-    cdef int set_name2(self, bytes name) except -1
-    cdef int set_buffer(self, object buffer, bint writable) except -1
-    cdef bytes allocate(self, Py_ssize_t size)
-    cdef int outcome(self) except -1
-
-cdef Request request_adopt(vfs_request_t *pointer, Volume volume)         # owns the request from now on

@@ -21,7 +21,7 @@ import trio
 from stackfs.cext.coherence import Coherence
 
 if TYPE_CHECKING:
-    from stackfs.cext.requests import Volume
+    from stackfs.cext.python_requests import Volume
 
 log = structlog.get_logger("stackfs.coherence")
 

@@ -218,7 +218,7 @@ class Mounted:
 
     def __init__(self, config: MountConfig, ready: Callable[[], None], descriptors: int) -> None:
         from stackfs.cext import impersonation
-        from stackfs.cext.requests import Volume as CoreVolume
+        from stackfs.cext.python_requests import Volume as CoreVolume
         from stackfs.manager import FilterManager
 
         verifier.enable(config.options.verifier)

@@ -20,7 +20,7 @@ from stackfs import api, contexts, names
 from stackfs.altitude import AltitudeKey, sort_key
 from stackfs.cext.callback_data import CallbackData
 from stackfs.cext.ntstatus import NtStatus
-from stackfs.cext.requests import Volume as CoreVolume
+from stackfs.cext.python_requests import Volume as CoreVolume
 from stackfs.cext.stack import InstanceEntry
 from stackfs.errors import FltError
 from stackfs.filter_io import FilterIo

@@ -22,14 +22,14 @@ import pyfuse3
 import structlog
 import trio
 
-from stackfs.cext.requests import Done
+from stackfs.cext.python_requests import Done
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from stackfs.async_callbacks import AsyncCallbacks
     from stackfs.cext.device import Device
-    from stackfs.cext.requests import Request, Volume
+    from stackfs.cext.python_requests import Request, Volume
 
 log = structlog.get_logger("stackfs.irp")
 

@@ -36,7 +36,7 @@ from stackfs import (
 )
 from stackfs.altitude import AltitudeError, sort_key
 from stackfs.async_callbacks import AsyncCallbacks
-from stackfs.cext.requests import Volume as CoreVolume
+from stackfs.cext.python_requests import Volume as CoreVolume
 from stackfs.driver_object import DriverObject
 from stackfs.errors import ExitCode, FltError, StackfsError
 from stackfs.filter_objects import FilterState, Instance, InstanceState, LoadedFilter, Volume

@@ -15,7 +15,7 @@ import trio
 
 from stackfs import api
 from stackfs.cext.callback_data import major_name
-from stackfs.cext.requests import INJECTABLE, Request, VfsError
+from stackfs.cext.python_requests import INJECTABLE, Request, VfsError
 from stackfs.cext.stack import InstanceEntry
 from stackfs.errors import ExitCode, FltError, StackfsError
 from stackfs.filter_objects import FilterState, Told, rows

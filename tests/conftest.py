@@ -244,8 +244,8 @@ def vault(drive: Callable[..., Drive], tmp_path: Path) -> Iterator[Callable[...,
 
 @pytest.fixture
 def core(tmp_path: Path) -> Iterator[object]:
-    """A volume over tmp_path without a mount (stackfs.cext.requests.Volume)."""
-    from stackfs.cext.requests import Volume
+    """A volume over tmp_path without a mount (stackfs.cext.python_requests.Volume)."""
+    from stackfs.cext.python_requests import Volume
 
     volume = Volume(os.open(tmp_path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
     yield volume

@@ -31,7 +31,7 @@ from stackfs.api import (
     VolumeContext,
 )
 from stackfs.cext.python_contexts import FilterContexts
-from stackfs.cext.requests import Volume
+from stackfs.cext.python_requests import Volume
 from stackfs.cext.stack import InstanceEntry
 
 RENAME, LINK, FORGETS = 12, 13, 1 << 20

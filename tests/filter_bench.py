@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import trio
 
-from stackfs.cext.requests import Volume as CoreVolume
+from stackfs.cext.python_requests import Volume as CoreVolume
 from stackfs.errors import FltError
 from stackfs.manager import FilterManager, Volume, running
 

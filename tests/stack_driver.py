@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stackfs.api import FLT_PREOP_SUCCESS_WITH_CALLBACK
-from stackfs.cext.requests import VfsError, Volume
+from stackfs.cext.python_requests import VfsError, Volume
 from stackfs.cext.stack import InstanceEntry
 
 # FUSE's numbers of the requests used here.

@@ -47,7 +47,7 @@ from stack_model import (
 
 from stackfs import api
 from stackfs.cext.cancel_safe_queue import CancelSafeQueue, QueueContext
-from stackfs.cext.requests import Request, Volume
+from stackfs.cext.python_requests import Request, Volume
 from stackfs.cext.stack import InstanceEntry
 
 Event = tuple[Any, ...]

@@ -31,7 +31,7 @@ from stackfs.api import (
     STATUS_ACCESS_DENIED,
 )
 from stackfs.benchmarks.request_cost import time_reads
-from stackfs.cext.requests import VfsError, Volume
+from stackfs.cext.python_requests import VfsError, Volume
 from stackfs.cext.stack import InstanceEntry
 from stackfs.filters.audit import _callbacks, records, trail
 from stackfs.filters.audit import verify as verifying

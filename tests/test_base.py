@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from conftest import needs_root
 
-from stackfs.cext.requests import Volume
+from stackfs.cext.python_requests import Volume
 from stackfs.cext.stack import InstanceEntry
 
 LOOKUP, GETATTR, SETATTR, READLINK, SYMLINK, MKDIR, UNLINK, RMDIR, RENAME, LINK = 1, 3, 4, 5, 6, 9, 10, 11, 12, 13
@@ -223,7 +223,7 @@ def test_names_that_lead_in_a_circle_are_stale(tight: Volume, tmp_path: Path) ->
 
 EXHAUSTED = """
 import errno, os, resource, sys
-from stackfs.cext.requests import Volume
+from stackfs.cext.python_requests import Volume
 top = sys.argv[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
 volume = Volume(os.open(top, os.O_PATH | os.O_DIRECTORY), descriptor_limit=100000)

@@ -52,7 +52,7 @@ from stackfs.api import (
     STATUS_SUCCESS,
 )
 from stackfs.cext.buffers import Mdl, mdl_of, set_mdl, swapped_mdl_of
-from stackfs.cext.requests import Volume
+from stackfs.cext.python_requests import Volume
 from stackfs.ddi import buffers as ddi
 from stackfs.ddi import callback_data as ddi_data
 from stackfs.ddi.out import Out

@@ -43,7 +43,7 @@ from stackfs.api import (
     FLT_PREOP_SUCCESS_NO_CALLBACK,
     FLT_PREOP_SUCCESS_WITH_CALLBACK,
 )
-from stackfs.cext.requests import Volume
+from stackfs.cext.python_requests import Volume
 from stackfs.ddi.callback_data import (
     FLT_IS_FASTIO_OPERATION,
     FLT_IS_FS_FILTER_OPERATION,

@@ -32,7 +32,7 @@ from stackfs.api import (
     STATUS_ACCESS_DENIED,
     STATUS_SUCCESS,
 )
-from stackfs.cext.requests import Volume
+from stackfs.cext.python_requests import Volume
 
 OWN = 2
 """A READ of a program's own: fast I/O. Without it, the page cache's: an IRP."""

@@ -26,7 +26,7 @@ from stackfs.api import (
     STATUS_SUCCESS,
 )
 from stackfs.cext.cancel_safe_queue import CancelSafeQueue, QueueContext
-from stackfs.cext.requests import Request, Volume
+from stackfs.cext.python_requests import Request, Volume
 from stackfs.cext.stack import InstanceEntry
 from stackfs.fltkernel import (
     FLT_CALLBACK_DATA_QUEUE,

@@ -87,7 +87,7 @@ from stackfs.api import (
     StreamContext,
 )
 from stackfs.cext.python_contexts import FilterContexts
-from stackfs.cext.requests import Volume
+from stackfs.cext.python_requests import Volume
 from stackfs.cext.stack import InstanceEntry
 from stackfs.ddi.out import Out
 

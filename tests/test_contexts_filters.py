@@ -51,7 +51,7 @@ from stackfs.api import (
     NonPagedPool,
 )
 from stackfs.cext.python_contexts import FilterContexts
-from stackfs.cext.requests import Volume
+from stackfs.cext.python_requests import Volume
 from stackfs.cext.stack import InstanceEntry
 from stackfs.ddi.contexts import registered_contexts
 from stackfs.ddi.out import Out

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from stackfs.cext.callback_data import CallbackData, MajorFunction, PreopStatus
-from stackfs.cext.requests import Request, VfsError, Volume
+from stackfs.cext.python_requests import Request, VfsError, Volume
 from stackfs.cext.stack import InstanceEntry
 
 LOOKUP, GETATTR, READLINK, MKDIR, UNLINK, OPEN, READ, WRITE, STATFS, RELEASE = 1, 3, 5, 9, 10, 14, 15, 16, 17, 18

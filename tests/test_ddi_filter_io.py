@@ -11,7 +11,7 @@ import pytest
 from stack_driver import Host, entry_of
 
 from stackfs import api
-from stackfs.cext.requests import Volume
+from stackfs.cext.python_requests import Volume
 from stackfs.ddi import filter_io as ddi
 from stackfs.ddi.filter_io import IO_STATUS_BLOCK
 from stackfs.ddi.object_attributes import OBJECT_ATTRIBUTES

@@ -24,7 +24,7 @@ from stackfs.api import (
     STATUS_NO_MORE_ENTRIES,
     STATUS_SUCCESS,
 )
-from stackfs.cext.requests import Volume
+from stackfs.cext.python_requests import Volume
 from stackfs.ddi import filter_io, reparse_points
 from stackfs.ddi import information as asking
 from stackfs.ddi import volumes as ddi

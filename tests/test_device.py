@@ -21,7 +21,7 @@ import pytest
 
 from stackfs import mounting
 from stackfs.cext.device import Device
-from stackfs.cext.requests import Volume
+from stackfs.cext.python_requests import Volume
 from stackfs.cext.stack import InstanceEntry
 
 LOOKUP, FORGET, GETATTR, SETATTR, SYMLINK, MKDIR, RENAME, LINK, OPEN = 1, 2, 3, 4, 6, 9, 12, 13, 14

@@ -37,7 +37,7 @@ from test_device import (
 
 from stackfs.cext.callback_data import MajorFunction, PreopStatus
 from stackfs.cext.device import Device
-from stackfs.cext.requests import Volume
+from stackfs.cext.python_requests import Volume
 from stackfs.cext.stack import InstanceEntry
 
 GETLK, SETLK, FALLOCATE, COPY_FILE_RANGE = 31, 32, 43, 47

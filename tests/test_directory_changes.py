@@ -17,7 +17,7 @@ from stack_driver import OPENDIR, RELEASEDIR, UNLINK, entry_of, go_on, lookup
 from stackfs import api
 from stackfs.api import IRP_MJ_CLEANUP, IRP_MJ_DIRECTORY_CONTROL, IRP_MJ_FILE_SYSTEM_CONTROL, IRP_MJ_SET_INFORMATION
 from stackfs.cext import filter_file
-from stackfs.cext.requests import VfsError, Volume
+from stackfs.cext.python_requests import VfsError, Volume
 from stackfs.ddi import directory_changes as ddi
 from stackfs.ddi import filter_io
 from stackfs.ddi.directory_changes import FILE_ACTION_ADDED, FILE_ACTION_REMOVED, FILE_NOTIFY_CHANGE_FILE_NAME

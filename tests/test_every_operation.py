@@ -20,7 +20,7 @@ from stack_driver import Host, lookup, opened
 
 from stackfs import api, control, volume_operations
 from stackfs.cext.callback_data import MajorFunction
-from stackfs.cext.requests import INJECTABLE, VfsError, Volume
+from stackfs.cext.python_requests import INJECTABLE, VfsError, Volume
 from stackfs.cext.stack import InstanceEntry
 from stackfs.errors import FltError, StackfsError
 

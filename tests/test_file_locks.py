@@ -24,7 +24,7 @@ from stackfs.api import (
     IRP_MJ_WRITE,
     STATUS_FILE_LOCK_CONFLICT,
 )
-from stackfs.cext.requests import VfsError, Volume
+from stackfs.cext.python_requests import VfsError, Volume
 from stackfs.ddi import file_locks as ddi
 from stackfs.ddi.file_locks import FILE_LOCK_INFO
 

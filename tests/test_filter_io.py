@@ -51,7 +51,7 @@ from stackfs.api import (
     status_of,
 )
 from stackfs.cext import filter_file
-from stackfs.cext.requests import Volume
+from stackfs.cext.python_requests import Volume
 from stackfs.filter_io import FilterIo
 from stackfs.manager import FilterManager
 

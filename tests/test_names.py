@@ -61,7 +61,7 @@ from stackfs.api import (
     NtStatusError,
 )
 from stackfs.cext.python_names import NameProvider, parse_file_name
-from stackfs.cext.requests import Volume
+from stackfs.cext.python_requests import Volume
 from stackfs.cext.stack import InstanceEntry
 from stackfs.ddi.names import name_provider
 from stackfs.ddi.out import Out

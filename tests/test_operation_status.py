@@ -50,7 +50,7 @@ from stackfs.api import (
     STATUS_PENDING,
     STATUS_SUCCESS,
 )
-from stackfs.cext.requests import VfsError, Volume
+from stackfs.cext.python_requests import VfsError, Volume
 from stackfs.ddi import callback_data as ddi
 from stackfs.ddi.out import Out
 

@@ -30,7 +30,7 @@ from stackfs.cext.callback_data import (
     PreopStatus,
 )
 from stackfs.cext.ntstatus import from_errno
-from stackfs.cext.requests import VfsError, Volume
+from stackfs.cext.python_requests import VfsError, Volume
 from stackfs.cext.stack import InstanceEntry
 from stackfs.cext.wire import decode
 

@@ -620,7 +620,7 @@ def test_lengths_are_checked(tmp_path: Path) -> None:
     from stack_driver import Host, lookup
 
     from stackfs.cext.python_contexts import FilterContexts
-    from stackfs.cext.requests import VfsError, Volume
+    from stackfs.cext.python_requests import VfsError, Volume
     from stackfs.cext.stack import InstanceEntry
     from stackfs.filters.oplock import _callbacks, _oplocks
 
@@ -778,7 +778,7 @@ sys.path.insert(0, sys.argv[1])
 from stack_driver import Host, lookup
 from stackfs.benchmarks.request_cost import time_reads
 from stackfs.cext.python_contexts import FilterContexts
-from stackfs.cext.requests import Volume
+from stackfs.cext.python_requests import Volume
 from stackfs.cext.stack import InstanceEntry
 from stackfs.filters.oplock import _callbacks, _oplocks
 place = tempfile.mkdtemp()

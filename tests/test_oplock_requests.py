@@ -17,7 +17,7 @@ from stack_driver import READ, RELEASE, UNLINK, WRITE, Host, entry_of, go_on, lo
 
 from stackfs import api, fltkernel
 from stackfs.api import Oplock, set_oplock_keys
-from stackfs.cext.requests import Request, Volume
+from stackfs.cext.python_requests import Request, Volume
 from stackfs.cext.stack import InstanceEntry
 from stackfs.fltkernel import REQUEST_OPLOCK_INPUT_BUFFER, REQUEST_OPLOCK_OUTPUT_BUFFER
 

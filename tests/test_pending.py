@@ -62,7 +62,7 @@ from stackfs.api import (
 )
 from stackfs.cext import pending as levels
 from stackfs.cext.device import Device
-from stackfs.cext.requests import Request, Volume
+from stackfs.cext.python_requests import Request, Volume
 
 FSYNC = 20
 Data = Any

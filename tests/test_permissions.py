@@ -21,7 +21,7 @@ import pytest
 from conftest import STACKFS, Drive, needs_root, run
 
 from stackfs.cext import impersonation
-from stackfs.cext.requests import Volume
+from stackfs.cext.python_requests import Volume
 
 pytestmark = needs_root
 

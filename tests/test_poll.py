@@ -10,7 +10,7 @@ import pytest
 from conftest import Drive, filter_directory, run
 
 from stackfs import api
-from stackfs.cext.requests import Volume
+from stackfs.cext.python_requests import Volume
 
 POLL = 40
 

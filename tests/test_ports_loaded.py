@@ -31,8 +31,8 @@ from stackfs.api import (
     STATUS_PORT_DISCONNECTED,
     STATUS_TIMEOUT,
 )
-from stackfs.cext.requests import VfsError
-from stackfs.cext.requests import Volume as CoreVolume
+from stackfs.cext.python_requests import VfsError
+from stackfs.cext.python_requests import Volume as CoreVolume
 from stackfs.manager import FilterManager, running
 
 ROOT = Path(__file__).resolve().parent.parent

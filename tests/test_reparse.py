@@ -14,7 +14,7 @@ from stack_driver import CREATE, GETATTR, MKDIR, OPEN, UNLINK, entry_of, error_o
 
 from stackfs import api
 from stackfs.api import FLT_PREOP_SUCCESS_NO_CALLBACK, IRP_MJ_CREATE, IRP_MJ_QUERY_OPEN, IRP_MJ_READ
-from stackfs.cext.requests import Volume
+from stackfs.cext.python_requests import Volume
 from stackfs.ddi import callback_data as ddi
 
 LOOKUP = 1

@@ -54,7 +54,7 @@ from stackfs.api import (
     FileRenameInformation,
     FileRenameInformationEx,
 )
-from stackfs.cext.requests import Volume
+from stackfs.cext.python_requests import Volume
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "semantics.md"
 

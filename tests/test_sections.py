@@ -25,7 +25,7 @@ from stackfs.api import (
 )
 from stackfs.cext import filter_file, sections
 from stackfs.cext.python_contexts import FilterContexts
-from stackfs.cext.requests import Volume
+from stackfs.cext.python_requests import Volume
 from stackfs.cext.stack import InstanceEntry
 from stackfs.fltkernel import (
     FltCloseSectionForDataScan,

@@ -25,7 +25,7 @@ from stack_player import Both, Compiled, Played, Program, Tape
 
 from stackfs import api, verifier
 from stackfs.api import FLT_PREOP_SUCCESS_NO_CALLBACK
-from stackfs.cext.requests import Volume
+from stackfs.cext.python_requests import Volume
 from stackfs.cext.stack import InstanceEntry
 
 TAPES = st.binary(min_size=100, max_size=240)

@@ -48,7 +48,7 @@ from stackfs.api import (
     FLT_PREOP_SUCCESS_WITH_CALLBACK,
     STATUS_ACCESS_DENIED,
 )
-from stackfs.cext.requests import Volume
+from stackfs.cext.python_requests import Volume
 from stackfs.cext.stack import ERROR_LIMIT, InstanceEntry
 
 # ---- order, lists, altitudes ----------------------------------------------------------------------------------------

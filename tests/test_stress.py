@@ -25,7 +25,7 @@ from test_device import init, message, pair, readable
 
 from stackfs.cext.callback_data import CallbackData, MajorFunction, PreopStatus
 from stackfs.cext.device import Device
-from stackfs.cext.requests import Request, VfsError, Volume
+from stackfs.cext.python_requests import Request, VfsError, Volume
 from stackfs.cext.stack import InstanceEntry
 
 LOOKUP, GETATTR, SETATTR, READLINK, SYMLINK, MKDIR, UNLINK, RMDIR, LINK = 1, 3, 4, 5, 6, 9, 10, 11, 13

@@ -21,7 +21,7 @@ from test_device import answer, init, message, pair, readable, volume
 from stackfs.cext import wire
 from stackfs.cext.callback_data import PreopStatus
 from stackfs.cext.device import Device
-from stackfs.cext.requests import Request, Volume
+from stackfs.cext.python_requests import Request, Volume
 from stackfs.cext.stack import InstanceEntry
 
 READERS_OF_DATA = {"READ", "GETXATTR", "LISTXATTR", "READLINK"}

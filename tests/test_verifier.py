@@ -37,7 +37,7 @@ from stackfs.api import (
     IRP_MJ_READ,
     STATUS_ACCESS_DENIED,
 )
-from stackfs.cext.requests import Volume
+from stackfs.cext.python_requests import Volume
 from stackfs.ddi.buffers import FltDecodeParameters, FltGetSwappedBufferMdlAddress, IoAllocateMdl
 from stackfs.ddi.out import Out
 

@@ -35,8 +35,8 @@ from stackfs.api import (
     STATUS_SUCCESS,
 )
 from stackfs.cext.pending import current_irql
-from stackfs.cext.requests import Request, Volume
-from stackfs.cext.requests import Volume as CoreVolume
+from stackfs.cext.python_requests import Request, Volume
+from stackfs.cext.python_requests import Volume as CoreVolume
 from stackfs.fltkernel import (
     CriticalWorkQueue,
     DelayedWorkQueue,

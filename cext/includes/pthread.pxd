@@ -22,6 +22,7 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_destroy(pthread_mutex_t *mutex)
     int pthread_mutex_lock(pthread_mutex_t *mutex)
     int pthread_mutex_unlock(pthread_mutex_t *mutex)
+    int pthread_equal(pthread_t one, pthread_t other)
     int pthread_condattr_init(pthread_condattr_t *attributes)
     int pthread_condattr_setclock(pthread_condattr_t *attributes, int clock)
     int pthread_condattr_destroy(pthread_condattr_t *attributes)

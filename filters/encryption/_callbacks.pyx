@@ -143,7 +143,7 @@ cdef int name_below(FLT_CALLBACK_DATA *data, mounted_t *mounted, const FILE_OBJE
 
 
 cdef void put_name(FLT_CALLBACK_DATA *data, const stored_name_t *name) noexcept nogil:
-    data.Iopb.FileName.Buffer = name.name
+    data.Iopb.FileName.Buffer = <char *>name.name
     data.Iopb.FileName.Length = name.length
     FltSetCallbackDataDirty(data)
 
@@ -177,7 +177,8 @@ cdef void remove_below(mounted_t *mounted, node_t *directory, const stored_name_
     cdef FILE_OBJECT root
     cdef OBJECT_ATTRIBUTES what
     stands_for(directory, &root)
-    what.RootDirectory, what.ObjectName, what.ObjectNameLength, what.Requestor = &root, name.name, name.length, NULL
+    what.ObjectName = name.name
+    what.RootDirectory, what.ObjectNameLength, what.Requestor = &root, name.length, NULL
     filter_delete(mounted.instance, &what, is_directory)
 
 

@@ -162,7 +162,8 @@ cdef int read_iv(mounted_t *mounted, node_t *directory, uint8_t *iv) noexcept no
     cdef int length, _tries
     cdef int error = -EBADMSG
     for _tries in range(2):                           # it may just be moving
-        place.parent, place.stored, place.length = mounted.keys.id, b"", 0
+        place.parent = mounted.keys.id
+        place.stored, place.length = b"", 0
         if directory is not nodes_of(mounted).root:
             place.length = name_of(nodes_of(mounted), directory, 0, name, &parent)
             if parent == NULL:

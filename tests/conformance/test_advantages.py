@@ -10,7 +10,7 @@ from stack_driver import GETATTR, READ, entry_of, go_on, lookup, opened, read
 
 from stackfs import api
 from stackfs.api import FLT_PREOP_SUCCESS_WITH_CALLBACK, FLT_PREOP_SYNCHRONIZE
-from stackfs.cext.requests import Volume
+from stackfs.cext.python_requests import Volume
 
 SYSCALL = Path("/proc/thread-self/syscall")
 

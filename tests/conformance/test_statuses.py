@@ -13,7 +13,7 @@ from stack_driver import CREATE, LOOKUP, entry_of, error_of
 
 from stackfs import api
 from stackfs.cext import ntstatus
-from stackfs.cext.requests import Volume
+from stackfs.cext.python_requests import Volume
 from stackfs.hresult import SUCCEEDED, from_status
 
 OWN = {name: int(value) for name, value in vars(api).items() if name.startswith("STATUS_FLT_")}
@@ -92,7 +92,7 @@ import os, resource, sys
 sys.path.insert(0, sys.argv[2])
 from stack_driver import LOOKUP, entry_of, error_of, lookup
 from stackfs import api
-from stackfs.cext.requests import Volume
+from stackfs.cext.python_requests import Volume
 
 core = Volume(os.open(sys.argv[1], os.O_PATH | os.O_DIRECTORY))
 called = []
