@@ -823,35 +823,6 @@ def test_nobody_holding_costs_nothing(what: str) -> None:
     assert cost["with"] < cost["without"] * 1.05
 
 
-@pytest.mark.long
-def test_many_oplocks_are_small(drive: Callable[..., Drive]) -> None:
-    """Bytes of the daemon for each oplock that is held, beyond the open file."""
-    made = drive("filter=oplock", "exclusive")
-    made.verifier = False
-
-    def resident() -> int:
-        lines = Path(f"/proc/{made.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
-
-    import resource
-
-    count = min(100_000, resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 1000)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
-    files = [os.open(made.mnt / f"f{i}", os.O_RDWR | os.O_CREAT) for i in range(count)]
-    try:
-        time.sleep(1)
-        before = resident()
-        for fd in files:
-            oplock.request_oplock(fd, "RWH").__enter__()
-        time.sleep(1)
-        each = (resident() - before) / count
-        print(f"{count} oplocks, {each:.0f} bytes each")
-        assert each < 500
-    finally:
-        for fd in files:
-            os.close(fd)
-
-
 # ---- beside the mount ------------------------------------------------------------------------------------------------
 
 
