@@ -32,8 +32,9 @@ STANDS_IN = """
 enum { FIRST = 0x20000000 };
 static atomic_int next = FIRST;
 static int stand_in(const char *path, int flags) {
-    return (flags & O_ACCMODE) == O_RDWR && !(flags & (O_PATH | O_DIRECTORY)) && strncmp(path, "/proc/self/fd/", 14) == 0 ?
-        atomic_fetch_add(&next, 1) : -1;
+    if ((flags & O_ACCMODE) != O_RDWR || flags & (O_PATH | O_DIRECTORY) || strncmp(path, "/proc/self/fd/", 14) != 0)
+        return -1;
+    return atomic_fetch_add(&next, 1);
 }
 #define OPEN(name) int name(const char *path, int flags, ...) { \\
     va_list more; va_start(more, flags); mode_t mode = va_arg(more, mode_t); va_end(more); \\
@@ -69,7 +70,8 @@ def acknowledge():
         broken = oplock.read_break(fd)
         told += broken is not None
         if broken is not None and broken.acknowledge:
-            oplock._ioctl(fd, oplock.IOC_ACKNOWLEDGE, oplock.ACKNOWLEDGE.pack(3, oplock.LEVELS[broken.new_level], 0, 0), {})
+            answer = oplock.ACKNOWLEDGE.pack(3, oplock.LEVELS[broken.new_level], 0, 0)
+            oplock._ioctl(fd, oplock.IOC_ACKNOWLEDGE, answer, {})
     return told
 
 fds = [os.open(path, os.O_RDWR) for path in paths]
