@@ -345,6 +345,7 @@ class Mounted:
                 await trio.lowlevel.wait_readable(self.device.ready_fd)
             if limit.cancelled_caught:
                 raise StackfsError(f"the kernel did not answer the mount of {self.config.mountpoint} in time")
+            mounting.set_read_ahead(self.config.mountpoint)
             await nursery.start(lambda task_status: control.serve(
                 self._control, self.config.volume_name, task_status=task_status))  # fmt: skip
         except BaseException:

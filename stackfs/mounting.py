@@ -33,6 +33,9 @@ FUSE_DEVICE = "/dev/fuse"
 FUSE_CONF = "/etc/fuse.conf"
 FUSERMOUNT_SECONDS = 30.0
 PROBE_SECONDS = 3.0
+READ_AHEAD = 1 << 20
+"""Bytes that the kernel reads ahead of a sequential reader (its own default for FUSE is 128 KiB): as much as fits into
+one request, so that the next is filtered while the program still copies the one before."""
 DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
 """What a FUSE mount without its daemon answers."""
 
@@ -119,6 +122,15 @@ def mounts() -> list[Mount]:
 def mount_at(path: str) -> Mount | None:
     """The uppermost mount exactly on `path`, a resolved path."""
     return next((mount for mount in reversed(mounts()) if mount.mountpoint == path), None)
+
+
+def set_read_ahead(path: str) -> None:
+    """Raise what the kernel reads ahead on the mount at `path` to READ_AHEAD, once INIT is answered, whose answer can
+    only lower it. Root alone may; for others, and where sysfs is read-only, the kernel's default stays."""
+    mount = mount_at(path)
+    if mount is not None and mount.is_stackfs:
+        with contextlib.suppress(OSError):
+            Path(f"/sys/class/bdi/{mount.device}/read_ahead_kb").write_text(str(READ_AHEAD >> 10))
 
 
 def find_mount(path: str) -> Mount | None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import STACKFS, Drive, needs_root, run
+from conftest import STACKFS, Drive, filter_directory, needs_root, run
 
 pytestmark = needs_root
 
@@ -62,6 +62,37 @@ def test_exclusive_trusts_what_it_knows(drive: Callable[..., Drive]) -> None:
     assert path.stat().st_size == 100, "nobody asks: nothing else was to change it"
     path.write_bytes(b"y" * 50)
     assert path.stat().st_size == 50 == below.stat().st_size
+
+
+TELLS_LENGTHS = '''
+from stackfs.api import FLT_PREOP_SUCCESS_NO_CALLBACK, IRP_MJ_READ, Filter, Operation
+
+MANIFEST = {
+    "name": "lengths", "altitude": "365100", "group": "FSFilter Activity Monitor",
+    "options": {"log": {"type": "path", "required": True, "doc": "Where to."}},
+}
+
+class Lengths(Filter):
+    operations = (Operation(IRP_MJ_READ, pre="pre_read"),)
+
+    def pre_read(self, data, objects):
+        with open(self.options["log"], "a") as log:
+            print(data.length, file=log)
+        return FLT_PREOP_SUCCESS_NO_CALLBACK
+'''
+
+
+def test_the_kernel_reads_ahead_in_large_requests(drive: Callable[..., Drive], lanes: str, tmp_path: Path) -> None:
+    """They cost a filter less, and the next is filtered while the program still has the last."""
+    filters = filter_directory(tmp_path, lengths=TELLS_LENGTHS)
+    log = tmp_path / "log"
+    made = drive(f"filterdir={filters}", "filter=lengths", f"lengths.log={log}")
+    (made.src / "f").write_bytes(bytes(8 << 20))
+    with open(made.mnt / "f", "rb", buffering=0) as file:
+        while file.read(1 << 16):
+            pass
+    lengths = [int(line) for line in log.read_text().split()]
+    assert max(lengths) == 1 << 20 and len(lengths) < 16, lengths
 
 
 def test_writeback_keeps_sizes_and_appends_right(drive: Callable[..., Drive], lanes: str) -> None:

@@ -39,7 +39,7 @@ class Player:
         self.place = place
         self.fds: dict[str, int] = {}
         self.asked: set[str] = set()
-        """Files of which it has asked for an oplock: it does not write(2) to those, which might wait for itself."""
+        """Files of which it has been granted an oplock: it does not write(2) to those, which might wait for itself."""
         self.doing: tuple[str, str] | None = None
 
     def settle(self, seconds: float = 0.0) -> bool:
@@ -61,6 +61,8 @@ class Player:
         if what == "open":
             self.fds[file] = answer
             self.asked.discard(file)
+        elif what == "hold":
+            self.asked.add(file)
         return True
 
     def does(self, what: str, file: str, number: int) -> None:
@@ -95,22 +97,20 @@ class Player:
                 "fsync": "" if held else f"os.fsync({fd})",
                 "close": f"os.close({fd})",
             }.get(what, "")
-            if what == "hold":
-                self.asked.add(file)
-            elif what == "close":
+            if what == "close":
                 del self.fds[file]
                 self.asked.discard(file)
         if expression:
             self.agent.begin(expression)
             self.doing = kind, file
 
-    def levels(self) -> list[tuple[str, str]]:
-        """(file, level) of what it holds unbroken; only while it does nothing else."""
+    def levels(self) -> list[tuple[int, str]]:
+        """(inode, level) of what it holds unbroken; only while it does nothing else."""
         held = []
         for file in self.asked & set(self.fds):
             level, breaking, *_ = self.agent.do(f"state({self.fds[file]})")
             if level and breaking is None:
-                held.append((file, level))
+                held.append((self.agent.do(f"os.fstat({self.fds[file]}).st_ino"), level))
         return held
 
 
@@ -140,14 +140,18 @@ class Storm:
         self.check()
 
     def check(self) -> None:
-        """Nobody holds anything beside one who holds it alone."""
-        held: dict[str, list[str]] = {}
+        """Nobody holds anything beside one who holds it alone; asked again, as the one asked first may lose his level
+        while the next is asked."""
+        eventually(lambda: not self.conflicts(), 1.0)
+
+    def conflicts(self) -> dict[int, list[str]]:
+        """Levels held of one inode that exclude each other."""
+        held: dict[int, list[str]] = {}
         for player in self.players:
             if player.settle():
-                for file, level in player.levels():
-                    held.setdefault(file, []).append(level)
-        for file, levels in held.items():
-            assert len(levels) == 1 or not ALONE & set(levels), (file, levels)
+                for inode, level in player.levels():
+                    held.setdefault(inode, []).append(level)
+        return {inode: levels for inode, levels in held.items() if len(levels) > 1 and ALONE & set(levels)}
 
     def end(self, seed: int) -> None:
         """Who is free closes, or dies; whoever waited then goes on, until nobody waits and nothing is held."""
