@@ -15,7 +15,7 @@ from typing import Any
 SECONDS = 10.0
 
 PROGRAM = """
-import errno, fcntl, json, os, pathlib, signal, sys, time
+import ctypes, errno, fcntl, json, mmap, os, pathlib, signal, struct, sys, time
 from stackfs import oplock
 from stackfs.oplock import *
 
@@ -44,6 +44,21 @@ def flush(fd, data, offset=0):
 
 def state(fd):
     return list(oplock.state(fd))
+
+ACL = struct.pack("<I" + "HHI" * 3, 2, 1, 6, 0xFFFFFFFF, 4, 4, 0xFFFFFFFF, 0x20, 0, 0xFFFFFFFF)
+
+def store(path, data):
+    '''By a mapping, and written back.'''
+    fd = os.open(path, os.O_RDWR)
+    with mmap.mmap(fd, len(data)) as pages:
+        pages[:] = data
+        pages.flush()
+    os.close(fd)
+
+def exchange(one, two):
+    '''renameat2(2) with RENAME_EXCHANGE.'''
+    if ctypes.CDLL(None, use_errno=True).renameat2(-100, one.encode(), -100, two.encode(), 2):
+        raise OSError(ctypes.get_errno(), "renameat2")
 
 def begin_write(fd, data):
     '''write(2) in a child, which has the open file too; its process.'''

@@ -291,11 +291,22 @@ CHANGES = {
     "chmod": "os.chmod({file}, 0o640)",
     "utime": "os.utime({file}, (1, 1))",
     "setxattr": "os.setxattr({file}, 'user.a', b'b')",
+    "an ACL": "os.setxattr({file}, 'system.posix_acl_access', ACL)",
+    "chown": "os.chown({file}, 1, 1)",
+    "fallocate": "os.posix_fallocate(os.open({file}, os.O_WRONLY), 0, 12)",
+    "copied into": "os.copy_file_range(os.open({file} + '1', os.O_RDONLY), os.open({file}, os.O_WRONLY), 5)",
+    "copied from": "os.copy_file_range(os.open({file}, os.O_RDONLY), os.open({file} + '1', os.O_WRONLY), 5)",
+    "written": "os.pwrite(os.open({file}, os.O_WRONLY), b'OTHER', 0)",
+    "O_APPEND": "os.write(os.open({file}, os.O_WRONLY | os.O_APPEND), b'!')",
+    "mapped": "store({file}, b'OTHER')",
+    "exchanged": "exchange({file}, {file} + '1')",
 }
 LEFT = {
     "truncate": b"DIR", "ftruncate": b"DIR", "O_TRUNC": b"", "unlink": None, "rename": None, "replaced": b"other",
     "link": b"DIRTY DATA",
-    "chmod": b"DIRTY DATA", "utime": b"DIRTY DATA", "setxattr": b"DIRTY DATA",
+    "chmod": b"DIRTY DATA", "utime": b"DIRTY DATA", "setxattr": b"DIRTY DATA", "an ACL": b"DIRTY DATA",
+    "chown": b"DIRTY DATA", "fallocate": b"DIRTY DATA\0\0", "copied into": b"other DATA", "copied from": b"DIRTY DATA",
+    "written": b"OTHER DATA", "O_APPEND": b"DIRTY DATA!", "mapped": b"OTHER DATA", "exchanged": b"other",
 }  # fmt: skip
 
 
@@ -334,8 +345,11 @@ def test_what_changes_a_file_waits_for_data_that_is_kept_back(place: Place, agen
         holder.kill()
         left = LEFT[name]
         assert ((src / "file").read_bytes() if left is not None else None) == left, name
-        if name == "rename":
-            assert (src / "file2").read_bytes() == b"DIRTY DATA"
+        for elsewhere, at in (("rename", "file2"), ("link", "file3"), ("exchanged", "file1")):
+            if name == elsewhere:
+                assert (src / at).read_bytes() == b"DIRTY DATA"
+        if name == "copied from":
+            assert (src / "file1").read_bytes() == b"DIRTY"
         if name == "unlink":
             assert not place.file.exists()
         assert place.file.exists() == (left is not None), name  # the kernel's view of it
