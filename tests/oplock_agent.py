@@ -22,8 +22,13 @@ from stackfs.oplock import *
 class Interrupted(Exception):
     pass
 
+doing = False
+
 def interrupted(*_):
-    raise Interrupted
+    global doing
+    if doing:
+        doing = False
+        raise Interrupted
 
 signal.signal(signal.SIGUSR1, interrupted)
 locks = {}
@@ -79,13 +84,16 @@ def ended(child, seconds):
 print(flush=True)
 for line in sys.stdin:
     try:
-        answer = ["", eval(json.loads(line))]
-    except BaseException as error:
-        answer = [type(error).__name__, getattr(error, "errno", None) or str(error)]
-    try:
-        print(json.dumps(answer, default=repr), flush=True)
-    except BaseException:
-        print(json.dumps(["Interrupted", 0]), flush=True)
+        try:
+            doing = True
+            answer = ["", eval(json.loads(line))]
+            doing = False
+        except BaseException as error:
+            doing = False
+            answer = [type(error).__name__, getattr(error, "errno", None) or str(error)]
+    except Interrupted:                     # while it was about to say what had gone wrong
+        answer = ["Interrupted", 0]
+    print(json.dumps(answer, default=repr), flush=True)
 """
 
 
