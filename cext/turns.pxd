@@ -3,6 +3,11 @@
 from libc.stdint cimport int64_t, uint64_t
 from stackfs.cext.includes.pthread cimport pthread_cond_t, pthread_mutex_t
 
+cdef struct parked_t:                    # on the stack of the thread that is parked
+    pthread_cond_t changed               # it is called, shall look on, or shall stop
+    bint called                          # counted in `reading`, off the list, and is to read
+    parked_t *below                      # who was parked before it
+
 cdef struct turns_t:
     int reading                          # atomic: threads that wait for a message, or are about to
     int wanted                           # atomic: how many shall
@@ -16,9 +21,8 @@ cdef struct turns_t:
     int parked                           # under lock, also read atomically
     char _line[64]
     pthread_mutex_t lock
-    pthread_cond_t changed
-    int called                           # parked threads that have been counted in `reading`, and are to read
-    int watched                          # one of them looks on
+    parked_t *top                        # who was parked last: its cache is the warmest, so it is called first
+    int watched                          # one of the parked looks on
     int idle                             # looks that saw nothing happen
     int stopping
 

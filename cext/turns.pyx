@@ -8,7 +8,7 @@ as long as what it serves does not wait. So
       reads. As many threads then read as there have of late been such requests at once, and one
       more: where they are common nobody has to be called;
     - one that calls what may wait (a Python callback) does so too, while such calls have of late taken LONG;
-    - whoever is done, and finds that enough others read, parks;
+    - whoever is done, and finds that enough others read, parks; who parked last is called first;
     - one of the parked looks on, every LOOK nanoseconds while messages come: where nobody reads and nothing has moved
       since it last looked, a request has waited that had not said so, and it reads itself.
 
@@ -44,19 +44,22 @@ cdef enum:
 cdef void turns_init(turns_t *turns, int most) noexcept nogil:
     turns.most = most
     turns.wanted = turns.needed = turns.busy = 1
+    turns.top = NULL
     pthread_mutex_init(&turns.lock, NULL)
-    init_condition(&turns.changed)
 
 
 cdef void turns_free(turns_t *turns) noexcept nogil:
-    pthread_cond_destroy(&turns.changed)
     pthread_mutex_destroy(&turns.lock)
 
 
 cdef void turns_stop(turns_t *turns) noexcept nogil:
+    cdef parked_t *parked
     pthread_mutex_lock(&turns.lock)
     turns.stopping = 1
-    pthread_cond_broadcast(&turns.changed)
+    parked = turns.top
+    while parked != NULL:
+        pthread_cond_signal(&parked.changed)
+        parked = parked.below
     pthread_mutex_unlock(&turns.lock)
 
 
@@ -74,7 +77,8 @@ cdef void watch_again(turns_t *turns) noexcept nogil:
     if turns.unwatched:
         store_int(&turns.unwatched, 0)
         turns.idle = 0
-        pthread_cond_signal(&turns.changed)
+        if turns.top != NULL:
+            pthread_cond_signal(&turns.top.changed)
     pthread_mutex_unlock(&turns.lock)
 
 
@@ -127,52 +131,68 @@ cdef bint nobody_can_read(turns_t *turns) noexcept nogil:
 
 cdef bint call_one(turns_t *turns) noexcept nogil:
     """Under lock. False: nobody is parked."""
-    if turns.parked <= turns.called:
+    cdef parked_t *parked = turns.top
+    if parked == NULL:
         return False
-    turns.called += 1
+    unpark(turns, parked)
+    parked.called = True
     add_int(&turns.reading, 1)
-    pthread_cond_signal(&turns.changed)
+    pthread_cond_signal(&parked.changed)
     return True
 
 
+cdef void unpark(turns_t *turns, parked_t *parked) noexcept nogil:
+    """Under lock: off the list."""
+    cdef parked_t **place = &turns.top
+    while place[0] != parked:
+        place = &place[0].below
+    place[0] = parked.below
+    store_int(&turns.parked, turns.parked - 1)
+
+
 cdef bint turn_next(turns_t *turns, bint given) noexcept nogil:
-    cdef bint called
+    cdef parked_t me
+    cdef bint watched = False
     if given:
         add_int(&turns.waiting, -1)
     if load_int(&turns.reading) < load_int(&turns.wanted):
         add_int(&turns.reading, 1)
         return True
+    init_condition(&me.changed)
+    me.called = False
     pthread_mutex_lock(&turns.lock)
+    me.below = turns.top
+    turns.top = &me
     store_int(&turns.parked, turns.parked + 1)
-    while not turns.called and not turns.stopping:
+    while not me.called and not turns.stopping:
         if turns.watched or turns.unwatched:
-            pthread_cond_wait(&turns.changed, &turns.lock)
+            pthread_cond_wait(&me.changed, &turns.lock)
         else:
-            look_on(turns)
-    store_int(&turns.parked, turns.parked - 1)
-    called = turns.called > 0
-    if called:
-        turns.called -= 1
-        if turns.parked:
-            pthread_cond_signal(&turns.changed)         # somebody else looks on
+            watched = True
+            look_on(turns, &me)
+    if not me.called:
+        unpark(turns, &me)
+    elif watched and turns.top != NULL:
+        pthread_cond_signal(&turns.top.changed)         # somebody else looks on
     pthread_mutex_unlock(&turns.lock)
-    return called
+    pthread_cond_destroy(&me.changed)
+    return me.called
 
 
-cdef void look_on(turns_t *turns) noexcept nogil:
+cdef void look_on(turns_t *turns, parked_t *me) noexcept nogil:
     """Under lock: wait, then look whether messages are still taken by somebody."""
     cdef uint64_t before = see_taken(&turns.taken)
     cdef timespec until
     monotonic_deadline(&until, LOOK)
     turns.watched = 1
-    pthread_cond_timedwait(&turns.changed, &turns.lock, &until)
+    pthread_cond_timedwait(&me.changed, &turns.lock, &until)
     turns.watched = 0
-    if turns.called or turns.stopping:
+    if me.called or turns.stopping:
         return
     if see_taken(&turns.taken) != before:
         turns.idle = 0
     elif load_int(&turns.reading) == 0:
-        call_one(turns)                                 # itself, most likely
+        call_one(turns)                                 # whose cache is the warmest; this one looks on
     else:
         turns.idle += 1
         if turns.idle >= IDLE_LOOKS:
