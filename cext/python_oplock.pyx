@@ -17,12 +17,12 @@ from stackfs.cext.holding cimport holding_raised, holding_report
 from stackfs.cext.ntstatus cimport NT_SUCCESS, NTSTATUS, STATUS_PENDING, STATUS_SUCCESS
 from stackfs.cext.oplock cimport (
     BEHIND_EVERY_BREAK, OPLOCK, OPLOCK_LISTS, OPLOCK_BREAK_ALL, OPLOCK_BREAK_TO_TWO, OPLOCK_FLAG_BACK_OUT_ATOMIC_OPLOCK,
-    OPLOCK_LEVEL_CACHE_READ, OPLOCK_LEVEL_TWO, OPLOCK_OPEN, OPLOCK_OPEN_BREAK_H, OPLOCK_OPERATIONS,
-    FltCurrentBatchOplock, FltCurrentOplock, FltCurrentOplockH, FltInitializeOplock, FltOplockIsFastIoPossible, FltOplockIsSharedRequest, FltUninitializeOplock, GRANULAR_BREAKS,
-    break_operation, breaking_to, cancelled_by, check_operation, checked_t, fsctl_with, is_oplock_key, oplock_acknowledge,
-    oplock_answer, oplock_break_t, oplock_cancel, oplock_check, oplock_close, oplock_end, oplock_list_t, oplock_lists, oplock_notify,
-    oplock_open_break, oplock_operation_name, oplock_record_drop, oplock_record_new, oplock_record_t, oplock_request,
-    oplock_request_t, oplock_reserve, oplock_same_key, oplock_state, oplock_t, oplock_unreserve)
+    OPLOCK_LEVEL_CACHE_READ, OPLOCK_LEVEL_TWO, OPLOCK_OPEN, OPLOCK_OPEN_BREAK_H, OPLOCK_OPERATIONS, FltCurrentBatchOplock,
+    FltCurrentOplock, FltCurrentOplockH, FltInitializeOplock, FltOplockIsFastIoPossible, FltOplockIsSharedRequest,
+    FltUninitializeOplock, GRANULAR_BREAKS, break_operation, breaking_to, cancelled_by, check_operation, checked_t, fsctl_with,
+    is_oplock_key, oplock_acknowledge, oplock_answer, oplock_break_t, oplock_cancel, oplock_check, oplock_close, oplock_end,
+    oplock_list_t, oplock_lists, oplock_notify, oplock_open_break, oplock_operation_name, oplock_record_drop, oplock_record_new,
+    oplock_record_t, oplock_request, oplock_request_t, oplock_reserve, oplock_same_key, oplock_state, oplock_t, oplock_unreserve)
 from stackfs.cext.pending cimport APC_LEVEL, irql_require, operation_off_cancel, operation_on_cancel
 from stackfs.cext.stack cimport operation_t
 from stackfs.cext.threads cimport *
