@@ -125,30 +125,36 @@ ctypedef struct oplock_list_t:
     oplock_record_t *first
     oplock_record_t *last
 
+cdef enum oplock_behind_t:
+    BEHIND_BREAKS = 0
+    BEHIND_RESERVATION = 4               # it is looked at again after that
+    BEHIND_EVERY_BREAK = 8               # FSCTL_OPLOCK_BREAK_NOTIFY: nothing waits for it
+
 cdef struct oplock_record_t:             # somebody who holds an oplock, or waits
     oplock_record_t *next                # in its list
     oplock_record_t *previous
     oplock_list_t *list                  # NULL: in none; under the oplock's lock, as all of this but what its owner gave
     oplock_t *oplock                     # with a reference
+    oplock_record_t *next_of_open        # in its chain of oplock_t.chains
+    oplock_record_t *next_of_key
     const oplock_open_t *open            # who it is; the open itself may be gone
-    oplock_open_t keys
+    uint8_t key[16]
     oplock_done_function done
     oplock_claim_function claim          # NULL: nothing but the oplock itself ends it
     void *context                        # these four: its owner's
     void *routine
     void *routine_context
-    uint32_t control_code                # the FSCTL that asked for it; 0: none
     int references
-    uint32_t level                       # OplockLevel; 0: one that waits
+    NTSTATUS status                      # done: this, new_level, and `acknowledge`
+    uint8_t level                        # OplockLevel; 0: one that waits
+    uint8_t new_level
     uint8_t pended                       # `done` is still owed
     uint8_t to_read                      # among those that break: to R, not to nothing
     uint8_t closing                      # acknowledged by closing, which has not happened yet
-    uint8_t behind_reservation           # it waits for a reservation, and is looked at again after that
-    uint8_t notify                       # FSCTL_OPLOCK_BREAK_NOTIFY: nothing waits for it
+    uint8_t behind                       # what it waits for: oplock_behind_t
+    uint8_t granular                     # asked for by FSCTL_REQUEST_OPLOCK
     uint8_t acknowledge                  # done: it has to be acknowledged
     oplock_break_t what                  # one that waits: for what
-    NTSTATUS status                      # done: these two, and `acknowledge`
-    uint32_t new_level
     int64_t since                        # monotonic, nanoseconds: held, or waiting
     int64_t broken                       # 0: not
     oplock_record_t *next_due
@@ -163,8 +169,15 @@ cdef struct oplock_t:
     oplock_list_t handle                 # RH
     oplock_list_t breaking               # RH, broken and not acknowledged
     oplock_list_t waiting
+    uint32_t breaking_count
+    uint32_t to_read                     # of these: to R
+    uint32_t waiting_count
+    uint32_t records                     # in all lists
+    uint32_t size                        # of each half of chains: a power of two
+    oplock_record_t **chains             # records by open, then holders by key; `few` while there are few of them
+    oplock_record_t *few[2]
     const oplock_open_t *reserved
-    oplock_open_t reserved_keys
+    uint8_t reserved_key[16]
 
 cdef enum:
     OPLOCK_LISTS = 6
@@ -203,6 +216,9 @@ cdef void oplock_unreserve(oplock_t *oplock, const oplock_open_t *open) noexcept
 # Another open takes the place of this one, with its keys: what it holds, has to acknowledge and has reserved is the other's.
 cdef void oplock_move(oplock_t *oplock, const oplock_open_t *open, const oplock_open_t *to) noexcept nogil
 cdef void oplock_cancel(oplock_record_t *record) noexcept nogil                # it gives up what it holds, or waits no more
+# Under oplock.lock: what this open has in a list, after that one (NULL: from the beginning).
+cdef oplock_record_t *oplock_record_of(const oplock_t *oplock, const oplock_open_t *open, const oplock_list_t *records,
+                                       const oplock_record_t *after) noexcept nogil
 cdef oplock_t *oplock_new() noexcept nogil
 cdef void oplock_end(oplock_t *oplock) noexcept nogil                          # all are cancelled; it goes with the last record
 cdef oplock_break_t oplock_open_break(const oplock_open_t *open, uint32_t access, uint32_t share, uint32_t options) noexcept nogil
@@ -287,6 +303,6 @@ cdef int break_operation(oplock_t *oplock, int operation, uint32_t flags, const 
 cdef void oplock_answer(const oplock_record_t *record, FLT_CALLBACK_DATA *data, NTSTATUS status) noexcept nogil
 cdef void cancelled_by(operation_t *op, void *context) noexcept nogil
 cdef bint is_oplock_key(const uint8_t *key) noexcept nogil
-cdef bint oplock_same_key(const oplock_open_t *one, const oplock_open_t *its_keys, const oplock_open_t *other,
-                          const oplock_open_t *other_keys) noexcept nogil
+cdef bint oplock_same_key(const oplock_open_t *one, const uint8_t *its_key, const oplock_open_t *other,
+                          const uint8_t *other_key) noexcept nogil
 cdef const char *oplock_operation_name(int operation) noexcept nogil

@@ -15,11 +15,13 @@ remark here says what holds, and A9 why.
 One mutex for each oplock guards its lists and state. Under it nothing is called but what claims an operation from whoever
 cancels it (pending.pyx; its mutex is a leaf below this one; a Python operation's claim takes the GIL, so nobody waits for the
 mutex with the GIL held). Who has to be told is collected there, and told when the mutex is free again.
+Whoever has a record is found in chains by open and by key, so that what one holder does costs the same beside 100,000 others; only
+a break has to go through all whom it concerns.
 A record lives while somebody may still come for it: its list, whoever is about to tell it, whoever may cancel it, each with a
 reference; and it keeps its oplock alive, so that an oplock may end while a cancel is on its way.
 """
 
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
@@ -176,10 +178,16 @@ cdef enum:
     OLDER_EXCLUSIVE = OPLOCK_LEVEL_ONE | OPLOCK_LEVEL_BATCH | OPLOCK_LEVEL_FILTER
     OLDER_KINDS = OLDER_EXCLUSIVE | OPLOCK_LEVEL_TWO
     OLDER_BREAKS = OPLOCK_BREAK_TO_TWO | OPLOCK_BREAK_TO_NONE | OPLOCK_BREAK_TO_TWO_TO_NONE
-    BREAKS = 2                           # check_locked(), beside WAITS: somebody has to be told
-    BEHIND_RESERVATION = 4
+    BREAKS = 2                           # check_locked(), beside WAITS and BEHIND_RESERVATION: somebody has to be told
+    LONG_CHAIN = 8                       # records in a chain, on an average
     ENTER = 1                            # oplock_claim_function: what for
     CLAIM = 0
+
+cdef extern from *:
+    """
+    #define SCATTERS 0x9E3779B97F4A7C15ull
+    """
+    const uint64_t SCATTERS
 
 ctypedef struct due_t:                   # who has to be told, once the lock is free
     oplock_record_t *first
@@ -197,7 +205,7 @@ cdef oplock_record_t *oplock_record_new(oplock_t *oplock, const oplock_open_t *o
     add_int(&oplock.references, 1)
     record.references = 1
     record.open = open
-    record.keys = open[0]
+    memcpy(record.key, open.TargetKey, sizeof(record.key))
     record.done = done
     record.claim = claim
     record.context = context
@@ -215,7 +223,85 @@ cdef void oplock_record_drop(oplock_record_t *record) noexcept nogil:
 cdef void oplock_put(oplock_t *oplock) noexcept nogil:
     if add_int(&oplock.references, -1) == 0:
         pthread_mutex_destroy(&oplock.lock)
+        if oplock.chains != oplock.few:
+            free(oplock.chains)
         free(oplock)
+
+
+# Chains: one by open for every record in a list, one by key for those whose key is asked for, each in the order of link().
+
+cdef inline oplock_record_t **chain_of_open(const oplock_t *oplock, const oplock_open_t *open) noexcept nogil:
+    return &oplock.chains[<uint64_t><uintptr_t>open * SCATTERS >> 40 & (oplock.size - 1)]
+
+
+cdef inline oplock_record_t **chain_of_key(const oplock_t *oplock, const uint8_t *key) noexcept nogil:
+    cdef uint64_t halves[2]
+    memcpy(halves, key, 16)
+    return &oplock.chains[oplock.size + ((halves[0] ^ halves[1] * SCATTERS) * SCATTERS >> 40 & (oplock.size - 1))]
+
+
+cdef inline bint has_key_chain(const oplock_record_t *record) noexcept nogil:
+    return is_oplock_key(record.key) and record.list is not &record.oplock.level_two and record.list is not &record.oplock.waiting
+
+
+cdef void chain(oplock_record_t *record) noexcept nogil:
+    cdef oplock_record_t **at = chain_of_open(record.oplock, record.open)
+    while at[0] != NULL:
+        at = &at[0].next_of_open
+    at[0] = record
+    record.next_of_open = NULL
+    if has_key_chain(record):
+        at = chain_of_key(record.oplock, record.key)
+        while at[0] != NULL:
+            at = &at[0].next_of_key
+        at[0] = record
+        record.next_of_key = NULL
+
+
+cdef void unchain(oplock_record_t *record) noexcept nogil:
+    cdef oplock_record_t **at = chain_of_open(record.oplock, record.open)
+    while at[0] != record:
+        at = &at[0].next_of_open
+    at[0] = record.next_of_open
+    if has_key_chain(record):
+        at = chain_of_key(record.oplock, record.key)
+        while at[0] != record:
+            at = &at[0].next_of_key
+        at[0] = record.next_of_key
+
+
+cdef bint resize_chains(oplock_t *oplock, uint32_t size) noexcept nogil:
+    """False: there is no memory, and they stay as they are."""
+    cdef oplock_record_t **before = oplock.chains
+    cdef oplock_list_t *lists[OPLOCK_LISTS]
+    cdef oplock_record_t *each
+    cdef int i
+    if size == 1:
+        memset(oplock.few, 0, sizeof(oplock.few))
+        oplock.chains = oplock.few
+    else:
+        oplock.chains = <oplock_record_t **>calloc(2 * size, sizeof(oplock_record_t *))
+        if oplock.chains == NULL:
+            oplock.chains = before
+            return False
+    oplock.size = size
+    if before != oplock.few:
+        free(before)
+    oplock_lists(oplock, lists)
+    for i in range(OPLOCK_LISTS):
+        each = lists[i].first
+        while each != NULL:
+            chain(each)
+            each = each.next
+    return True
+
+
+cdef oplock_record_t *oplock_record_of(const oplock_t *oplock, const oplock_open_t *open, const oplock_list_t *records,
+                                       const oplock_record_t *after) noexcept nogil:
+    cdef oplock_record_t *each = after.next_of_open if after != NULL else chain_of_open(oplock, open)[0]
+    while each != NULL and (each.open != open or each.list is not records):
+        each = each.next_of_open
+    return each
 
 
 cdef void link(oplock_list_t *records, oplock_record_t *record) noexcept nogil:
@@ -228,11 +314,25 @@ cdef void link(oplock_list_t *records, oplock_record_t *record) noexcept nogil:
     else:
         records.first = record
     records.last = record
+    if records is &record.oplock.breaking:
+        record.oplock.breaking_count += 1
+        record.oplock.to_read += record.to_read
+    elif records is &record.oplock.waiting:
+        record.oplock.waiting_count += 1
+    record.oplock.records += 1
+    if record.oplock.records <= record.oplock.size * LONG_CHAIN or not resize_chains(record.oplock, record.oplock.size * LONG_CHAIN):
+        chain(record)
 
 
 cdef void unlink(oplock_record_t *record) noexcept nogil:
     """The list's reference becomes the caller's."""
     cdef oplock_list_t *records = record.list
+    unchain(record)
+    if records is &record.oplock.breaking:
+        record.oplock.breaking_count -= 1
+        record.oplock.to_read -= record.to_read
+    elif records is &record.oplock.waiting:
+        record.oplock.waiting_count -= 1
     if record.previous != NULL:
         record.previous.next = record.next
     else:
@@ -242,6 +342,9 @@ cdef void unlink(oplock_record_t *record) noexcept nogil:
     else:
         records.last = record.previous
     record.list = NULL
+    record.oplock.records -= 1
+    if record.oplock.records == 0 and record.oplock.size > 1:
+        resize_chains(record.oplock, 1)
 
 
 cdef void take_out(oplock_record_t *record) noexcept nogil:
@@ -275,7 +378,7 @@ cdef bint tell(oplock_record_t *record, NTSTATUS status, uint32_t new_level, bin
     if record.claim == NULL:
         add_int(&record.references, 1)
     record.status = status
-    record.new_level = new_level
+    record.new_level = <uint8_t>new_level
     record.acknowledge = acknowledge
     record.next_due = NULL
     if due.last != NULL:
@@ -306,7 +409,7 @@ cdef bint is_oplock_key(const uint8_t *key) noexcept nogil:
     return memcmp(key, NOBODY.TargetKey, 16) != 0
 
 
-cdef bint spares(const oplock_break_t *what, const oplock_open_t *open, const oplock_open_t *keys) noexcept nogil:
+cdef bint spares(const oplock_break_t *what, const oplock_open_t *open, const uint8_t *its_key) noexcept nogil:
     """The operation comes from whom the oplock belongs to. An open without a key is nobody's but its own (A9.17)."""
     cdef const uint8_t *key
     if what.ignore_keys or what.open == NULL:
@@ -316,20 +419,20 @@ cdef bint spares(const oplock_break_t *what, const oplock_open_t *open, const op
     key = <const uint8_t *>what.open.TargetKey
     if what.operation == OPLOCK_PARENT:
         key = <const uint8_t *>what.open.ParentKey
-    return is_oplock_key(key) and memcmp(key, keys.TargetKey, 16) == 0
+    return is_oplock_key(key) and memcmp(key, its_key, 16) == 0
 
 
 cdef inline bint spares_record(const oplock_break_t *what, const oplock_record_t *record) noexcept nogil:
-    return spares(what, record.open, &record.keys)
+    return spares(what, record.open, record.key)
 
 
-cdef bint oplock_same_key(const oplock_open_t *one, const oplock_open_t *its_keys, const oplock_open_t *other,
-                          const oplock_open_t *other_keys) noexcept nogil:
-    return one == other or (is_oplock_key(its_keys.TargetKey) and memcmp(its_keys.TargetKey, other_keys.TargetKey, 16) == 0)
+cdef bint oplock_same_key(const oplock_open_t *one, const uint8_t *its_key, const oplock_open_t *other,
+                          const uint8_t *other_key) noexcept nogil:
+    return one == other or (is_oplock_key(its_key) and memcmp(its_key, other_key, 16) == 0)
 
 
 cdef inline bint same_key(const oplock_record_t *one, const oplock_record_t *other) noexcept nogil:
-    return oplock_same_key(one.open, &one.keys, other.open, &other.keys)
+    return oplock_same_key(one.open, one.key, other.open, other.key)
 
 
 cdef const char *oplock_operation_name(int operation) noexcept nogil:
@@ -345,11 +448,11 @@ cdef inline void set_state(oplock_t *oplock, uint32_t state) noexcept nogil:
 cdef void recompute(oplock_t *oplock) noexcept nogil:
     """2.1.4.13: the state of shared oplocks follows from the lists."""
     cdef bint handles = oplock.handle.first != NULL
-    cdef oplock_record_t *each = oplock.breaking.first
     cdef uint32_t breaks = 0
-    while each != NULL:
-        breaks |= OPLOCK_BREAK_TO_READ if each.to_read else OPLOCK_BREAK_TO_NO_CACHING
-        each = each.next
+    if oplock.to_read:
+        breaks |= OPLOCK_BREAK_TO_READ
+    if oplock.breaking_count > oplock.to_read:
+        breaks |= OPLOCK_BREAK_TO_NO_CACHING
     if oplock.read.first != NULL:
         if handles or breaks:
             set_state(oplock, RH | OPLOCK_MIXED)
@@ -389,7 +492,7 @@ cdef int check_locked(oplock_t *oplock, const oplock_break_t *what, bint apply, 
     cdef int result = 0
     if what.stat_only == 2 or (what.stat_only == 1 and not oplock.state & OLDER_KINDS):
         return 0
-    if oplock.reserved != NULL and what.operation != OPLOCK_PARENT and not spares(what, oplock.reserved, &oplock.reserved_keys):
+    if oplock.reserved != NULL and what.operation != OPLOCK_PARENT and not spares(what, oplock.reserved, oplock.reserved_key):
         return WAITS | BEHIND_RESERVATION
     if owner != NULL:
         if spares_record(what, owner):
@@ -400,9 +503,10 @@ cdef int check_locked(oplock_t *oplock, const oplock_break_t *what, bint apply, 
     while each != NULL and row.level_two == TO_NONE:         # the same key as well
         following = each.next
         result |= BREAKS
-        if apply:
-            tell(each, STATUS_SUCCESS, OPLOCK_LEVEL_NONE, False, due)
-            take_out(each)
+        if not apply:
+            break
+        tell(each, STATUS_SUCCESS, OPLOCK_LEVEL_NONE, False, due)
+        take_out(each)
         each = following
     result |= shared_give_way(oplock, &oplock.read, what, row.lost, apply, due)
     result |= shared_give_way(oplock, &oplock.breaking, what, row.lost, apply, due)
@@ -469,16 +573,24 @@ cdef int shared_give_way(oplock_t *oplock, oplock_list_t *records, const oplock_
                          due_t *due) noexcept nogil:
     cdef oplock_record_t *each = records.first
     cdef oplock_record_t *following
+    cdef int where = column(lost)
     cdef int result = 0
     cdef int cell
     while each != NULL:
+        if records is &oplock.breaking and (not oplock.to_read or not SHARED[2][where] & LOSES_ALL) and \
+                result & WAITS == SHARED[2][where] & WAITS:
+            break                        # none of the others has anything to lose, and one is enough to wait for
         following = each.next
-        cell = SHARED[0 if records is &oplock.read else 1 if records is &oplock.handle else 2 if each.to_read else 3][column(lost)]
+        cell = SHARED[0 if records is &oplock.read else 1 if records is &oplock.handle else 2 if each.to_read else 3][where]
+        if cell == 0 and records is not &oplock.breaking:
+            break
         if cell and not spares_record(what, each):
             if cell & (LOSES_H | LOSES_ALL):
                 result |= BREAKS
             if not apply or shared_loses(oplock, each, cell, due):
                 result |= cell & WAITS
+            if not apply:
+                break                    # it is the same with each of them
         each = following
     return result
 
@@ -487,6 +599,7 @@ cdef bint shared_loses(oplock_t *oplock, oplock_record_t *each, int cell, due_t 
     """False: nothing of it is left that could be waited for."""
     if each.list is &oplock.breaking:
         if cell & LOSES_ALL:
+            oplock.to_read -= each.to_read
             each.to_read = 0
         return True
     if not tell(each, STATUS_SUCCESS, R if cell & LOSES_H else OPLOCK_LEVEL_NONE, cell & OWED != 0, due) or not cell & OWED:
@@ -511,7 +624,7 @@ cdef void release_all(oplock_t *oplock, due_t *due) noexcept nogil:
     cdef oplock_record_t *following
     while waiting != NULL:
         following = waiting.next
-        if not waiting.behind_reservation:
+        if waiting.behind != BEHIND_RESERVATION:
             release(waiting, due)
         waiting = following
 
@@ -526,14 +639,14 @@ cdef void release_behind_breaks(oplock_t *oplock, due_t *due) noexcept nogil:
         each = oplock.breaking.first
         while each != NULL and spares_record(&waiting.what, each):
             each = each.next
-        if each == NULL and not waiting.behind_reservation:
+        if each == NULL and waiting.behind != BEHIND_RESERVATION:
             release(waiting, due)
         waiting = following
 
 
 cdef bint somebody_waits(const oplock_t *oplock) noexcept nogil:
     cdef const oplock_record_t *each = oplock.waiting.first
-    while each != NULL and (each.notify or each.behind_reservation):
+    while each != NULL and each.behind != BEHIND_BREAKS:
         each = each.next
     return each != NULL
 
@@ -558,7 +671,7 @@ cdef NTSTATUS oplock_check(oplock_t *oplock, const oplock_break_t *what, oplock_
                 status = STATUS_CANCELLED
             else:
                 record.what = what[0]
-                record.behind_reservation = result & BEHIND_RESERVATION != 0
+                record.behind = result & BEHIND_RESERVATION
                 link(&oplock.waiting, record)
     pthread_mutex_unlock(&oplock.lock)
     flush(&due)
@@ -570,7 +683,7 @@ cdef NTSTATUS oplock_notify(oplock_t *oplock, oplock_record_t *record) noexcept 
     cdef NTSTATUS status = STATUS_SUCCESS
     pthread_mutex_lock(&oplock.lock)
     if oplock.state & (OLDER_BREAKS | GRANULAR_BREAKS) or oplock.breaking.first != NULL:
-        record.notify = 1
+        record.behind = BEHIND_EVERY_BREAK
         record.what.open = record.open
         status = STATUS_PENDING
         if enter(record):
@@ -589,7 +702,7 @@ cdef bint oplock_reserve(oplock_t *oplock, const oplock_open_t *open) noexcept n
     reserved = oplock.reserved == NULL
     if reserved:
         oplock.reserved = open
-        oplock.reserved_keys = open[0]
+        memcpy(oplock.reserved_key, open.TargetKey, sizeof(oplock.reserved_key))
         set_state(oplock, oplock.state)
     pthread_mutex_unlock(&oplock.lock)
     return reserved
@@ -607,8 +720,8 @@ cdef void unreserve_locked(oplock_t *oplock, const oplock_open_t *open, due_t *d
     set_state(oplock, oplock.state)
     while waiting != NULL:
         following = waiting.next if waiting is not last else NULL
-        if waiting.behind_reservation:
-            waiting.behind_reservation = 0
+        if waiting.behind == BEHIND_RESERVATION:
+            waiting.behind = BEHIND_BREAKS
             unlink(waiting)
             result = check_locked(oplock, &waiting.what, True, due)
             link(&oplock.waiting, waiting)
@@ -660,27 +773,26 @@ cdef bint all_have_key_of(const oplock_record_t *record, const oplock_list_t *re
     return each == NULL
 
 
-cdef bint one_has_key_of(const oplock_record_t *record, const oplock_list_t *records) noexcept nogil:
-    cdef const oplock_record_t *each = records.first
-    while each != NULL and not same_key(each, record):
-        each = each.next
-    return each != NULL
+cdef oplock_record_t *one_with_key_of(const oplock_record_t *record, const oplock_list_t *records) noexcept nogil:
+    cdef oplock_record_t *each = oplock_record_of(record.oplock, record.open, records, NULL)
+    if each == NULL and is_oplock_key(record.key):
+        each = chain_of_key(record.oplock, record.key)[0]
+        while each != NULL and (each.list is not records or not same_key(each, record)):
+            each = each.next_of_key
+    return each
 
 
 cdef void switch_over(const oplock_record_t *record, oplock_list_t *records, uint32_t level, due_t *due) noexcept nogil:
     """Those with the key of the new one end: the client has another handle for it now."""
-    cdef oplock_record_t *each = records.first
-    cdef oplock_record_t *following
+    cdef oplock_record_t *each = one_with_key_of(record, records)
     while each != NULL:
-        following = each.next
-        if same_key(each, record):
-            tell(each, STATUS_OPLOCK_SWITCHED_TO_NEW_HANDLE, level, False, due)
-            take_out(each)
-        each = following
+        tell(each, STATUS_OPLOCK_SWITCHED_TO_NEW_HANDLE, level, False, due)
+        take_out(each)
+        each = one_with_key_of(record, records)
 
 
 cdef void hold(oplock_t *oplock, oplock_record_t *record, uint32_t level) noexcept nogil:
-    record.level = level
+    record.level = <uint8_t>level
     record.since = monotonic_time()
     record.broken = 0
     if level == OPLOCK_LEVEL_TWO:
@@ -724,7 +836,8 @@ cdef NTSTATUS request_locked(oplock_t *oplock, oplock_record_t *record, uint32_t
     if verdict == SWITCH and not (all_have_key_of(record, &oplock.read) and all_have_key_of(record, &oplock.handle)
                                   and all_have_key_of(record, &oplock.exclusive)):
         return STATUS_OPLOCK_NOT_GRANTED
-    if verdict == JOIN and level != RH and (one_has_key_of(record, &oplock.handle) or one_has_key_of(record, &oplock.breaking)):
+    if verdict == JOIN and level != RH and (
+            one_with_key_of(record, &oplock.handle) != NULL or one_with_key_of(record, &oplock.breaking) != NULL):
         return STATUS_OPLOCK_NOT_GRANTED
     if not enter(record):
         return STATUS_CANCELLED
@@ -785,8 +898,8 @@ cdef NTSTATUS acknowledge_older(oplock_t *oplock, oplock_record_t *record, int h
 
 cdef NTSTATUS ask_again(oplock_record_t *record, uint32_t original, uint32_t broken_to) noexcept nogil:
     """Too much was asked for: the break stands, and is to be acknowledged once more."""
-    record.level = original
-    record.new_level = broken_to
+    record.level = <uint8_t>original
+    record.new_level = <uint8_t>broken_to
     record.acknowledge = 1
     return STATUS_CANNOT_GRANT_REQUESTED_OPLOCK
 
@@ -803,9 +916,9 @@ cdef NTSTATUS acknowledge_granular(oplock_t *oplock, oplock_record_t *record, ui
             return STATUS_INVALID_OPLOCK_PROTOCOL
         to = breaking_to(oplock.state)
     else:
-        owner = oplock.breaking.first
-        while owner != NULL and (owner.open != record.open or owner.closing):
-            owner = owner.next
+        owner = oplock_record_of(oplock, record.open, &oplock.breaking, NULL)
+        while owner != NULL and owner.closing:
+            owner = oplock_record_of(oplock, record.open, &oplock.breaking, owner)
         if owner == NULL:
             return STATUS_INVALID_OPLOCK_PROTOCOL
         to = R if owner.to_read else OPLOCK_LEVEL_NONE
@@ -858,15 +971,12 @@ cdef NTSTATUS oplock_acknowledge(oplock_t *oplock, oplock_record_t *record, int 
 
 # ==== the end of a holder: its handle is closed (2.1.4.12, CLOSE), its request cancelled, the oplock uninitialised =====
 
-cdef void close_all(oplock_list_t *records, const oplock_open_t *open, NTSTATUS status, due_t *due) noexcept nogil:
-    cdef oplock_record_t *each = records.first
-    cdef oplock_record_t *following
+cdef void close_all(oplock_t *oplock, oplock_list_t *records, const oplock_open_t *open, NTSTATUS status, due_t *due) noexcept nogil:
+    cdef oplock_record_t *each = oplock_record_of(oplock, open, records, NULL)
     while each != NULL:
-        following = each.next
-        if each.open == open:
-            tell(each, status, OPLOCK_LEVEL_NONE, False, due)        # but for what is broken: that was told before
-            take_out(each)
-        each = following
+        tell(each, status, OPLOCK_LEVEL_NONE, False, due)            # but for what is broken: that was told before
+        take_out(each)
+        each = oplock_record_of(oplock, open, records, NULL)
 
 
 cdef void oplock_close(oplock_t *oplock, const oplock_open_t *open) noexcept nogil:
@@ -875,10 +985,10 @@ cdef void oplock_close(oplock_t *oplock, const oplock_open_t *open) noexcept nog
     due.first = due.last = NULL
     pthread_mutex_lock(&oplock.lock)
     unreserve_locked(oplock, open, &due)
-    close_all(&oplock.level_two, open, STATUS_SUCCESS, &due)
-    close_all(&oplock.read, open, STATUS_OPLOCK_HANDLE_CLOSED, &due)
-    close_all(&oplock.handle, open, STATUS_OPLOCK_HANDLE_CLOSED, &due)
-    close_all(&oplock.breaking, open, STATUS_OPLOCK_HANDLE_CLOSED, &due)
+    close_all(oplock, &oplock.level_two, open, STATUS_SUCCESS, &due)
+    close_all(oplock, &oplock.read, open, STATUS_OPLOCK_HANDLE_CLOSED, &due)
+    close_all(oplock, &oplock.handle, open, STATUS_OPLOCK_HANDLE_CLOSED, &due)
+    close_all(oplock, &oplock.breaking, open, STATUS_OPLOCK_HANDLE_CLOSED, &due)
     owner = oplock.exclusive.first
     if owner == NULL:
         recompute(oplock)
@@ -897,11 +1007,12 @@ cdef void oplock_move(oplock_t *oplock, const oplock_open_t *open, const oplock_
     oplock_lists(oplock, lists)
     pthread_mutex_lock(&oplock.lock)
     for i in range(OPLOCK_LISTS):
-        each = lists[i].first
+        each = oplock_record_of(oplock, open, lists[i], NULL)
         while each != NULL:
-            if each.open == open:
-                each.open = to
-            each = each.next
+            unchain(each)
+            each.open = to
+            chain(each)
+            each = oplock_record_of(oplock, open, lists[i], NULL)
     if oplock.reserved == open:
         oplock.reserved = to
     pthread_mutex_unlock(&oplock.lock)
@@ -941,6 +1052,8 @@ cdef oplock_t *oplock_new() noexcept nogil:
     cdef oplock_t *oplock = <oplock_t *>calloc(1, sizeof(oplock_t))
     if oplock != NULL:
         oplock.references = 1
+        oplock.size = 1
+        oplock.chains = oplock.few
         pthread_mutex_init(&oplock.lock, NULL)
     return oplock
 
@@ -1008,9 +1121,9 @@ cdef void oplock_answer(const oplock_record_t *record, FLT_CALLBACK_DATA *data, 
     cdef REQUEST_OPLOCK_OUTPUT_BUFFER output
     data.IoStatus.Status = status
     data.IoStatus.Information = 0
-    if status == STATUS_CANCELLED or record.control_code == FSCTL_OPLOCK_BREAK_NOTIFY:
+    if status == STATUS_CANCELLED or record.behind == BEHIND_EVERY_BREAK:
         return
-    if record.control_code != FSCTL_REQUEST_OPLOCK:
+    if not record.granular:
         data.IoStatus.Information = FILE_OPLOCK_BROKEN_TO_LEVEL_2 if record.new_level == OPLOCK_LEVEL_TWO else FILE_OPLOCK_BROKEN_TO_NONE
         return
     memset(&output, 0, sizeof(output))
@@ -1276,14 +1389,14 @@ cdef int fsctl_with(oplock_t *oplock, uint32_t open_count, uint32_t flags, const
             if record == NULL:
                 status = STATUS_INSUFFICIENT_RESOURCES
     if record != NULL:
-        record.control_code = p.Parameters.Control.ControlCode
+        record.granular = p.Parameters.Control.ControlCode == <uint32_t>FSCTL_REQUEST_OPLOCK
         memset(&asked, 0, sizeof(asked))
         asked.directory = load_bits(&p.TargetFileObject.Flags) & FO_DIRECTORY != 0
         asked.deleted = p.TargetFileObject.Node != NULL and p.TargetFileObject.Node.deleted
         asked.others_open = open_count > 1
         asked.byte_range_locks = open_count != 0
         asked.all_keys_match = flags & OPLOCK_FSCTRL_FLAG_ALL_KEYS_MATCH != 0
-        if record.control_code == <uint32_t>FSCTL_OPLOCK_BREAK_NOTIFY:
+        if p.Parameters.Control.ControlCode == <uint32_t>FSCTL_OPLOCK_BREAK_NOTIFY:
             status = oplock_notify(oplock, record)
         elif acknowledgement >= 0:
             status = oplock_acknowledge(oplock, record, acknowledgement, level, asked.deleted)
@@ -1375,4 +1488,4 @@ cdef bint FltOplockIsSharedRequest(const FLT_CALLBACK_DATA *CallbackData) noexce
 cdef bint FltOplockKeysEqual(const FILE_OBJECT *Fo1, const FILE_OBJECT *Fo2) noexcept nogil:
     if Fo1 == NULL or Fo2 == NULL:
         return False
-    return oplock_same_key(&Fo1.Oplock, &Fo1.Oplock, &Fo2.Oplock, &Fo2.Oplock)
+    return oplock_same_key(&Fo1.Oplock, Fo1.Oplock.TargetKey, &Fo2.Oplock, Fo2.Oplock.TargetKey)

@@ -16,14 +16,13 @@ from stackfs.cext.file_object cimport FileReference
 from stackfs.cext.holding cimport holding_raised, holding_report
 from stackfs.cext.ntstatus cimport NT_SUCCESS, NTSTATUS, STATUS_PENDING, STATUS_SUCCESS
 from stackfs.cext.oplock cimport (
-    OPLOCK, OPLOCK_LISTS, OPLOCK_BREAK_ALL, OPLOCK_BREAK_TO_TWO, OPLOCK_FLAG_BACK_OUT_ATOMIC_OPLOCK,
-    OPLOCK_LEVEL_CACHE_READ, OPLOCK_LEVEL_TWO,
-    OPLOCK_OPEN, OPLOCK_OPEN_BREAK_H, OPLOCK_OPERATIONS, FltCurrentBatchOplock, FltCurrentOplock, FltCurrentOplockH,
-    FltInitializeOplock, FltOplockIsFastIoPossible, FltOplockIsSharedRequest, FltUninitializeOplock, GRANULAR_BREAKS,
-    break_operation, breaking_to, cancelled_by, check_operation, checked_t, fsctl_with, is_oplock_key, oplock_acknowledge,
-    oplock_answer, oplock_break_t, oplock_cancel, oplock_check, oplock_close, oplock_end, oplock_list_t, oplock_lists, oplock_notify,
-    oplock_open_break, oplock_operation_name, oplock_record_drop, oplock_record_new, oplock_record_t, oplock_request,
-    oplock_request_t, oplock_reserve, oplock_same_key, oplock_state, oplock_t, oplock_unreserve)
+    BEHIND_EVERY_BREAK, OPLOCK, OPLOCK_LISTS, OPLOCK_BREAK_ALL, OPLOCK_BREAK_TO_TWO, OPLOCK_FLAG_BACK_OUT_ATOMIC_OPLOCK,
+    OPLOCK_LEVEL_CACHE_READ, OPLOCK_LEVEL_TWO, OPLOCK_OPEN, OPLOCK_OPEN_BREAK_H, OPLOCK_OPERATIONS, FltCurrentBatchOplock,
+    FltCurrentOplock, FltCurrentOplockH, FltInitializeOplock, FltOplockIsFastIoPossible, FltOplockIsSharedRequest,
+    FltUninitializeOplock, GRANULAR_BREAKS, break_operation, breaking_to, cancelled_by, check_operation, checked_t, fsctl_with,
+    is_oplock_key, oplock_acknowledge, oplock_answer, oplock_break_t, oplock_cancel, oplock_check, oplock_close, oplock_end,
+    oplock_list_t, oplock_lists, oplock_notify, oplock_open_break, oplock_operation_name, oplock_record_drop, oplock_record_new,
+    oplock_record_t, oplock_request, oplock_request_t, oplock_reserve, oplock_same_key, oplock_state, oplock_t, oplock_unreserve)
 from stackfs.cext.pending cimport APC_LEVEL, irql_require, operation_off_cancel, operation_on_cancel
 from stackfs.cext.stack cimport operation_t
 from stackfs.cext.threads cimport *
@@ -142,7 +141,7 @@ def oplock_keys_equal(one, other):
     """FltOplockKeysEqual: two opens of one client: one open, or two with one key."""
     cdef const oplock_open_t *first = open_of(one)
     cdef const oplock_open_t *second = open_of(other)
-    return oplock_same_key(first, first, second, second)
+    return oplock_same_key(first, first.TargetKey, second, second.TargetKey)
 
 
 def is_shared_request(CallbackData data not None):
@@ -507,7 +506,7 @@ cdef list snapshot(oplock_t *oplock, bint waiting):
     for i in range(count):
         each = &copied[i]
         if waiting:
-            name = "OPLOCK_BREAK_NOTIFY" if each.notify else oplock_operation_name(each.what.operation).decode()
+            name = "OPLOCK_BREAK_NOTIFY" if each.behind == BEHIND_EVERY_BREAK else oplock_operation_name(each.what.operation).decode()
             found.append((<uintptr_t>each.open, name, (now - each.since) / 1e9))
             continue
         to = None

@@ -15,15 +15,20 @@ from typing import Any
 SECONDS = 10.0
 
 PROGRAM = """
-import errno, fcntl, json, os, pathlib, signal, sys, time
+import ctypes, errno, fcntl, json, mmap, os, pathlib, signal, struct, sys, time
 from stackfs import oplock
 from stackfs.oplock import *
 
 class Interrupted(Exception):
     pass
 
+doing = False
+
 def interrupted(*_):
-    raise Interrupted
+    global doing
+    if doing:
+        doing = False
+        raise Interrupted
 
 signal.signal(signal.SIGUSR1, interrupted)
 locks = {}
@@ -45,6 +50,21 @@ def flush(fd, data, offset=0):
 def state(fd):
     return list(oplock.state(fd))
 
+ACL = struct.pack("<I" + "HHI" * 3, 2, 1, 6, 0xFFFFFFFF, 4, 4, 0xFFFFFFFF, 0x20, 0, 0xFFFFFFFF)
+
+def store(path, data):
+    '''By a mapping, and written back.'''
+    fd = os.open(path, os.O_RDWR)
+    with mmap.mmap(fd, len(data)) as pages:
+        pages[:] = data
+        pages.flush()
+    os.close(fd)
+
+def exchange(one, two):
+    '''renameat2(2) with RENAME_EXCHANGE.'''
+    if ctypes.CDLL(None, use_errno=True).renameat2(-100, one.encode(), -100, two.encode(), 2):
+        raise OSError(ctypes.get_errno(), "renameat2")
+
 def begin_write(fd, data):
     '''write(2) in a child, which has the open file too; its process.'''
     child = os.fork()
@@ -64,13 +84,16 @@ def ended(child, seconds):
 print(flush=True)
 for line in sys.stdin:
     try:
-        answer = ["", eval(json.loads(line))]
-    except BaseException as error:
-        answer = [type(error).__name__, getattr(error, "errno", None) or str(error)]
-    try:
-        print(json.dumps(answer, default=repr), flush=True)
-    except BaseException:
-        print(json.dumps(["Interrupted", 0]), flush=True)
+        try:
+            doing = True
+            answer = ["", eval(json.loads(line))]
+            doing = False
+        except BaseException as error:
+            doing = False
+            answer = [type(error).__name__, getattr(error, "errno", None) or str(error)]
+    except Interrupted:                     # while it was about to say what had gone wrong
+        answer = ["Interrupted", 0]
+    print(json.dumps(answer, default=repr), flush=True)
 """
 
 

@@ -492,3 +492,27 @@ def test_keys() -> None:
     assert levels.oplock_keys(own) == (KEY, OTHER) and levels.oplock_keys(OplockOpen()) == (b"", b"")
     levels.set_oplock_keys(own, b"", KEY)
     assert levels.oplock_keys(own) == (b"", KEY)
+
+
+def test_very_many_holders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by open and by key among hundreds: granted, switched, broken, acknowledged and closed in any order."""
+    choice = random.Random(3)
+    names = [f"m{number}" for number in range(300)]
+    for name in names:
+        keys = (choice.choice([b"", b"k%015d" % choice.randrange(100)]), b"")
+        monkeypatch.setitem(OPENS, name, keys)
+        monkeypatch.setitem(STATED_OPENS, name, rules.Open(name, *keys))
+        monkeypatch.setitem(REAL_OPENS, name, OplockOpen(*keys))
+        monkeypatch.setitem(BY_NUMBER, REAL_OPENS[name].number, name)
+    for levels_there in ((R, RH), (R, S.LEVEL_TWO), (RH,)):
+        both = Both()
+        for name in names:
+            both.step(asks(name, choice.choice(levels_there)))
+        for kind in ("FileRenameInformation", "WRITE"):
+            both.step(does("plain2", kind))
+            for name in choice.sample(names, 200):
+                both.step(choice.choice([
+                    ("acknowledge", name, "granular", choice.choice([0, R, RH]), False), ("close", name),
+                    asks(name, choice.choice(levels_there)), does(name, "FileRenameInformation"),
+                ]))  # fmt: skip
+        both.end()

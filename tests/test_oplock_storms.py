@@ -236,3 +236,15 @@ def test_a_storm(storms: Callable[[int], Storm], lanes: str) -> None:
     for _ in range(300):
         storm.step(choice.randrange(5), choice.choice(DOES), choice.choice(FILES), choice.randrange(24))
     storm.end(1)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("seed", range(100, 106))
+def test_long_storms(storms: Callable[[int], Storm], lanes: str, seed: int) -> None:
+    """And longer, of more processes, on both lanes."""
+    choice = random.Random(seed)
+    storm = storms(8)
+    for _ in range(4000):
+        storm.step(choice.randrange(8), choice.choice(DOES), choice.choice(FILES), choice.randrange(24))
+    storm.end(seed)

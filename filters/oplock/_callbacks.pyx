@@ -790,10 +790,10 @@ cdef int control_open(FLT_CALLBACK_DATA *data, opening_t *opening) noexcept nogi
         return complete(data, status, 0)
     made.pid = requestor_pid(data.Thread)
     pthread_mutex_lock(&stream.mutex)
-    open = open_new(stream)
+    open = open_new(stream, &made.identity)
     if open != NULL:
         open.references += 1             # the created one's
-        open.created = made
+        open.created = 1
         open.access = opening.access
         open.share = <uint8_t>opening.share
         open.pid = made.pid

@@ -89,6 +89,10 @@ cdef struct stream_t:                    # a stream context: there while the fil
     pthread_mutex_t mutex                # guards what follows
     OPLOCK oplock                        # atomic; NULL: nobody has asked yet
     open_t *opens                        # those that have asked for something, each with a reference
+    open_t **chains                      # these by identity; `few` while there are few of them
+    open_t *few
+    uint32_t chain_count                 # a power of two
+    uint32_t listed                      # how many opens there are
     uint32_t open_count                  # open files, and opens under way
     uint32_t sharers                     # of these, those that count for sharing, as IoCheckShareAccess() does:
     uint32_t readers, writers, deleters
@@ -101,9 +105,10 @@ cdef struct stream_t:                    # a stream context: there while the fil
 
 cdef struct open_t:
     open_t *next                         # of stream.opens
+    open_t *previous
+    open_t *next_in_chain
     stream_t *stream                     # with a reference
-    FILE_OBJECT *file                    # NULL: not taken over yet
-    created_t *created                   # or NULL
+    oplock_open_t *identity              # its file object's, or that of a created_t until that is taken over
     uint64_t poll_handle                 # 0: nobody has polled
     int references                       # atomic: the list's, and one for each record that is to be told something
     uint32_t pid                         # 0: not known yet
@@ -115,6 +120,7 @@ cdef struct open_t:
     uint8_t new_level
     uint8_t flags
     uint8_t quiet                        # it ends what it holds by itself
+    uint8_t created                      # not taken over yet
 
 cdef struct created_t:
     created_t *next                      # of mounted.created
@@ -143,10 +149,9 @@ cdef bint share_enter(stream_t *stream, uint32_t access, uint32_t share) noexcep
 cdef void share_leave(stream_t *stream, uint32_t access, uint32_t share) noexcept nogil
 
 cdef open_t *open_of(stream_t *stream, FILE_OBJECT *file, bint make) noexcept nogil        # under stream.mutex; no reference
-cdef open_t *open_new(stream_t *stream) noexcept nogil                                     # likewise, one reference: the list's
+cdef open_t *open_new(stream_t *stream, oplock_open_t *identity) noexcept nogil            # likewise, one reference: the list's
 cdef void open_unlist(open_t *open) noexcept nogil                                         # likewise; the list's is the caller's
 cdef void open_put(open_t *open) noexcept nogil
-cdef oplock_open_t *identity_of(open_t *open) noexcept nogil
 
 # An open file, or one that was created, asks for a level. STATUS_SUCCESS: it has it.
 cdef NTSTATUS open_request(open_t *open, uint32_t level) noexcept nogil

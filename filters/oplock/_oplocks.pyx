@@ -16,8 +16,7 @@ from libc.string cimport memcmp, memcpy, memset, strlen
 from posix.time cimport timespec
 
 from stackfs.cext.callback_data cimport (
-    DELETE, FILE_APPEND_DATA, FILE_EXECUTE, FILE_READ_DATA, FILE_WRITE_DATA, FLT_VOLUME, FO_CREATED, FO_SYNTHESISED,
-    FSCTL_OPLOCK_BREAK_ACKNOWLEDGE, FSCTL_REQUEST_OPLOCK)
+    DELETE, FILE_APPEND_DATA, FILE_EXECUTE, FILE_READ_DATA, FILE_WRITE_DATA, FLT_VOLUME, FO_CREATED, FO_SYNTHESISED)
 from stackfs.cext.contexts cimport (
     FLT_CONTEXT_REGISTRATION, FLT_SET_CONTEXT_KEEP_IF_EXISTS, FLT_STREAM_CONTEXT, FltAllocateContext, FltDeleteContext,
     FltGetStreamContext, FltReferenceContext, FltReleaseContext, FltSetStreamContext, NonPagedPool, contexts_any)
@@ -35,8 +34,8 @@ from stackfs.cext.oplock cimport (
     GRANULAR_BREAKS, OPLOCK_ACK_GRANULAR, OPLOCK_BREAK_TO_TWO, OPLOCK_LEVEL_BATCH, OPLOCK_LEVEL_CACHE_READ,
     OPLOCK_LEVEL_CACHE_WRITE, OPLOCK_LEVEL_ONE, OPLOCK_LEVEL_TWO, OPLOCK_LISTS,
     FltInitializeOplock, FltUninitializeOplock, breaking_to, is_oplock_key, oplock_acknowledge, oplock_close,
-    oplock_list_t, oplock_lists, oplock_move, oplock_record_drop, oplock_record_new, oplock_request, oplock_request_t, oplock_state,
-    oplock_t)
+    oplock_list_t, oplock_lists, oplock_move, oplock_record_drop, oplock_record_new, oplock_record_of, oplock_request, oplock_request_t,
+    oplock_state, oplock_t)
 from stackfs.cext.paths cimport layer_path
 from stackfs.cext.stack cimport instance_pointer, instance_sleep, operation_t
 from stackfs.cext.threads cimport add_int, init_condition, load_bits, load_int, monotonic_deadline, monotonic_time
@@ -51,18 +50,21 @@ cdef extern from *:
     #define oplock_load(at)         __atomic_load_n(at, __ATOMIC_ACQUIRE)
     #define oplock_store(at, value) __atomic_store_n(at, value, __ATOMIC_RELEASE)
     #define oplock_fence()          __atomic_thread_fence(__ATOMIC_SEQ_CST)
+    #define SCATTERS 0x9E3779B97F4A7C15ull
     static inline int is_gone(unsigned pid) { return pid != 0 && kill((int)pid, 0) != 0 && errno == ESRCH; }
     """
     OPLOCK oplock_load(OPLOCK *at) nogil
     void oplock_store(OPLOCK *at, OPLOCK value) nogil
     void oplock_fence() nogil
     bint is_gone(uint32_t pid) nogil
+    const uint64_t SCATTERS
     unsigned S_IFDIR
 
 cdef enum:
     READS = FILE_READ_DATA | FILE_EXECUTE
     WRITES = FILE_WRITE_DATA | FILE_APPEND_DATA
     LOOK_EVERY = 100_000_000             # nanoseconds, while there is something that time ends
+    LONG_CHAIN = 8                       # opens in a chain, on an average
 
 
 # ---- streams ---------------------------------------------------------------------------------------------------------------
@@ -100,6 +102,8 @@ cdef stream_t *stream_make(mounted_t *mounted, node_t *node, FILE_OBJECT *file) 
     stream.mounted = mounted
     stream.node = node
     stream.directory = node_type(node) == S_IFDIR
+    stream.chains = &stream.few
+    stream.chain_count = 1
     pthread_mutex_init(&stream.mutex, NULL)
     pthread_mutex_lock(&stream.mutex)        # nobody finds it before it is listed
     pthread_mutex_lock(&mounted.mutex)
@@ -188,6 +192,8 @@ cdef void stream_gone(void *context, uint16_t type) noexcept nogil:
         unlist_locked(stream)
     FltUninitializeOplock(&stream.oplock)
     pthread_mutex_destroy(&stream.mutex)
+    if stream.chains != &stream.few:
+        free(stream.chains)
 
 
 cdef void stream_activate(stream_t *stream) noexcept nogil:
@@ -275,35 +281,77 @@ cdef void share_leave(stream_t *stream, uint32_t access, uint32_t share) noexcep
 
 # ---- opens that have asked for something -----------------------------------------------------------------------------------
 
-cdef open_t *open_new(stream_t *stream) noexcept nogil:
+cdef inline open_t **chain_of(stream_t *stream, const oplock_open_t *identity) noexcept nogil:
+    return &stream.chains[<uint64_t><uintptr_t>identity * SCATTERS >> 40 & (stream.chain_count - 1)]
+
+
+cdef void chain(open_t *open) noexcept nogil:
+    cdef open_t **at = chain_of(open.stream, open.identity)
+    open.next_in_chain = at[0]
+    at[0] = open
+
+
+cdef void unchain(open_t *open) noexcept nogil:
+    cdef open_t **at = chain_of(open.stream, open.identity)
+    while at[0] != open:
+        at = &at[0].next_in_chain
+    at[0] = open.next_in_chain
+
+
+cdef void lengthen_chains(stream_t *stream) noexcept nogil:
+    """Without memory they stay as they are."""
+    cdef open_t **more = <open_t **>calloc(stream.chain_count * LONG_CHAIN, sizeof(open_t *))
+    cdef open_t *each = stream.opens
+    if more == NULL:
+        return
+    if stream.chains != &stream.few:
+        free(stream.chains)
+    stream.chains = more
+    stream.chain_count *= LONG_CHAIN
+    while each != NULL:
+        chain(each)
+        each = each.next
+
+
+cdef open_t *open_new(stream_t *stream, oplock_open_t *identity) noexcept nogil:
     cdef open_t *open = <open_t *>calloc(1, sizeof(open_t))
     if open == NULL:
         return NULL
     FltReferenceContext(stream)
     open.stream = stream
     open.references = 1
+    if stream.listed >= stream.chain_count * LONG_CHAIN:
+        lengthen_chains(stream)
+    stream.listed += 1
     open.next = stream.opens
+    if stream.opens != NULL:
+        stream.opens.previous = open
     stream.opens = open
+    open.identity = identity
+    chain(open)
     return open
 
 
 cdef open_t *open_of(stream_t *stream, FILE_OBJECT *file, bint make) noexcept nogil:
-    cdef open_t *open = stream.opens
-    while open != NULL and open.file != file:
-        open = open.next
-    if open == NULL and make:
-        open = open_new(stream)
-        if open != NULL:
-            open.file = file
-    return open
+    cdef open_t *open = chain_of(stream, &file.Oplock)[0]
+    while open != NULL and open.identity != &file.Oplock:
+        open = open.next_in_chain
+    return open_new(stream, &file.Oplock) if open == NULL and make else open
 
 
 cdef void open_unlist(open_t *open) noexcept nogil:
-    cdef open_t **at = &open.stream.opens
-    while at[0] != NULL and at[0] != open:
-        at = &at[0].next
-    if at[0] == open:
-        at[0] = open.next
+    cdef stream_t *stream = open.stream
+    if open.previous != NULL:
+        open.previous.next = open.next
+    elif stream.opens == open:
+        stream.opens = open.next
+    else:
+        return                           # it is in no list any more
+    if open.next != NULL:
+        open.next.previous = open.previous
+    open.next = open.previous = NULL
+    stream.listed -= 1
+    unchain(open)
 
 
 cdef void open_put(open_t *open) noexcept nogil:
@@ -312,10 +360,6 @@ cdef void open_put(open_t *open) noexcept nogil:
         stream = open.stream
         free(open)
         stream_put(stream)
-
-
-cdef oplock_open_t *identity_of(open_t *open) noexcept nogil:
-    return &open.created.identity if open.created != NULL else &open.file.Oplock
 
 
 cdef FLT_VOLUME *volume_of(const stream_t *stream) noexcept nogil:
@@ -336,8 +380,8 @@ cdef void told(oplock_record_t *record) noexcept nogil:
     if not newer(open.generation, generation) and not open.quiet:
         open.generation = generation
         open.unread = 1
-        open.old_level = <uint8_t>record.level
-        open.new_level = <uint8_t>record.new_level
+        open.old_level = record.level
+        open.new_level = record.new_level
         open.flags = STACKFS_OPLOCK_ACK_REQUIRED if record.acknowledge else 0
         if record.status == STATUS_OPLOCK_SWITCHED_TO_NEW_HANDLE:
             open.flags = STACKFS_OPLOCK_SWITCHED
@@ -355,11 +399,10 @@ cdef oplock_record_t *record_for(open_t *open, uint32_t *generation) noexcept no
     cdef oplock_record_t *record
     if stream.oplock == NULL:
         return NULL
-    record = oplock_record_new(stream.oplock, identity_of(open), told, NULL, open)
+    record = oplock_record_new(stream.oplock, open.identity, told, NULL, open)
     if record == NULL:
         return NULL
     add_int(&open.references, 1)
-    record.control_code = FSCTL_REQUEST_OPLOCK
     pthread_mutex_lock(&stream.mutex)
     generation[0] = open.generation + 1
     record.routine_context = <void *><uintptr_t>generation[0]
@@ -376,25 +419,38 @@ cdef void settled(open_t *open, uint32_t generation) noexcept nogil:
     pthread_mutex_unlock(&open.stream.mutex)
 
 
-cdef void who_else(open_t *open, oplock_request_t *how) noexcept nogil:
-    """Is the file open more than once, and are all of these one client?"""
+cdef void who_else(open_t *open, bint alone, oplock_request_t *how) noexcept nogil:
+    """Is the file open more than once, and, if it wants to be alone, are all of these one client?"""
     cdef stream_t *stream = open.stream
-    cdef const uint8_t *key = <const uint8_t *>identity_of(open).TargetKey
-    cdef uint32_t count, same = 0
-    cdef open_t *each
+    cdef const uint8_t *key = <const uint8_t *>open.identity.TargetKey
+    cdef uint32_t count
+    cdef uint32_t same = 1
+    cdef open_t *each = NULL
     pthread_mutex_lock(&stream.mutex)
-    each = stream.opens
-    while each != NULL:
-        same += each == open or (is_oplock_key(key) and memcmp(identity_of(each).TargetKey, key, 16) == 0)
-        each = each.next
     # What was opened before the filter came, the volume has counted.
     count = max(stream.open_count, load_bits(&stream.node.backed_opens) + load_bits(&stream.node.plain_opens))
-    if open.created != NULL:
+    if open.created:
         count = stream.open_count
     how.others_open = count > 1
+    if alone and how.others_open and is_oplock_key(key):
+        each = stream.opens
+    while each != NULL:
+        same += each != open and memcmp(each.identity.TargetKey, key, 16) == 0
+        each = each.next
     how.all_keys_match = same >= count
     how.byte_range_locks = stream.locked
     pthread_mutex_unlock(&stream.mutex)
+
+
+cdef bint open_has_two(open_t *open) noexcept nogil:
+    cdef oplock_t *oplock = oplock_load(&open.stream.oplock)
+    cdef bint has
+    if oplock == NULL:
+        return False
+    pthread_mutex_lock(&oplock.lock)
+    has = oplock_record_of(oplock, open.identity, &oplock.level_two, NULL) != NULL
+    pthread_mutex_unlock(&oplock.lock)
+    return has
 
 
 cdef NTSTATUS open_request(open_t *open, uint32_t level) noexcept nogil:
@@ -402,23 +458,26 @@ cdef NTSTATUS open_request(open_t *open, uint32_t level) noexcept nogil:
     cdef oplock_record_t *record
     cdef oplock_request_t how
     cdef uint32_t generation
+    cdef bint alone = level & OPLOCK_LEVEL_CACHE_WRITE != 0 or level > OPLOCK_LEVEL_TWO
     cdef NTSTATUS status = STATUS_INSUFFICIENT_RESOURCES
     if stream.mounted.ends:
         return STATUS_OPLOCK_NOT_GRANTED
+    if level == OPLOCK_LEVEL_TWO and open_has_two(open):
+        return STATUS_SUCCESS            # one is enough: it is told once
     stream_activate(stream)
     record = record_for(open, &generation)
     if record != NULL:
         memset(&how, 0, sizeof(how))
         how.directory = stream.directory
         how.deleted = stream.node.deleted
-        who_else(open, &how)
+        who_else(open, alone, &how)
         status = oplock_request(stream.oplock, record, level, &how)
         if status == STATUS_PENDING:
             settled(open, generation)
             status = STATUS_SUCCESS
             oplock_fence()
-            if level & OPLOCK_LEVEL_CACHE_WRITE or level > OPLOCK_LEVEL_TWO:
-                who_else(open, &how)
+            if alone:
+                who_else(open, True, &how)
                 if how.others_open and (not level & OPLOCK_LEVEL_CACHE_WRITE or not how.all_keys_match):
                     open_release(open)       # one was opened meanwhile
                     status = STATUS_OPLOCK_NOT_GRANTED
@@ -447,8 +506,6 @@ cdef NTSTATUS open_acknowledge(open_t *open, uint32_t how, uint32_t *level) noex
     if record == NULL:
         stream_asked(stream)
         return STATUS_INSUFFICIENT_RESOURCES
-    if how < OPLOCK_ACK_GRANULAR:
-        record.control_code = FSCTL_OPLOCK_BREAK_ACKNOWLEDGE
     status = oplock_acknowledge(stream.oplock, record, <int>how, wanted, stream.node.deleted)
     if status == STATUS_PENDING:
         settled(open, generation)
@@ -481,7 +538,7 @@ cdef void open_release(open_t *open) noexcept nogil:
     pthread_mutex_lock(&stream.mutex)
     open.quiet = 1
     pthread_mutex_unlock(&stream.mutex)
-    oplock_close(stream.oplock, identity_of(open))
+    oplock_close(stream.oplock, open.identity)
     pthread_mutex_lock(&stream.mutex)
     open.quiet = 0
     open.unread = 0
@@ -518,25 +575,21 @@ cdef void open_state(open_t *open, stackfs_oplock_state *state) noexcept nogil:
     cdef oplock_t *oplock = oplock_load(&stream.oplock)
     cdef oplock_list_t *lists[OPLOCK_LISTS]
     cdef oplock_record_t *each
-    cdef const oplock_open_t *who = identity_of(open)
     cdef int i
     memset(state, 0, sizeof(state[0]))
     if oplock != NULL:
         oplock_lists(oplock, lists)
         pthread_mutex_lock(&oplock.lock)
-        for i in range(OPLOCK_LISTS):
-            each = lists[i].first
+        state.waiting = oplock.waiting_count
+        state.holders = oplock.records - oplock.waiting_count
+        for i in range(OPLOCK_LISTS - 1):
+            each = oplock_record_of(oplock, open.identity, lists[i], NULL)
             while each != NULL:
-                if i == OPLOCK_LISTS - 1:
-                    state.waiting += 1
-                else:
-                    state.holders += 1
-                    if each.open == who:
-                        state.level = each.level
-                        if each.broken:
-                            state.flags |= STACKFS_OPLOCK_BREAKING
-                            state.breaking_to = broken_to(oplock.state, each, i == OPLOCK_LISTS - 2)
-                each = each.next
+                state.level = each.level
+                if each.broken:
+                    state.flags |= STACKFS_OPLOCK_BREAKING
+                    state.breaking_to = broken_to(oplock.state, each, i == OPLOCK_LISTS - 2)
+                each = oplock_record_of(oplock, open.identity, lists[i], each)
         pthread_mutex_unlock(&oplock.lock)
     pthread_mutex_lock(&stream.mutex)
     if open.unread:
@@ -550,7 +603,7 @@ cdef bint open_may_keep_back(open_t *open) noexcept nogil:
     if oplock == NULL:
         return False
     pthread_mutex_lock(&oplock.lock)
-    if oplock.exclusive.first != NULL and oplock.exclusive.first.open == identity_of(open):
+    if oplock.exclusive.first != NULL and oplock.exclusive.first.open == open.identity:
         may = oplock.exclusive.first.level & (OPLOCK_LEVEL_CACHE_WRITE | OPLOCK_LEVEL_ONE | OPLOCK_LEVEL_BATCH) != 0
     pthread_mutex_unlock(&oplock.lock)
     return may
@@ -653,8 +706,10 @@ cdef void created_taken(mounted_t *mounted, created_t *created, FILE_OBJECT *fil
     pthread_mutex_lock(&stream.mutex)
     if stream.oplock != NULL:
         oplock_move(stream.oplock, &created.identity, &file.Oplock)
-    open.file = file
-    open.created = NULL
+    unchain(open)
+    open.identity = &file.Oplock
+    open.created = 0
+    chain(open)
     pthread_mutex_unlock(&stream.mutex)
     pthread_mutex_lock(&mounted.mutex)
     unlist_created_locked(mounted, created)
@@ -723,9 +778,9 @@ cdef bint take_overdue(stream_t *stream, int64_t before) noexcept nogil:
     pthread_mutex_lock(&oplock.lock)
     found = oplock.exclusive.first
     if found == NULL or not found.broken or found.broken > before:
-        found = oplock.breaking.first
-        while found != NULL and found.broken > before:
-            found = found.next
+        found = oplock.breaking.first    # the one that has been told first
+        if found != NULL and found.broken > before:
+            found = NULL
     if found != NULL:
         open = <open_t *>found.context
         who = found.open
@@ -774,6 +829,23 @@ cdef void look(mounted_t *mounted) noexcept nogil:
             stream = next_active(mounted, stream, False)
 
 
+cdef const oplock_open_t *a_holder(oplock_t *oplock) noexcept nogil:
+    """NULL: nobody holds it."""
+    cdef oplock_list_t *lists[OPLOCK_LISTS]
+    cdef oplock_record_t *found = NULL
+    cdef const oplock_open_t *who = NULL
+    cdef int i
+    if oplock == NULL:
+        return NULL
+    oplock_lists(oplock, lists)
+    pthread_mutex_lock(&oplock.lock)
+    for i in range(OPLOCK_LISTS - 1):
+        found = lists[i].first if found == NULL else found
+    who = found.open if found != NULL else NULL
+    pthread_mutex_unlock(&oplock.lock)
+    return who
+
+
 cdef bint watches(mounted_t *mounted) noexcept nogil:
     return mounted.created != NULL or (mounted.break_timeout and mounted.active)
 
@@ -817,7 +889,7 @@ cdef int rows_of(stream_t *stream, row_t *rows, int most) noexcept nogil:
                     rows[count].level = each.level
                     rows[count].broken = each.broken
                     rows[count].pid = (<open_t *>each.context).pid
-                    rows[count].created = (<open_t *>each.context).created != NULL
+                    rows[count].created = (<open_t *>each.context).created != 0
                     if each.broken:
                         rows[count].new_level = broken_to(oplock.state, each, i == OPLOCK_LISTS - 2)
             count += 1
@@ -868,7 +940,7 @@ cdef class Mounted:
         """Nothing is granted any more; what is held is taken, and whoever waits goes on. watch() returns."""
         cdef mounted_t *mounted = &self.mounted
         cdef stream_t *stream
-        cdef open_t *open
+        cdef const oplock_open_t *who
         with nogil:
             beside_end(mounted)
             pthread_mutex_lock(&mounted.mutex)
@@ -879,19 +951,9 @@ cdef class Mounted:
                 pass
             stream = next_active(mounted, NULL, False)
             while stream != NULL:
-                pthread_mutex_lock(&stream.mutex)
-                open = stream.opens
-                while open != NULL and (open.quiet or oplock_state(stream.oplock) == 0):
-                    open = open.next
-                if open != NULL:
-                    add_int(&open.references, 1)
-                pthread_mutex_unlock(&stream.mutex)
-                if open != NULL:
-                    oplock_close(stream.oplock, identity_of(open))
-                    pthread_mutex_lock(&stream.mutex)
-                    open.quiet = 1           # once
-                    pthread_mutex_unlock(&stream.mutex)
-                    open_put(open)
+                who = a_holder(oplock_load(&stream.oplock))
+                if who != NULL:
+                    oplock_close(stream.oplock, who)
                     continue
                 stream_settle(stream)
                 stream = next_active(mounted, stream, False)
