@@ -116,14 +116,14 @@ def fio(job: Job, directory: Path, seconds: float, mode: Mode, o_direct: bool) -
     """fio's psync engine on DATA_FILE: operations of all its processes, and what they took.
 
     cached: what the kernel has of the file is dropped first, no block is asked for twice, and what was written is
-    synced within the time that counts.
+    synced: at random within the time that counts, in sequence after it, so that the disk is not what is measured.
     """
     in_mode = {
         "direct": ["--time_based", "--invalidate=0", "--norandommap"],
-        "cached": ["--invalidate=0", "--end_fsync=1"],
+        "cached": ["--invalidate=0", f"--end_fsync={int(job.mode == 'randwrite')}"],
     }
     if mode == "cached":
-        forget(directory / DATA_FILE)
+        settle(directory / DATA_FILE)
     command = [
         "fio", f"--name={job.name}", f"--filename={directory / DATA_FILE}", f"--size={size_of_data(mode)}",
         f"--rw={job.mode}", f"--bs={job.block}", "--ioengine=psync", f"--numjobs={job.jobs}",
@@ -143,16 +143,19 @@ def fio(job: Job, directory: Path, seconds: float, mode: Mode, o_direct: bool) -
     except BaseException:
         process.kill()
         raise
+    if mode == "cached":
+        settle(directory / DATA_FILE)
     return read_fio(job, process.returncode, said, complaint)
 
 
-def forget(file: Path) -> None:
-    """The kernel gives up what it has of the file, but for what lies below; outside the time that counts."""
-    descriptor = os.open(file, os.O_RDONLY)
+def settle(file: Path) -> None:
+    """What was written reaches the disk, and the kernel gives up what it has of the file, but for what lies below."""
     try:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
+        with open(file, "r+b") as written:
+            os.fsync(written.fileno())
+            os.posix_fadvise(written.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    except OSError as error:
+        raise JobFailed(f"{file}: {error.strerror}") from None
 
 
 def read_fio(job: Job, code: int, said: str, complaint: str) -> Outcome:
