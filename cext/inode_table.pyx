@@ -988,6 +988,22 @@ cdef uint16_t name_of_locked(node_t *node, int index, char *buffer, node_t **par
     return length
 
 
+cdef bint node_below(inode_table_t *table, const node_t *node, const node_t *directory) noexcept nogil:
+    cdef const name_t *name
+    cdef const node_t *above
+    cdef bint below = False
+    pthread_mutex_lock(&table.mutex)
+    name = NULL if node.deleted else node.names
+    while name is not NULL and not below:
+        above = name.parent
+        while above is not NULL and above is not directory:
+            above = NULL if above.names is NULL else above.names.parent
+        below = above is not NULL
+        name = name.next
+    pthread_mutex_unlock(&table.mutex)
+    return below
+
+
 # --- paths --------------------------------------------------------------------------------------------------------
 
 cdef int climb_locked(inode_table_t *table, const node_t *node, const name_t *first, char *buffer, size_t size,

@@ -390,6 +390,108 @@ def test_many_bytes_are_flushed(place: Place, agents: Make) -> None:
     assert agent.fails(f"flush({fd}, b'x')") == ("OplockError", errno.EBADF)
 
 
+# ---- directories above an open file ----------------------------------------------------------------------------------
+
+BROKEN_BELOW = {"batch": "", "filter": "", "RH": "R", "RWH": "RW", "R": None, "RW": None, "1": None, "2": None}
+"""What a level becomes when a directory above the file is renamed. None: it does not care."""
+
+
+@pytest.fixture
+def deep(place: Place) -> Callable[[str], str]:
+    """deep("top/sub/file") makes the file, and is its path as a literal."""
+
+    def make(name: str) -> str:
+        (place.drive.mnt / name).parent.mkdir(parents=True, exist_ok=True)
+        (place.drive.mnt / name).write_bytes(b"content")
+        return repr(str(place.drive.mnt / name))
+
+    return make
+
+
+def held(agent: Agent, path: str, level: str, key: str = "b''") -> int:
+    fd: int = agent.do(f"os.open({path}, os.O_RDWR)")
+    agent.do(f"hold({fd}, {level!r}, {key}, 1.0)")
+    return fd
+
+
+def test_a_renamed_directory_breaks_what_keeps_files_open_below(
+    place: Place, agents: Make, deep: Callable[[str], str]
+) -> None:
+    mnt = str(place.drive.mnt)
+    for level, left in BROKEN_BELOW.items():
+        holder, renamer = agents(), agents()
+        fd = held(holder, deep("top/sub/file"), level)
+        renamer.begin(f"os.rename({mnt!r} + '/top', {mnt!r} + '/other')")
+        if left is None:
+            renamer.answer()
+            assert holder.do(f"state({fd})")[:2] == [level, None]
+        else:
+            assert holder.do(f"told({fd})")[:3] == [level, left, True]
+            assert renamer.waits()
+            holder.do(f"ack({fd})")
+            renamer.answer()
+        holder.do(f"os.close({fd})")
+        assert (place.drive.mnt / "other/sub/file").exists()
+        shutil.rmtree(place.drive.mnt / "other")
+
+
+def test_a_renamed_directory_waits_for_all_below_and_for_nobody_else(
+    place: Place, agents: Make, deep: Callable[[str], str]
+) -> None:
+    """Each is told at once, and has as long as it needs; a key and what lies beside the directory do not matter."""
+    mnt = str(place.drive.mnt)
+    below = [deep("top/one"), deep("top/sub/two"), deep("top/sub/three")]
+    holders = [agents() for _ in below]
+    fds = [held(holder, path, "RH", KEY) for holder, path in zip(holders, below, strict=True)]
+    beside, renamer = agents(), agents()
+    fd = held(beside, deep("top2/file"), "RWH")
+    renamer.begin(f"os.rename({mnt!r} + '/top', {mnt!r} + '/top2/top')")
+    for holder, each in zip(holders, fds, strict=True):
+        assert holder.do(f"told({each})")[:2] == ["RH", "R"]
+    for holder, each in zip(reversed(holders), reversed(fds), strict=True):
+        assert renamer.waits()
+        holder.do(f"ack({each})")
+    renamer.answer()
+    assert beside.do(f"state({fd})")[:2] == ["RWH", None]
+
+
+def test_directories_that_change_places_break_below_both(
+    place: Place, agents: Make, deep: Callable[[str], str]
+) -> None:
+    mnt = str(place.drive.mnt)
+    first, second, renamer = agents(), agents(), agents()
+    fds = held(first, deep("a/file"), "RH"), held(second, deep("b/sub/file"), "batch")
+    renamer.begin(f"exchange({mnt!r} + '/a', {mnt!r} + '/b')")
+    assert first.do(f"told({fds[0]})")[1] == "R" and second.do(f"told({fds[1]})")[1] == ""
+    assert renamer.waits()
+    first.do(f"ack({fds[0]})")
+    assert renamer.waits()
+    second.do(f"os.close({fds[1]})")
+    renamer.answer()
+    assert (place.drive.mnt / "b/file").exists() and (place.drive.mnt / "a/sub/file").exists()
+
+
+def test_who_renames_a_directory_can_be_interrupted(place: Place, agents: Make, deep: Callable[[str], str]) -> None:
+    """The break stands, the directory keeps its name, and the next rename waits for the same answer."""
+    mnt = str(place.drive.mnt)
+    holder, renamer = agents(), agents()
+    fd = held(holder, deep("top/sub/file"), "RWH")
+    rename = f"os.rename({mnt!r} + '/top', {mnt!r} + '/other')"
+    renamer.begin(rename)
+    assert holder.do(f"told({fd})")[:2] == ["RWH", "RW"]
+    assert renamer.waits()
+    renamer.interrupt()
+    with pytest.raises(Failed) as failed:
+        renamer.answer()
+    assert failed.value.kind == "Interrupted"
+    assert (place.drive.mnt / "top/sub/file").exists()
+    renamer.begin(rename)
+    assert renamer.waits()
+    holder.kill()
+    renamer.answer()
+    assert (place.drive.mnt / "other/sub/file").exists()
+
+
 # ---- share modes -----------------------------------------------------------------------------------------------------
 
 

@@ -26,15 +26,17 @@ from stackfs.cext.includes.fuse_wire cimport (
     FUSE_CREATE, FUSE_IOCTL, FUSE_LOOKUP, FUSE_MKDIR, FUSE_MKNOD, FUSE_POLL, FUSE_SYMLINK)
 from stackfs.cext.includes.pthread cimport pthread_mutex_lock, pthread_mutex_unlock
 from stackfs.cext.inode_table cimport (
-    identify, identity_t, inode_table_t, make_id, node_close, node_get, node_hold, node_open, node_put)
+    identify, identity_t, inode_table_t, make_id, node_below, node_close, node_get, node_hold, node_open, node_put,
+    node_type)
 from stackfs.cext.notices cimport volume_forget_data
 from stackfs.cext.ntstatus cimport (
     NT_SUCCESS, NTSTATUS, STATUS_ACCESS_DENIED, STATUS_BUFFER_TOO_SMALL, STATUS_INSUFFICIENT_RESOURCES, STATUS_INVALID_PARAMETER,
     STATUS_INVALID_OPLOCK_PROTOCOL, STATUS_OBJECT_NAME_COLLISION, STATUS_OBJECT_NAME_NOT_FOUND, STATUS_OPLOCK_BREAK_IN_PROGRESS,
     STATUS_OPLOCK_NOT_GRANTED, STATUS_SHARING_VIOLATION, STATUS_SUCCESS, errno_to_nt)
 from stackfs.cext.oplock cimport (
-    OPLOCK_OPEN_BREAK_H, OPLOCK_PARENT, FltCheckOplockEx, FltCurrentBatchOplock, FltCurrentOplockH, FltOplockBreakH, oplock_break_t,
-    oplock_check, oplock_check_open, oplock_open_break, oplock_operation_breaks, oplock_reserve, oplock_state)
+    OPLOCK_FLAG_COMPLETE_IF_OPLOCKED, OPLOCK_OPEN_BREAK_H, OPLOCK_PARENT, FltCheckOplockEx, FltCurrentBatchOplock,
+    FltCurrentOplockH, FltOplockBreakH, oplock_break_t, oplock_check, oplock_check_open, oplock_open_break,
+    oplock_operation_breaks, oplock_reserve, oplock_state)
 from stackfs.cext.pending cimport FltCompletePendedPreOperation
 from stackfs.cext.process cimport requestor_pid
 from stackfs.cext.requests cimport POLL_ALWAYS_READY
@@ -66,7 +68,7 @@ cdef extern from *:
     """
     int O_ACCMODE, O_RDONLY, O_WRONLY, O_RDWR, O_CREAT, O_EXCL, O_TRUNC
     int R_OK, W_OK, X_OK
-    unsigned S_IFREG
+    unsigned S_IFDIR, S_IFREG
     uint32_t POLLPRI
     unsigned RENAME_EXCHANGE
     int may_access(int fd, int mode) nogil
@@ -91,6 +93,7 @@ cdef enum:                               # change_name(): what has been waited f
     DELETE_OPENED
     DELETE_SHARED
     NAME_CHECKED
+    BELOW_TOLD
     TARGET_CHECKED
 
 
@@ -298,9 +301,53 @@ cdef int change_own_name(FLT_CALLBACK_DATA *data, stream_t *stream, naming_t *na
     return FltCheckOplockEx(&stream.oplock, data, 0, naming, change_name_again, NULL)
 
 
+cdef int break_below(FLT_CALLBACK_DATA *data, const node_t *directory, const node_t *other, bint waits, naming_t *naming) noexcept nogil:
+    """Breaks what lets its holder keep a file open, of every file in one of the two directories; waits: for the first that has
+    to acknowledge."""
+    cdef mounted_t *mounted = mounted_of(data)
+    cdef inode_table_t *nodes = nodes_of(mounted)
+    cdef stream_t *stream = next_active(mounted, NULL, False)
+    cdef int result
+    while stream != NULL:
+        if oplock_state(stream.oplock) and (
+                (directory != NULL and node_below(nodes, stream.node, directory)) or
+                (other != NULL and node_below(nodes, stream.node, other))):
+            result = FltCheckOplockEx(&stream.oplock, data, 0 if waits else OPLOCK_FLAG_COMPLETE_IF_OPLOCKED, naming,
+                                      change_name_again, NULL)
+            if result != FLT_PREOP_SUCCESS_WITH_CALLBACK:
+                stream_put(stream)
+                return result
+        stream = next_active(mounted, stream, False)
+    return FLT_PREOP_SUCCESS_WITH_CALLBACK
+
+
+cdef inline node_t *if_directory(node_t *node) noexcept nogil:
+    return node if node != NULL and node_type(node) == S_IFDIR else NULL
+
+
+cdef int change_names_below(FLT_CALLBACK_DATA *data, naming_t *naming) noexcept nogil:
+    """A rename of a directory, or two that change places: who holds a file open in it has it by another name then. All are told
+    before one is waited for; who comes meanwhile is found by the look that follows."""
+    cdef mounted_t *mounted = mounted_of(data)
+    cdef node_t *target = target_of(mounted, data)
+    cdef node_t *directory = if_directory(data.Iopb.TargetFileObject.Node)
+    cdef node_t *other = if_directory(target)
+    cdef int result = FLT_PREOP_SUCCESS_WITH_CALLBACK
+    if directory != NULL or other != NULL:
+        if naming.stage < BELOW_TOLD:
+            naming.stage = BELOW_TOLD
+            break_below(data, directory, other, False, naming)
+            data.IoStatus.Status = STATUS_SUCCESS
+        result = break_below(data, directory, other, True, naming)
+    if target != NULL:
+        node_put(nodes_of(mounted), target)
+    return result
+
+
 cdef int change_name(FLT_CALLBACK_DATA *data, naming_t *naming) noexcept nogil:
     """A file that loses its name was opened for that, so writes that are kept back are written first, and sharing is looked at
-    (A9.8). Then the name itself; then the file that the new name had. PENDING: `naming` is somebody else's."""
+    (A9.8). Then the name itself; then those of files below; then the file that the new name had. PENDING: `naming` is somebody
+    else's."""
     cdef mounted_t *mounted = mounted_of(data)
     cdef FILE_OBJECT *file = data.Iopb.TargetFileObject
     cdef uint32_t which = data.Iopb.Parameters.SetFile.FileInformationClass
@@ -315,6 +362,10 @@ cdef int change_name(FLT_CALLBACK_DATA *data, naming_t *naming) noexcept nogil:
             result = change_own_name(data, naming.changing.stream, naming)
     if result != FLT_PREOP_SUCCESS_WITH_CALLBACK or naming.stage == TARGET_CHECKED or not is_rename(which):
         return result
+    if naming.stage <= BELOW_TOLD:
+        result = change_names_below(data, naming)
+        if result != FLT_PREOP_SUCCESS_WITH_CALLBACK:
+            return result
     naming.stage = TARGET_CHECKED
     node = target_of(mounted, data)
     if node == NULL:
