@@ -140,9 +140,9 @@ cdef enum:
     LAST_NAME = -1
 cdef uint16_t name_of(inode_table_t *table, node_t *node, int index, char *buffer, node_t **parent) noexcept nogil
 # The same, its first name, when no descriptor of it is open.
+cdef uint16_t name_unless_open(inode_table_t *table, node_t *node, char *buffer, node_t **parent) noexcept nogil
 # Whether one of the node's names lies in that directory, at any depth.
 cdef bint node_below(inode_table_t *table, const node_t *node, const node_t *directory) noexcept nogil
-cdef uint16_t name_unless_open(inode_table_t *table, node_t *node, char *buffer, node_t **parent) noexcept nogil
 
 # Path from the volume's root, "/a/b", NUL-terminated, as the base names it; a deleted node's last path is followed by
 # " (deleted)". Returns its length, or -ENAMETOOLONG (the buffer then holds "").

@@ -989,16 +989,20 @@ cdef uint16_t name_of_locked(node_t *node, int index, char *buffer, node_t **par
 
 
 cdef bint node_below(inode_table_t *table, const node_t *node, const node_t *directory) noexcept nogil:
+    """Directories that are moved beside the mount may lie in each other here: no way is longer than there are nodes."""
     cdef const name_t *name
     cdef const node_t *above
     cdef bint below = False
+    cdef uint64_t steps
     pthread_mutex_lock(&table.mutex)
     name = NULL if node.deleted else node.names
     while name is not NULL and not below:
         above = name.parent
-        while above is not NULL and above is not directory:
+        steps = table.node_count
+        while above is not NULL and above is not directory and steps:
             above = NULL if above.names is NULL else above.names.parent
-        below = above is not NULL
+            steps -= 1
+        below = above is directory
         name = name.next
     pthread_mutex_unlock(&table.mutex)
     return below

@@ -492,6 +492,50 @@ def test_who_renames_a_directory_can_be_interrupted(place: Place, agents: Make, 
     assert (place.drive.mnt / "other/sub/file").exists()
 
 
+def test_a_rename_that_only_looks_like_one_of_a_directory_breaks_nothing_below(
+    place: Place, agents: Make, deep: Callable[[str], str]
+) -> None:
+    """A file's; one over a directory that is not empty, which fails; a hard link inside counts as below, though."""
+    mnt = str(place.drive.mnt)
+    holder, renamer = agents(), agents()
+    fd = held(holder, deep("top/file"), "RH")
+    deep("beside")
+    (place.drive.mnt / "empty").mkdir()
+    renamer.do(f"os.rename({mnt!r} + '/beside', {mnt!r} + '/beside2')")
+    assert renamer.fails(f"os.rename({mnt!r} + '/empty', {mnt!r} + '/top')") == ("OSError", errno.ENOTEMPTY)
+    assert holder.do(f"state({fd})")[:2] == ["RH", None]
+    linked = agents()
+    other = held(linked, deep("outside"), "RH")
+    renamer.begin(f"os.link({mnt!r} + '/outside', {mnt!r} + '/top/link')")
+    linked.do(f"told({other})")
+    linked.do(f"ack({other})")
+    renamer.answer()
+    linked.do(f"os.close({other})")
+    other = held(linked, repr(mnt + "/outside"), "RH")
+    renamer.begin(f"os.rename({mnt!r} + '/top', {mnt!r} + '/top3')")
+    for agent, each in ((holder, fd), (linked, other)):
+        assert agent.do(f"told({each})")[:2] == ["RH", "R"]
+        agent.do(f"ack({each})")
+    renamer.answer()
+
+
+def test_who_asks_while_a_directory_is_being_renamed_is_told_when_it_is_done(
+    place: Place, agents: Make, deep: Callable[[str], str]
+) -> None:
+    mnt = str(place.drive.mnt)
+    first, late, renamer = agents(), agents(), agents()
+    one, two = deep("top/one"), deep("top/two")
+    late_fd = late.do(f"os.open({two}, os.O_RDWR)")
+    fd = held(first, one, "RH")
+    renamer.begin(f"os.rename({mnt!r} + '/top', {mnt!r} + '/other')")
+    assert first.do(f"told({fd})")
+    late.do(f"hold({late_fd}, 'RH')")
+    assert renamer.waits()
+    first.do(f"ack({fd}, 'RH')")  # which is his right, and is not asked again
+    renamer.answer()
+    assert late.do(f"told({late_fd})")[:2] == ["RH", "R"]
+
+
 # ---- share modes -----------------------------------------------------------------------------------------------------
 
 

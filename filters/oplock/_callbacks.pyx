@@ -4,9 +4,9 @@ While nobody holds an oplock, READ and the lookups do not come here at all, and 
 pended by the package, and goes on in the thread of whoever acknowledges. Every callback runs on any thread, without the GIL.
 """
 
-from libc.errno cimport EACCES, EAGAIN, EBADF, EEXIST, EISDIR, EROFS
+from libc.errno cimport EACCES, EAGAIN, EBADF, EEXIST, EISDIR, ENOMEM, EROFS
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memset, strlen
 
 from stackfs.cext.callback_data cimport (
@@ -19,6 +19,7 @@ from stackfs.cext.callback_data cimport (
     IRP_MJ_FLUSH_BUFFERS, IRP_MJ_LOCK_CONTROL, IRP_MJ_QUERY_OPEN, IRP_MJ_READ, IRP_MJ_SET_INFORMATION, IRP_MJ_SET_SECURITY,
     IRP_MJ_WRITE, IRP_MN_LOCK, REQUESTOR, FileDispositionInformation, FileLinkInformation, FileRenameInformation,
     FileRenameInformationEx, node_t, statx_t)
+from stackfs.cext.contexts cimport FltReferenceContext
 from stackfs.cext.filter_io cimport FLTFL_IO_OPERATION_DO_NOT_UPDATE_BYTE_OFFSET, FltWriteFile
 from stackfs.cext.filter_names cimport FILE_CREATED, FILE_OPENED, FILE_OVERWRITTEN, FltClose, FltOpenFile, OBJECT_ATTRIBUTES, filter_query
 from stackfs.cext.impersonation cimport impersonate, revert_to_self
@@ -34,7 +35,7 @@ from stackfs.cext.ntstatus cimport (
     STATUS_INVALID_OPLOCK_PROTOCOL, STATUS_OBJECT_NAME_COLLISION, STATUS_OBJECT_NAME_NOT_FOUND, STATUS_OPLOCK_BREAK_IN_PROGRESS,
     STATUS_OPLOCK_NOT_GRANTED, STATUS_SHARING_VIOLATION, STATUS_SUCCESS, errno_to_nt)
 from stackfs.cext.oplock cimport (
-    OPLOCK_FLAG_COMPLETE_IF_OPLOCKED, OPLOCK_OPEN_BREAK_H, OPLOCK_PARENT, FltCheckOplockEx, FltCurrentBatchOplock,
+    OPLOCK_OPEN_BREAK_H, OPLOCK_PARENT, FltCheckOplockEx, FltCurrentBatchOplock,
     FltCurrentOplockH, FltOplockBreakH, oplock_break_t, oplock_check, oplock_check_open, oplock_open_break,
     oplock_operation_breaks, oplock_reserve, oplock_state)
 from stackfs.cext.pending cimport FltCompletePendedPreOperation
@@ -277,7 +278,24 @@ cdef bint excluded(stream_t *stream) noexcept nogil:
 
 cdef struct naming_t:                    # SET_INFORMATION of a name
     changing_t changing                  # first: post is given this
+    mounted_t *mounted
     int stage                            # what has been waited for
+    node_t *directories[2]               # that get another name: the renamed one, and the one it changes places with; or NULL
+    stream_t **below                     # files in them whose holders have been told and have to answer, each with a reference
+    uint32_t below_count, below_room
+    uint32_t below_waited                # of these, so many have been waited for
+
+
+cdef void naming_end(naming_t *naming) noexcept nogil:
+    cdef uint32_t i
+    if naming == NULL:
+        return
+    for i in range(naming.below_count):
+        stream_put(naming.below[i])
+    free(naming.below)
+    if naming.directories[1] != NULL:
+        node_put(nodes_of(naming.mounted), naming.directories[1])
+    changing_end(&naming.changing)
 
 
 cdef int change_own_name(FLT_CALLBACK_DATA *data, stream_t *stream, naming_t *naming) noexcept nogil:
@@ -301,47 +319,71 @@ cdef int change_own_name(FLT_CALLBACK_DATA *data, stream_t *stream, naming_t *na
     return FltCheckOplockEx(&stream.oplock, data, 0, naming, change_name_again, NULL)
 
 
-cdef int break_below(FLT_CALLBACK_DATA *data, const node_t *directory, const node_t *other, bint waits, naming_t *naming) noexcept nogil:
-    """Breaks what lets its holder keep a file open, of every file in one of the two directories; waits: for the first that has
-    to acknowledge."""
-    cdef mounted_t *mounted = mounted_of(data)
-    cdef inode_table_t *nodes = nodes_of(mounted)
-    cdef stream_t *stream = next_active(mounted, NULL, False)
-    cdef int result
+cdef bint keep_below(naming_t *naming, stream_t *stream) noexcept nogil:
+    """Takes the caller's reference. False: no memory."""
+    cdef stream_t **more
+    if naming.below_count == naming.below_room:
+        more = <stream_t **>realloc(naming.below, (naming.below_room * 2 + 16) * sizeof(stream_t *))
+        if more == NULL:
+            return False
+        naming.below = more
+        naming.below_room = naming.below_room * 2 + 16
+    naming.below[naming.below_count] = stream
+    naming.below_count += 1
+    return True
+
+
+cdef int break_below(FLT_CALLBACK_DATA *data, naming_t *naming, bint answers) noexcept nogil:
+    """Tells whoever keeps a file open in the directories that get another name. answers: keeps those that have to answer. An
+    errno."""
+    cdef inode_table_t *nodes = nodes_of(naming.mounted)
+    cdef stream_t *stream
+    cdef oplock_break_t what
+    oplock_operation_breaks(data, &what)
+    what.if_oplocked = 1
+    stream = next_active(naming.mounted, NULL, False)
     while stream != NULL:
         if oplock_state(stream.oplock) and (
-                (directory != NULL and node_below(nodes, stream.node, directory)) or
-                (other != NULL and node_below(nodes, stream.node, other))):
-            result = FltCheckOplockEx(&stream.oplock, data, 0 if waits else OPLOCK_FLAG_COMPLETE_IF_OPLOCKED, naming,
-                                      change_name_again, NULL)
-            if result != FLT_PREOP_SUCCESS_WITH_CALLBACK:
-                stream_put(stream)
-                return result
-        stream = next_active(mounted, stream, False)
-    return FLT_PREOP_SUCCESS_WITH_CALLBACK
-
-
-cdef inline node_t *if_directory(node_t *node) noexcept nogil:
-    return node if node != NULL and node_type(node) == S_IFDIR else NULL
+                (naming.directories[0] != NULL and node_below(nodes, stream.node, naming.directories[0])) or
+                (naming.directories[1] != NULL and node_below(nodes, stream.node, naming.directories[1]))):
+            if oplock_check(stream.oplock, &what, NULL) == STATUS_OPLOCK_BREAK_IN_PROGRESS and answers:
+                FltReferenceContext(stream)
+                if not keep_below(naming, stream):
+                    stream_put(stream)
+                    stream_put(stream)
+                    return ENOMEM
+        stream = next_active(naming.mounted, stream, False)
+    return 0
 
 
 cdef int change_names_below(FLT_CALLBACK_DATA *data, naming_t *naming) noexcept nogil:
-    """A rename of a directory, or two that change places: who holds a file open in it has it by another name then. All are told
-    before one is waited for; who comes meanwhile is found by the look that follows."""
-    cdef mounted_t *mounted = mounted_of(data)
-    cdef node_t *target = target_of(mounted, data)
-    cdef node_t *directory = if_directory(data.Iopb.TargetFileObject.Node)
-    cdef node_t *other = if_directory(target)
-    cdef int result = FLT_PREOP_SUCCESS_WITH_CALLBACK
-    if directory != NULL or other != NULL:
-        if naming.stage < BELOW_TOLD:
-            naming.stage = BELOW_TOLD
-            break_below(data, directory, other, False, naming)
-            data.IoStatus.Status = STATUS_SUCCESS
-        result = break_below(data, directory, other, True, naming)
-    if target != NULL:
-        node_put(nodes_of(mounted), target)
-    return result
+    """A directory is renamed, or changes places with something: whoever keeps a file below it open has it by another name then.
+    All are told before one is waited for; who comes meanwhile is told in post, and not waited for."""
+    cdef FILE_OBJECT *file = data.Iopb.TargetFileObject
+    cdef stream_t *stream
+    cdef node_t *target
+    cdef int result
+    if naming.stage < BELOW_TOLD:
+        naming.stage = BELOW_TOLD
+        if node_type(file.Node) == S_IFDIR:
+            naming.directories[0] = file.Node
+        if data.Iopb.Parameters.SetFile.Flags & RENAME_EXCHANGE:
+            target = target_of(naming.mounted, data)
+            if target != NULL and node_type(target) == S_IFDIR:
+                naming.directories[1] = target
+            elif target != NULL:
+                node_put(nodes_of(naming.mounted), target)
+        if naming.directories[0] == NULL and naming.directories[1] == NULL:
+            return FLT_PREOP_SUCCESS_WITH_CALLBACK
+        if break_below(data, naming, True):
+            return complete(data, STATUS_INSUFFICIENT_RESOURCES, 0)
+    while naming.below_waited < naming.below_count:
+        stream = naming.below[naming.below_waited]
+        naming.below_waited += 1
+        result = FltCheckOplockEx(&stream.oplock, data, 0, naming, change_name_again, NULL)
+        if result != FLT_PREOP_SUCCESS_WITH_CALLBACK:
+            return result
+    return FLT_PREOP_SUCCESS_WITH_CALLBACK
 
 
 cdef int change_name(FLT_CALLBACK_DATA *data, naming_t *naming) noexcept nogil:
@@ -386,7 +428,7 @@ cdef void change_name_again(FLT_CALLBACK_DATA *data, void *context) noexcept nog
     if result == FLT_PREOP_PENDING:
         return
     if result != FLT_PREOP_SUCCESS_WITH_CALLBACK:
-        changing_end(&naming.changing)
+        naming_end(naming)
         naming = NULL
     FltCompletePendedPreOperation(data, result, naming)
 
@@ -407,6 +449,7 @@ cdef int pre_set_information(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS 
     naming = <naming_t *>calloc(1, sizeof(naming_t))
     if naming == NULL:
         return complete(data, STATUS_INSUFFICIENT_RESOURCES, 0)
+    naming.mounted = mounted
     naming.changing.stream = stream_get(mounted, objects.FileObject.Node, False)
     if which != FileLinkInformation:
         naming.changing.directories[0] = cached_directory(mounted, objects.FileObject.Directory)
@@ -416,7 +459,7 @@ cdef int pre_set_information(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS 
     if result == FLT_PREOP_SUCCESS_WITH_CALLBACK:
         context[0] = naming
     elif result != FLT_PREOP_PENDING:
-        changing_end(&naming.changing)
+        naming_end(naming)
     return result
 
 
@@ -433,14 +476,16 @@ cdef void child_changed(stream_t *directory, const FILE_OBJECT *file) noexcept n
 
 cdef int post_set_information(FLT_CALLBACK_DATA *data, const FLT_RELATED_OBJECTS *objects, void *context, uint32_t flags) noexcept nogil:
     cdef uint32_t which = data.Iopb.Parameters.SetFile.FileInformationClass
-    cdef changing_t *changing = <changing_t *>context
+    cdef naming_t *naming = <naming_t *>context
     cdef int i
     if not is_rename(which) and which != FileDispositionInformation and which != FileLinkInformation:
         return post_change(data, objects, context, flags)
     if not flags and NT_SUCCESS(data.IoStatus.Status):
         for i in range(2):
-            child_changed(changing.directories[i], objects.FileObject)
-    changing_end(changing)
+            child_changed(naming.changing.directories[i], objects.FileObject)
+        if naming.directories[0] != NULL or naming.directories[1] != NULL:
+            break_below(data, naming, False)
+    naming_end(naming)
     return FLT_POSTOP_FINISHED_PROCESSING
 
 
