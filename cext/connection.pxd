@@ -3,6 +3,7 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from stackfs.cext.includes.pthread cimport pthread_cond_t, pthread_mutex_t, pthread_t
 from stackfs.cext.message_queue cimport queue_t
+from stackfs.cext.pending cimport device_calls_t
 from stackfs.cext.unique_set cimport unique_set_t
 
 cdef struct connection_t:
@@ -37,7 +38,6 @@ cdef void connection_end(connection_t *connection, int error) noexcept nogil
 cdef int admit(connection_t *connection, uint64_t unique) noexcept nogil
 # INTERRUPT: remembered until the request is answered. 0: no such request awaits an answer (yet).
 cdef int note_interrupt(connection_t *connection, uint64_t unique) noexcept nogil
-cdef int was_interrupted(void *connection, uint64_t unique) noexcept nogil
 # 1: the caller is the one who answers.
 cdef int take_open(connection_t *connection, uint64_t unique) noexcept nogil
 # Write an answer whose request was taken out, or was never admitted.
@@ -49,6 +49,8 @@ cdef void refuse_all(connection_t *connection) noexcept nogil
 # Queued for the notifier; -ENOMEM, or -ENODEV after the end.
 cdef int queue_notice(connection_t *connection, const char *data, uint32_t length) noexcept nogil
 cdef int notify_kernel(void *connection, const char *data, uint32_t length) noexcept nogil        # the same, for notices.pyx
+# What a volume asks of its device (pending.pxd); `connection` is a connection_t*.
+cdef const device_calls_t *connection_calls() noexcept nogil
 # How many have been queued; and, until so many are written: False: not within so many nanoseconds (-1: however long), or never.
 cdef uint64_t notices_queued(connection_t *connection) noexcept nogil
 cdef bint notices_settled(connection_t *connection, uint64_t target, int64_t limit) noexcept nogil

@@ -4,7 +4,8 @@ Each request that wants an answer is in `open` (under open_lock) from its readin
 answers it, so that no request is answered twice, and refuse_all() can answer all that are left. Those for which an
 INTERRUPT has come are in `interrupted` until then: who comes to hold one later, or to wait, looks there.
 
-Notifications are written by a thread of their own: the kernel makes them wait for locks that unanswered requests hold.
+Notifications are written by a thread of their own: the kernel makes most of them wait for locks that unanswered requests
+hold. Those that never wait (whoever polls looks again, attributes) may be written where they arise, and then overtake.
 (What nobody can help: killed by SIGKILL while such a notification waits, this process cannot end, /dev/fuse stays open,
 and callers hang until the mount is aborted, as root by `umount -f`. Names go by invalidate_all_entries where the kernel
 has it, attributes by a negative offset: neither takes a lock.)
@@ -200,6 +201,30 @@ cdef int notify_kernel(void *connection, const char *data, uint32_t length) noex
     return queue_notice(<connection_t *>connection, data, length)
 
 
+cdef void write_notice(connection_t *connection, const char *data, uint32_t length) noexcept nogil:
+    """ENOENT: the kernel does not have it cached. Any other error ends with the connection."""
+    while write(connection.fd, data, length) < 0 and errno == EINTR:
+        pass
+
+
+cdef int tell_kernel(void *connection, const char *data, uint32_t length) noexcept nogil:
+    cdef connection_t *to = <connection_t *>connection
+    if load_int(&to.ended):
+        return -ENODEV
+    write_notice(to, data, length)
+    return 0
+
+
+cdef device_calls_t calls
+calls.interrupted = was_interrupted
+calls.queue = notify_kernel
+calls.tell = tell_kernel
+
+
+cdef const device_calls_t *connection_calls() noexcept nogil:
+    return &calls
+
+
 cdef void *notifier_main(void *argument) noexcept nogil:
     cdef connection_t *connection = <connection_t *>argument
     cdef queued_t *entry
@@ -211,9 +236,7 @@ cdef void *notifier_main(void *argument) noexcept nogil:
             pthread_cond_wait(&connection.notify_changed, &connection.notify_lock)
             continue
         pthread_mutex_unlock(&connection.notify_lock)
-        # ENOENT: the kernel does not have it cached. Any other error ends with the connection.
-        while write(connection.fd, entry + 1, entry.length) < 0 and errno == EINTR:
-            pass
+        write_notice(connection, <const char *>(entry + 1), entry.length)
         free(entry)
         pthread_mutex_lock(&connection.notify_lock)
         connection.notices_written += 1

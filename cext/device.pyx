@@ -21,8 +21,8 @@ from posix.unistd cimport _SC_PAGESIZE, close, getpid, sysconf
 
 from stackfs.cext.backing cimport backing_t
 from stackfs.cext.connection cimport (
-    connection_end, connection_free, connection_init, connection_start, connection_stop_notifier, connection_t,
-    notices_queued, notices_settled, notify_kernel, queue_notice, refuse_all, was_interrupted)
+    connection_calls, connection_end, connection_free, connection_init, connection_start, connection_stop_notifier, connection_t,
+    notices_queued, notices_settled, notify_kernel, queue_notice, refuse_all)
 from stackfs.cext.includes.fuse_wire cimport *
 from stackfs.cext.irp_link cimport (
     SOCKET_OVERHEAD, irp_link_t, link_close, link_free, link_init, link_let_go, link_pair, link_pop, link_relay_now,
@@ -95,7 +95,7 @@ cdef void device_close(device_t *device) noexcept nogil:
     link_close(&device.link)
     if device.started:
         waits_settle(&device.waits)
-        holds_connect(device.waits.volume.holds, NULL, NULL, NULL)
+        holds_connect(device.waits.volume.holds, NULL, NULL)
     if device.readers.volume != NULL and device.readers.volume.backing != NULL:
         store_int(&(<backing_t *>device.readers.volume.backing).bypass.device, -1)
     close_fd(&device.connection.fd)
@@ -257,7 +257,7 @@ cdef class Device:
         cdef int error
         if device.started or device.closed:
             raise RuntimeError("a Device starts once")
-        holds_connect(self.volume.stack.volume.holds, was_interrupted, notify_kernel, &device.connection)
+        holds_connect(self.volume.stack.volume.holds, connection_calls(), &device.connection)
         device.readers.process = getpid()               # here, not earlier: the daemon may fork before
         device.started = 1
         error = device_start(device)

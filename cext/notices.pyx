@@ -1,7 +1,7 @@
 """What the kernel is told without having asked (notifications).
 
-A filter knows its volume, and the volume the device it is mounted by, if it is: the connection stands in the volume's holds_t,
-under whose lock it is used, so that a device that ends is let go of first.
+A filter knows its volume, and the volume the device it is mounted by, if it is: the connection stands in the volume's holds_t.
+It is used under that lock, or counted there while it writes, so that a device that ends is let go of first.
 """
 
 from libc.errno cimport EINVAL, ENODEV
@@ -11,9 +11,9 @@ from libc.string cimport memcpy, memset
 from stackfs.cext.includes.fuse_wire cimport (
     FUSE_EXPIRE_ONLY, FUSE_NOTIFY_INVAL_ENTRY, FUSE_NOTIFY_INVAL_INODE, FUSE_NOTIFY_POLL, fuse_notify_inval_entry_out,
     fuse_notify_inval_inode_out, fuse_notify_poll_wakeup_out, fuse_out_header)
-from stackfs.cext.includes.pthread cimport pthread_mutex_lock, pthread_mutex_unlock
+from stackfs.cext.includes.pthread cimport pthread_cond_broadcast, pthread_mutex_lock, pthread_mutex_unlock
 from stackfs.cext.inode_table cimport node_id
-from stackfs.cext.pending cimport holds_t
+from stackfs.cext.pending cimport device_calls_t, holds_t
 from stackfs.cext.stack cimport FLT_VOLUME
 
 cdef struct inode_notice_t:
@@ -59,8 +59,31 @@ cdef int to_device(void *volume, const char *data, uint32_t length) noexcept nog
     cdef holds_t *holds = (<FLT_VOLUME *>volume).holds
     cdef int error = -ENODEV
     pthread_mutex_lock(&holds.lock)
-    if holds.notify is not NULL:
-        error = holds.notify(holds.connection, data, length)
+    if holds.device is not NULL:
+        error = holds.device.queue(holds.connection, data, length)
+    pthread_mutex_unlock(&holds.lock)
+    return error
+
+
+cdef int through_device(void *volume, const char *data, uint32_t length) noexcept nogil:
+    """Of a kind that the kernel does not make wait."""
+    cdef holds_t *holds = (<FLT_VOLUME *>volume).holds
+    cdef const device_calls_t *device
+    cdef void *connection
+    cdef int error
+    pthread_mutex_lock(&holds.lock)
+    device = holds.device
+    connection = holds.connection
+    if device is NULL:
+        pthread_mutex_unlock(&holds.lock)
+        return -ENODEV
+    holds.telling += 1
+    pthread_mutex_unlock(&holds.lock)
+    error = device.tell(connection, data, length)
+    pthread_mutex_lock(&holds.lock)
+    holds.telling -= 1
+    if holds.telling == 0 and holds.device is NULL:
+        pthread_cond_broadcast(&holds.changed)
     pthread_mutex_unlock(&holds.lock)
     return error
 
@@ -71,7 +94,11 @@ cdef int volume_wake_poll(FLT_VOLUME *Volume, uint64_t Handle) noexcept nogil:
     notice.header.len = sizeof(notice)
     notice.header.error = FUSE_NOTIFY_POLL
     notice.body.kh = Handle
-    return to_device(Volume, <const char *>&notice, sizeof(notice))
+    return through_device(Volume, <const char *>&notice, sizeof(notice))
+
+
+cdef int volume_forget_attributes(FLT_VOLUME *Volume, const node_t *Node) noexcept nogil:
+    return notice_inode(through_device, Volume, node_id(Node), -1, 0)
 
 
 cdef int volume_forget_data(FLT_VOLUME *Volume, const node_t *Node, int64_t Offset, int64_t Length) noexcept nogil:

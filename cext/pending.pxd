@@ -28,25 +28,30 @@ cdef struct callback_frame_t:
     int irql
     callback_frame_t *outer
 
-ctypedef int (*interrupted_function)(void *context, uint64_t unique) noexcept nogil
 ctypedef int (*notify_function)(void *context, const char *data, uint32_t length) noexcept nogil       # notices.pyx
 
+# What a volume asks of the device it is mounted by (connection.pyx).
+cdef struct device_calls_t:
+    int (*interrupted)(void *connection, uint64_t unique) noexcept nogil       # has an INTERRUPT come for it?
+    notify_function queue                # a notification that the kernel may make wait
+    notify_function tell                 # one that it does not: it is written now
+
 cdef struct holds_t:
-    pthread_mutex_t lock                 # a leaf, but for `interrupted` and `notify`, which may take one more
+    pthread_mutex_t lock                 # a leaf, but for `device`, whose calls may take one more
     pthread_cond_t changed               # something was completed, or has gone on to its end
     operation_t *first                   # entered, by hold.next
     operation_t *last
     uint32_t count
     uint32_t stopped                     # parked, or gone on with and not yet at an end
-    interrupted_function interrupted     # has an INTERRUPT come for it? (connection.pyx); NULL: no device
-    notify_function notify               # queues a notification for the kernel; NULL: no device
-    void *connection
+    const device_calls_t *device         # NULL: none
+    void *connection                     # for its calls
+    uint32_t telling                     # how many threads are in device.tell, without the lock
     unique_set_t early                   # interrupted before they were held: requests made by hand
 
 cdef holds_t *holds_new() noexcept nogil
 cdef void holds_free(holds_t *holds) noexcept nogil
-cdef void holds_connect(holds_t *holds, interrupted_function interrupted, notify_function notify,
-                        void *connection) noexcept nogil                       # NULL: no more
+# NULL: no more, and nobody is in one of its calls.
+cdef void holds_connect(holds_t *holds, const device_calls_t *device, void *connection) noexcept nogil
 
 # The walk's side. operation_hold(): a callback keeps it; False: it has been completed already.
 cdef bint operation_hold(operation_t *op) noexcept nogil

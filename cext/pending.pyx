@@ -12,7 +12,7 @@ after somebody took it away. INTERRUPT may come before there is anything to canc
 request is answered, and whoever enters an operation here looks there, under the lock; whoever interrupts notes it there
 first, and then looks here.
 
-Nothing is called under the lock but `interrupted`. What an operation that nobody holds pays is one test at its end.
+Nothing is called under the lock but the device's calls that do not write. What an operation that nobody holds pays is one test at its end.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -55,11 +55,11 @@ cdef void holds_free(holds_t *holds) noexcept nogil:
     free(holds)
 
 
-cdef void holds_connect(holds_t *holds, interrupted_function interrupted, notify_function notify,
-                        void *connection) noexcept nogil:
+cdef void holds_connect(holds_t *holds, const device_calls_t *device, void *connection) noexcept nogil:
     pthread_mutex_lock(&holds.lock)
-    holds.interrupted = interrupted
-    holds.notify = notify
+    holds.device = device
+    while holds.telling:
+        pthread_cond_wait(&holds.changed, &holds.lock)
     holds.connection = connection
     pthread_mutex_unlock(&holds.lock)
 
@@ -111,7 +111,7 @@ cdef bint interrupted_locked(holds_t *holds, operation_t *op) noexcept nogil:
     """Sticky: it is asked for each operation that comes to be held."""
     cdef uint64_t unique = op.data.RequestNumber
     if not op.held & HOLD_CANCELLED and (unique_find(&holds.early, unique) or (
-            holds.interrupted != NULL and holds.interrupted(holds.connection, unique))):
+            holds.device != NULL and holds.device.interrupted(holds.connection, unique))):
         op.held |= HOLD_CANCELLED
     return op.held & HOLD_CANCELLED != 0
 

@@ -178,7 +178,7 @@ class Drive:
                 wrong.append(f"{self.mnt} does not unmount: {done.stderr}")
                 if self.pid and self.alive():
                     os.kill(self.pid, signal.SIGKILL)
-                subprocess.run(["umount", "-l", str(self.mnt)], capture_output=True, check=False)
+                subprocess.run(["umount", "-f", "-l", str(self.mnt)], capture_output=True, check=False)
         if self.pid:
             try:
                 self.wait_gone()

@@ -73,6 +73,14 @@ def begin_write(fd, data):
         os._exit(0)
     return child
 
+def begin_read(fd):
+    '''read(2) in a child, which has the open file too; its process.'''
+    child = os.fork()
+    if child == 0:
+        os.pread(fd, 100, 0)
+        os._exit(0)
+    return child
+
 def ended(child, seconds):
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -17,7 +17,7 @@ from typing import Any
 
 import oplock_rules as rules
 import pytest
-from conftest import ROOT, STACKFS, Drive, run
+from conftest import ROOT, STACKFS, Drive, filter_directory, run
 from oplock_agent import Agent, Failed, eventually
 
 from stackfs import oplock
@@ -388,6 +388,63 @@ def test_many_bytes_are_flushed(place: Place, agents: Make) -> None:
     fd = agent.do(place.opens("os.O_RDONLY"))
     agent.do(f"hold({fd}, 'RW', patience=1.0)")
     assert agent.fails(f"flush({fd}, b'x')") == ("OplockError", errno.EBADF)
+
+
+HOLDS_READS = """
+import os
+import trio
+from stackfs.api import *
+
+MANIFEST = {"name": "slow", "altitude": "385900", "group": "FSFilter Activity Monitor", "filter": "Slow"}
+
+class Slow(Filter):
+    operations = (Operation(IRP_MJ_READ, pre="pre"),)
+
+    async def pre(self, data, objects):
+        while data.path == "/slow" and os.path.exists(%r):
+            await trio.sleep(0.01)
+        return FLT_PREOP_SUCCESS_NO_CALLBACK
+"""
+
+
+@pytest.fixture
+def held_reads(tmp_path: Path) -> Iterator[Path]:
+    """While it is there, HOLDS_READS holds them."""
+    held = tmp_path / "reads are held"
+    held.touch()
+    yield held
+    held.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("option, flushed", [("cache=normal", "kept back by the holder"), ("exclusive", "FLUSHED")])
+def test_what_was_flushed_is_what_the_opener_reads(
+    drive: Callable[..., Drive], held_reads: Path, agents: Make, tmp_path: Path, lanes: str, option: str, flushed: str
+) -> None:
+    """Whatever the kernel has cached of the file, and also while it makes the daemon's notifications wait: here for a
+    page of another file, which a read that a filter holds has locked. Nor are other holders told later for it."""
+    filters = filter_directory(tmp_path, slow=HOLDS_READS % str(held_reads))
+    place = Place(drive(f"filterdir={filters}", "filter=oplock", "filter=slow", option))
+    (place.drive.src / "slow").write_bytes(b"slow")
+    slow = agents()
+    fd = slow.do(f"os.open({str(place.drive.mnt / 'slow')!r}, os.O_RDWR)")
+    slow.do(f"hold({fd}, 'RWH', patience=1.0)")
+    child = slow.do(f"begin_read({fd})")
+    assert not slow.do(f"ended({child}, 0.2)")
+    slow.do(f"flush({fd}, b'SLOW')")
+    holder, opener = agents(), agents()
+    read = f"os.read({place.open}, 100).decode()"
+    opener.do(f"pathlib.Path({str(place.file)!r}).read_bytes()")
+    kept = holder_of(holder, place, "RWH")
+    opener.do(f"os.stat({str(place.file)!r})")
+    opener.begin(read)
+    assert holder.do(f"told({kept})") == ["RWH", "RH", True, False, False]
+    holder.do(f"flush({kept}, {flushed.encode()!r})")
+    holder.do(f"ack({kept})")
+    assert opener.answer() == flushed
+    assert not slow.do(f"ended({child}, 0.05)")
+    held_reads.unlink()
+    assert slow.do(f"ended({child}, 5)")
+    assert slow.do(f"os.pread({fd}, 100, 0).decode()") == "SLOW"
 
 
 # ---- directories above an open file ----------------------------------------------------------------------------------

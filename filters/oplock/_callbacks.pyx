@@ -29,7 +29,7 @@ from stackfs.cext.includes.pthread cimport pthread_mutex_lock, pthread_mutex_unl
 from stackfs.cext.inode_table cimport (
     identify, identity_t, inode_table_t, make_id, node_below, node_close, node_get, node_hold, node_open, node_put,
     node_type)
-from stackfs.cext.notices cimport volume_forget_data
+from stackfs.cext.notices cimport volume_forget_attributes, volume_forget_data
 from stackfs.cext.ntstatus cimport (
     NT_SUCCESS, NTSTATUS, STATUS_ACCESS_DENIED, STATUS_BUFFER_TOO_SMALL, STATUS_INSUFFICIENT_RESOURCES, STATUS_INVALID_PARAMETER,
     STATUS_INVALID_OPLOCK_PROTOCOL, STATUS_OBJECT_NAME_COLLISION, STATUS_OBJECT_NAME_NOT_FOUND, STATUS_OPLOCK_BREAK_IN_PROGRESS,
@@ -858,6 +858,14 @@ cdef int control_create(FLT_CALLBACK_DATA *data) noexcept nogil:
     return control_open(data, opening)
 
 
+cdef void forget(mounted_t *mounted, const node_t *node, int64_t offset, int64_t length) noexcept nogil:
+    """What the kernel keeps of a file that was changed below: its attributes at once, before whoever waits for the change
+    goes on (the next read then sees that size or time are others, and drops the pages); its pages when reads that wait for the
+    same allow it."""
+    volume_forget_attributes(mounted.instance.Related.Volume, node)
+    volume_forget_data(mounted.instance.Related.Volume, node, offset, length)
+
+
 cdef int control_open(FLT_CALLBACK_DATA *data, opening_t *opening) noexcept nogil:
     """Nothing stands in the way any more: it is opened, and has its oplock. FLT_PREOP_COMPLETE."""
     cdef mounted_t *mounted = mounted_of(data)
@@ -878,7 +886,7 @@ cdef int control_open(FLT_CALLBACK_DATA *data, opening_t *opening) noexcept nogi
         status = FltOpenFile(mounted.instance, &truncated, &what, <uint32_t>(O_WRONLY | O_TRUNC), 0, NULL)
         if NT_SUCCESS(status):
             FltClose(mounted.instance, truncated)
-            volume_forget_data(mounted.instance.Related.Volume, stream.node, 0, 0)
+            forget(mounted, stream.node, 0, 0)
     if NT_SUCCESS(status) and not random_bytes(digits, sizeof(digits)):
         status = STATUS_INSUFFICIENT_RESOURCES
     if not NT_SUCCESS(status):
@@ -1015,7 +1023,7 @@ cdef NTSTATUS control_write(FLT_CALLBACK_DATA *data, open_t *open) noexcept nogi
         if put == 0:
             return STATUS_INSUFFICIENT_RESOURCES
         done += put
-    volume_forget_data(mounted.instance.Related.Volume, file.Node, <int64_t>asked.offset, asked.length)
+    forget(mounted, file.Node, <int64_t>asked.offset, asked.length)
     return STATUS_SUCCESS
 
 
