@@ -27,6 +27,7 @@ ctypedef struct volume_keys_t:
     uint8_t names[64]
     uint8_t values[64]
     uint8_t id[16]                       # the volume's
+    void *names_keyed[2]                 # contexts that have the names' key, to be copied: for decrypting, for encrypting
 
 ctypedef struct file_keys_t:
     uint8_t block[64]

@@ -235,10 +235,25 @@ cdef int siv_decrypt(const uint8_t *key, const bytes_t *associated, int count, c
 
 # Keys ------------------------------------------------------------------------------------------------------------------
 
+cdef void *siv_context(const uint8_t *key, bint encrypt) noexcept nogil:
+    """For siv_keyed(); NULL: no memory."""
+    cdef EVP_CIPHER_CTX *ctx = EVP_CIPHER_CTX_new()
+    if ctx != NULL and EVP_CipherInit_ex2(ctx, aes_siv, key, NULL, encrypt, NULL) != 1:
+        EVP_CIPHER_CTX_free(ctx)
+        ERR_clear_error()
+        return NULL
+    return ctx
+
+
 cdef int derive_volume_keys(volume_keys_t *keys) noexcept nogil:
     cdef int error = hkdf_of(keys.master, 32, keys.id, IV, b"stackfs encryption 1 volume", 27, keys.volume, 32)
+    cdef int encrypt
     error = error or hkdf_of(keys.master, 32, keys.id, IV, b"stackfs encryption 1 names", 26, keys.names, 64)
     error = error or hkdf_of(keys.master, 32, keys.id, IV, b"stackfs encryption 1 values", 27, keys.values, 64)
+    for encrypt in range(2):
+        if error == 0 and keys.names_keyed[encrypt] == NULL:
+            keys.names_keyed[encrypt] = siv_context(keys.names, encrypt)
+            error = 0 if keys.names_keyed[encrypt] != NULL else -ENOMEM
     return error or hkdf_of(keys.master, 32, keys.id, IV, b"stackfs encryption 1 directories", 32, keys.directories, 32)
 
 
@@ -614,7 +629,7 @@ cdef int name_cipher(const volume_keys_t *keys, const uint8_t *iv, const char *n
     memset(padded, 0, sizeof(padded))
     memcpy(padded, name, length)
     associated.data, associated.length = iv, IV
-    error = siv_encrypt(keys.names, &associated, 1, padded, size, text)
+    error = siv_keyed(<EVP_CIPHER_CTX *>keys.names_keyed[True], &associated, 1, padded, size, text, text + TAG, True)
     return error or <int>(size + TAG)
 
 
@@ -654,7 +669,8 @@ cdef int name_decipher(const volume_keys_t *keys, const uint8_t *iv, const uint8
         return -EBADMSG
     associated.data, associated.length = iv, IV
     memset(name, 0, NAME_ROOM)
-    error = siv_decrypt(keys.names, &associated, 1, text, length, <uint8_t *>name)
+    error = siv_keyed(<EVP_CIPHER_CTX *>keys.names_keyed[False], &associated, 1, text + TAG, length - TAG, <uint8_t *>text,
+                      <uint8_t *>name, False)
     if error:
         return error
     size = padded
@@ -822,6 +838,10 @@ cdef class VolumeKeys:
         raised(derive_volume_keys(self.keys))
 
     def __dealloc__(self):
+        cdef int encrypt
+        if self.keys != NULL:
+            for encrypt in range(2):
+                EVP_CIPHER_CTX_free(<EVP_CIPHER_CTX *>self.keys.names_keyed[encrypt])
         secret_free(self.keys)
 
     @property
