@@ -19,6 +19,7 @@ cdef struct backing_t:
     int reflink                          # 0: the backing filesystem cannot share extents
     bypass_t *bypass
     uint32_t device                      # the root's: inode numbers of other devices are told apart
+    int close_tells                      # 0: on the root's device close(2) has never an error to report
     int sync_all                         # -o sync
     int checks                           # permissions=stack: system calls are made with the caller's rights
     void *coherence                      # coherence_t* (coherence.pyx), owned; NULL: coherence=none

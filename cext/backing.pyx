@@ -99,6 +99,17 @@ cdef extern from *:
         struct statfs about;
         return fstatfs(fd, &about) == 0 && (about.f_type == TMPFS_MAGIC || about.f_type == RAMFS_MAGIC);
     }
+    /* These have no `flush`: a disk or quota that is full is told by write(2) or fsync(2). Network filesystems tell it at
+       close(2), and what lies on others (FUSE, overlayfs) may have to pass it on. */
+    static inline int stackfs_close_tells(int fd) {
+        struct statfs about;
+        if (fstatfs(fd, &about) != 0) return 1;
+        switch ((unsigned)about.f_type) {
+        case EXT4_SUPER_MAGIC: case XFS_SUPER_MAGIC: case BTRFS_SUPER_MAGIC: case F2FS_SUPER_MAGIC: case TMPFS_MAGIC: case RAMFS_MAGIC:
+            return 0;
+        }
+        return 1;
+    }
     static inline ssize_t stackfs_append(int fd, const void *buffer, size_t size) {
         struct iovec vector = {(void *)buffer, size};
         return pwritev2(fd, &vector, 1, 0, RWF_APPEND);
@@ -124,6 +135,7 @@ cdef extern from *:
     const char *VOLUME_MARK
     size_t VOLUME_MARK_LENGTH
     bint stackfs_in_memory(int fd) nogil
+    bint stackfs_close_tells(int fd) nogil
     int openat(int directory, const char *path, int flags, ...) nogil
     int open(const char *path, int flags, ...) nogil
     int close(int fd) nogil
@@ -188,6 +200,7 @@ cdef backing_t *backing_new(int root_fd, uint32_t descriptor_limit, int checks) 
         return NULL
     identify(&found, &what)
     backing.device = what.device
+    backing.close_tells = stackfs_close_tells(root_fd)
     backing.checks = checks
     backing.special = BACKING_CHECKS if checks else 0
     backing.bypass = bypass_new()

@@ -1031,6 +1031,11 @@ cdef void put_handle(backing_t *backing, handle_t *handle) noexcept nogil:
     handle_free(backing.handles, handle)
 
 
+cdef inline bint close_tells(const backing_t *backing, const node_t *node) noexcept nogil:
+    """May close(2) of the backing file have an error to report?"""
+    return backing.close_tells or node.device != backing.device
+
+
 cdef void choose_mode(vfs_request_t *request, backing_t *backing) noexcept nogil:
     """How the kernel shall treat an open file: bypassed, past the page cache, or through it."""
     cdef bypass_answer_t mode
@@ -1049,8 +1054,9 @@ cdef void choose_mode(vfs_request_t *request, backing_t *backing) noexcept nogil
         request.out_open_flags = FOPEN_KEEP_CACHE
     if request.out_open_flags & FOPEN_DIRECT_IO:
         request.out_open_flags |= FOPEN_PARALLEL_DIRECT_WRITES       # the backing file's own lock orders them
-    if flags & <uint32_t>O_ACCMODE == <uint32_t>O_RDONLY and not request.volume.locks:
-        request.out_open_flags |= FOPEN_NOFLUSH                      # nothing of it can be kept back, no lock ends
+    if not request.volume.locks and (flags & <uint32_t>O_ACCMODE == <uint32_t>O_RDONLY or (
+            not request.volume.writeback and not close_tells(backing, request.file.Node))):
+        request.out_open_flags |= FOPEN_NOFLUSH                      # no lock ends at its close(2), and nothing can come of it
 
 
 cdef bint is_bypassed(node_t *node) noexcept nogil:
@@ -1150,7 +1156,7 @@ cdef int finish(vfs_request_t *request) noexcept nogil:
                              <int64_t>request.arguments.offset, <int64_t>request.arguments.size)
         elif opcode == FLUSH:
             locks_drop(backing.locks, request.file.Node, request.arguments.lock_owner, True)
-            if request.error == 0:
+            if request.error == 0 and close_tells(backing, request.file.Node):
                 request.error = flush_below(request.file.fd)
         put_handle(backing, request.handle)
         request.handle = NULL

@@ -149,11 +149,13 @@ def test_a_handle_that_is_none(locking: Locking, opcode: int) -> None:
     assert locking.wire.device.in_flight == 0
 
 
+@pytest.mark.parametrize("mode", [os.O_RDONLY, os.O_WRONLY, os.O_RDWR])
 @pytest.mark.parametrize("stack_locks", [True, False])
-def test_close_reaches_us_where_it_ends_locks(tmp_path: Path, stack_locks: bool) -> None:
+def test_close_reaches_us_where_it_ends_locks(tmp_path: Path, stack_locks: bool, mode: int) -> None:
+    """And not otherwise: the filesystem of tmp_path is a plain one, with nothing to tell at a close(2)."""
     made = Locking(tmp_path, "auto", stack_locks)
     assert (made.wire.device.negotiated & (POSIX_LOCKS | FLOCK_LOCKS) != 0) == stack_locks
-    error, body = made.wire.ask(message(OPEN, 4, made.node, struct.pack("<II", os.O_RDONLY, 0), uid=0, gid=0))
+    error, body = made.wire.ask(message(OPEN, 4, made.node, struct.pack("<II", mode, 0), uid=0, gid=0))
     assert error == 0
     fh, flags = struct.unpack_from("<QI", body)
     assert (flags & NOFLUSH == 0) == stack_locks

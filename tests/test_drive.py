@@ -337,3 +337,40 @@ def test_a_mount_waits_for_its_instances(
     assert done.returncode != 0 and words in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
     assert not is_mounted(made.mnt)
     made.expected_log.append(words)
+
+
+REFUSES_CLOSE = """
+import errno, sys
+from stackfs.benchmarks import plain_pyfuse3
+
+class Full(plain_pyfuse3.PlainFilesystem):
+    async def flush(self, fh):
+        raise plain_pyfuse3.FUSEError(errno.EDQUOT)
+
+plain_pyfuse3.PlainFilesystem = Full
+plain_pyfuse3.main()
+"""
+
+
+def test_what_the_backing_filesystem_says_at_close_is_what_close_says(
+    drive: Callable[..., Drive], tmp_path: Path, lanes: str
+) -> None:
+    """As one that is on the network does when a quota is used up: only the writer's close(2) can say so."""
+    made = drive(mount=False)
+    (tmp_path / "source").mkdir()
+    with subprocess.Popen([sys.executable, "-c", REFUSES_CLOSE, tmp_path / "source", made.src]) as below:
+        try:
+            end = time.monotonic() + 20
+            while not is_mounted(made.src):
+                assert below.poll() is None and time.monotonic() < end
+                time.sleep(0.02)
+            made.mount(f"lanes={lanes}")
+            fd = os.open(made.mnt / "file", os.O_CREAT | os.O_WRONLY)
+            assert os.write(fd, b"data") == 4
+            with pytest.raises(OSError) as refused:
+                os.close(fd)
+            assert refused.value.errno == errno.EDQUOT
+            made.umount()
+        finally:
+            run("umount", "-f", "-l", made.src, check=False)
+            below.kill()
