@@ -37,7 +37,8 @@ from stackfs.cext.callback_data cimport (
     READ_WRITE_PARAMETERS, REQUESTOR, SECURITY_PARAMETERS, SET_FILE_PARAMETERS, FileAllocationInformation,
     FileBasicInformation, FileDispositionInformation, FileEndOfFileInformation, FileLinkInformation,
     FilePositionInformation, lock_range_t, node_t, statx_t)
-from stackfs.cext.coherence cimport coherence_free, coherence_open_waits, coherence_own_open, coherence_t, coherence_watch
+from stackfs.cext.coherence cimport (
+    coherence_free, coherence_open_waits, coherence_own_open, coherence_own_opened, coherence_t, coherence_watch)
 from stackfs.cext.credentials cimport add_group, assume, credentials_t, drop_fsetid, restore
 from stackfs.cext.extents cimport extent_allocate, extent_copy, extent_mode_zeroes, extent_seek
 from stackfs.cext.file_flags cimport file_flags, is_file_flags
@@ -50,10 +51,11 @@ from stackfs.cext.inode_table cimport (
     name_removed, name_unless_open, name_unpin, names_linked, node_close, node_found, node_is, node_open, node_put, node_type,
     node_unnamed, table_free, table_new)
 from stackfs.cext.locks cimport (
-    lock_file, lock_owner_get, lock_owner_opened, lock_owner_put, lock_owner_t, lock_query, lock_range_of, lock_set, lock_wait_t,
+    lock_enter, lock_file, lock_owner_get, lock_owner_opened, lock_owner_put, lock_owner_t, lock_query, lock_range_of, lock_set, lock_wait_t,
     locks_drop, locks_free, locks_generation, locks_new)
 from stackfs.cext.reparse_point cimport reparse_point_control
 from stackfs.cext.ntstatus cimport NT_SUCCESS, STATUS_INVALID_DEVICE_REQUEST, STATUS_SUCCESS, errno_to_nt
+from stackfs.cext.pending cimport FltIsIoCanceled
 from stackfs.cext.process cimport requestor_in_group
 from stackfs.cext.requests cimport POLL_ALWAYS_READY, vfs_request_t
 from stackfs.cext.stack cimport about_to_wait, is_notice, operation_hidden_from, operation_t
@@ -411,6 +413,8 @@ cdef int open_node(backing_t *backing, node_t *node, int flags) noexcept nogil:
             break
     if opened < 0:
         opened = -error
+    if backing.coherence is not NULL and flags & (O_ACCMODE | O_TRUNC) and opened != -EAGAIN:
+        coherence_own_opened(<coherence_t *>backing.coherence, node)
     node_close(backing.nodes, node)
     return opened
 
@@ -418,14 +422,13 @@ cdef int open_node(backing_t *backing, node_t *node, int flags) noexcept nogil:
 cdef int wait_for_lease(backing_t *backing, vfs_request_t *request, operation_t *op, node_t *node) noexcept nogil:
     """An open got -EAGAIN: it waits until the lease is broken, without a thread, as for a lock. What the operation is to return."""
     cdef lock_wait_t *waiting = &request.waiting
-    if load_int(&waiting.cancelled):
+    lock_enter(backing.locks, waiting, request.unique)   # found there by an INTERRUPT from here on; and was there one before?
+    if load_int(&waiting.cancelled) or FltIsIoCanceled(&op.data):
         return -EINTR
     if waiting.error:
         return -waiting.error
     waiting.node = node
     waiting.lease = 1
-    if not waiting.entered:
-        waiting.unique = request.unique
     waiting.generation = locks_generation(backing.locks)
     waiting.wanted = 1
     op.would_block = 2

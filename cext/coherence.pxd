@@ -99,6 +99,7 @@ cdef void coherence_released(coherence_t *coherence, node_t *node, uint32_t flag
 cdef void coherence_passed(coherence_t *coherence, node_t *node, uint32_t before, int64_t offset, int64_t length) noexcept nogil
 # We are about to open it for writing ourselves: the break that follows is nobody else's. And: it has to wait for a lease.
 cdef void coherence_own_open(coherence_t *coherence, node_t *node) noexcept nogil
+cdef void coherence_own_opened(coherence_t *coherence, node_t *node) noexcept nogil   # and are done with it; not: it has to wait
 cdef void coherence_open_waits(coherence_t *coherence) noexcept nogil
 # Before something is looked up in a directory. True: its changes will be noticed from here on.
 cdef bint coherence_watch(coherence_t *coherence, node_t *directory, int fd) noexcept nogil

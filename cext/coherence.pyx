@@ -35,13 +35,14 @@ from cpython.object cimport PyObject
 
 from stackfs.cext.backing cimport backing_t
 from stackfs.cext.callback_data cimport FILE_OBJECT, FO_COHERENT, statx_t
-from stackfs.cext.connection cimport connection_t, notices_queued, notices_settled
+from stackfs.cext.connection cimport connection_t
 from stackfs.cext.impersonation cimport revert_to_self
 from stackfs.cext.inode_table cimport (
     descriptors_shed, inode_table_t, make_id, name_holder, node_close, node_get, node_hold, node_id, node_lookups, node_open,
     node_pin, node_put, node_stray, node_t, node_watched)
 from stackfs.cext.locks cimport locks_retry_leases
 from stackfs.cext.notices cimport volume_forget_data, volume_forget_name
+from stackfs.cext.notifiers cimport notices_queued, notices_settled
 from stackfs.cext.pending cimport holds_t
 from stackfs.cext.python_requests cimport Volume
 from stackfs.cext.stack cimport FLT_VOLUME
@@ -480,8 +481,8 @@ cdef node_t *make_room_locked(coherence_t *coherence) noexcept nogil:
     cdef lease_t *lease = coherence.oldest
     if coherence.lease_count < coherence.lease_limit:
         return NULL
-    while lease is not NULL and (lease.opens or lease.breaking):
-        lease = lease.newer
+    while lease is not NULL and (lease.opens or lease.breaking or load_uint(&lease.node.plain_opens)):
+        lease = lease.newer              # opened when there was no room: the page cache has what that open reads, too
     if lease is NULL:
         return NULL
     coherence.evicted += 1
@@ -574,12 +575,16 @@ cdef void try_soon(coherence_t *coherence, node_t *node, int64_t now) noexcept n
 
 
 cdef void coherence_passed(coherence_t *coherence, node_t *node, uint32_t before, int64_t offset, int64_t length) noexcept nogil:
-    cdef lease_t *lease = <lease_t *>node.lease
+    cdef lease_t *lease
+    cdef bint read
     if before and load_uint(&node.leased) == before:
         return
-    if lease is not NULL and lease.readers == 0:
-        return                           # nobody could read what is kept, and who opens it to read finds nothing kept
-    volume_forget_data(coherence.volume, node, offset, length)
+    pthread_mutex_lock(&coherence.mutex)
+    lease = <lease_t *>node.lease        # not all opens need be counted there: some came when there was no room
+    read = lease is NULL or lease.readers or lease.opens < load_uint(&node.plain_opens)
+    pthread_mutex_unlock(&coherence.mutex)
+    if read:                             # else nobody could read what is kept, and who opens it to read finds nothing kept
+        volume_forget_data(coherence.volume, node, offset, length)
 
 
 cdef void coherence_own_open(coherence_t *coherence, node_t *node) noexcept nogil:
@@ -590,6 +595,15 @@ cdef void coherence_own_open(coherence_t *coherence, node_t *node) noexcept nogi
     lease = <lease_t *>node.lease
     if lease is not NULL:
         lease.own_until = monotonic_time() + OWN_OPEN
+    pthread_mutex_unlock(&coherence.mutex)
+
+
+cdef void coherence_own_opened(coherence_t *coherence, node_t *node) noexcept nogil:
+    cdef lease_t *lease
+    pthread_mutex_lock(&coherence.mutex)
+    lease = <lease_t *>node.lease
+    if lease is not NULL:
+        lease.own_until = 0
     pthread_mutex_unlock(&coherence.mutex)
 
 
@@ -634,7 +648,7 @@ cdef void settle_breaks(coherence_t *coherence, int64_t now) noexcept nogil:
     cdef lease_t *lease
     cdef node_t *gone
     cdef connection_t *connection = <connection_t *>coherence.connection
-    cdef uint64_t first = 0
+    cdef uint64_t nodeid = 0, told = 0
     cdef bint own
     if coherence.breaking == 0:
         return
@@ -657,18 +671,19 @@ cdef void settle_breaks(coherence_t *coherence, int64_t now) noexcept nogil:
         if lease.breaking == 2 and (load_int(&lease.asked) <= 0 or now - lease.since > <int64_t>FOREIGN_LIMIT * 1000 * MILLISECOND):
             lease.breaking = 3
             volume_forget_data(coherence.volume, lease.node, 0, 0)
-            lease.told = 0 if connection is NULL else notices_queued(connection)
-        if lease.breaking == 3 and (first == 0 or lease.told < first):
-            first = lease.told
+            lease.told = 0 if connection is NULL else notices_queued(&connection.notifiers, node_id(lease.node))
+        if lease.breaking == 3:
+            nodeid, told = node_id(lease.node), lease.told
         lease = lease.older
     pthread_mutex_unlock(&coherence.mutex)
-    if connection is not NULL:
-        notices_settled(connection, first, FLUSH)
+    if connection is not NULL and nodeid:
+        notices_settled(&connection.notifiers, nodeid, told, FLUSH)
     while True:
         gone = NULL
         pthread_mutex_lock(&coherence.mutex)
         lease = coherence.newest
-        while lease is not NULL and not (lease.breaking == 3 and (connection is NULL or notices_settled(connection, lease.told, 0))):
+        while lease is not NULL and not (lease.breaking == 3 and (
+                connection is NULL or notices_settled(&connection.notifiers, node_id(lease.node), lease.told, 0))):
             lease = lease.older
         if lease is not NULL:
             lease.breaking = 0
@@ -707,8 +722,10 @@ cdef void take_signals(coherence_t *coherence, int64_t now) noexcept nogil:
 cdef void retry_leases(coherence_t *coherence, int64_t now) noexcept nogil:
     cdef lease_t *lease
     pthread_mutex_lock(&coherence.mutex)
-    coherence.next_try = 0
-    lease = coherence.newest
+    lease = NULL
+    if coherence.next_try and coherence.next_try <= now:
+        coherence.next_try = 0
+        lease = coherence.newest
     while lease is not NULL:
         if lease.next_try and lease.next_try <= now:
             try_locked(coherence, lease, now)
@@ -754,22 +771,27 @@ cdef watch_t *find_locked(coherence_t *coherence, const watch_key_t *key) noexce
 cdef bint coherence_watch(coherence_t *coherence, node_t *directory, int fd) noexcept nogil:
     cdef watch_key_t key
     cdef watch_t *watch
+    cdef bint free_to_watch, watched
     cdef int error
     if directory.watch is not NULL:
         return True
     if coherence.notify < 0 or load_int(&coherence.thread_id) == 0 or coherence.long_timeout <= coherence.short_timeout or \
             directory.strayed == UNWATCHABLE:
         return False
-    error = stackfs_watch_key(fd, &key) if coherence.watch_count < coherence.watch_limit else ENOSPC
-    if error == 0 and stackfs_mark(coherence.notify, fd, 1) != 0:
-        error = errno
+    error = stackfs_watch_key(fd, &key)
     watch = NULL if error else <watch_t *>calloc(1, cython.sizeof(watch_t))
     pthread_mutex_lock(&coherence.mutex)
-    if watch is NULL:
+    # An inode has one mark: who is forgotten takes it off under the same lock, with its entry (unwatch).
+    free_to_watch = watch is not NULL and directory.watch is NULL and find_locked(coherence, &key) is NULL
+    if free_to_watch and coherence.watch_count >= coherence.watch_limit:
+        error = ENOSPC
+    elif free_to_watch and stackfs_mark(coherence.notify, fd, 1) != 0:
+        error = errno
+    if watch is NULL or error:
         directory.strayed = UNWATCHABLE  # until it is looked up again
         coherence.unwatched += 1
         coherence.watch_error = error
-    elif directory.watch is NULL and find_locked(coherence, &key) is NULL:
+    elif free_to_watch:
         watch.key = key
         watch.node = directory
         watch.next = bucket_locked(coherence, &key)[0]
@@ -778,9 +800,10 @@ cdef bint coherence_watch(coherence_t *coherence, node_t *directory, int fd) noe
         node_pin(nodes_of(coherence), directory)
         directory.watch = watch
         watch = NULL
+    watched = directory.watch is not NULL
     pthread_mutex_unlock(&coherence.mutex)
     free(watch)
-    return directory.watch is not NULL
+    return watched
 
 
 cdef void unwatch(void *context, node_t *node) noexcept nogil:
@@ -788,9 +811,9 @@ cdef void unwatch(void *context, node_t *node) noexcept nogil:
     cdef coherence_t *coherence = <coherence_t *>context
     cdef watch_t *watch
     cdef watch_t **link
+    pthread_mutex_lock(&coherence.mutex)
     if node.fd >= 0 and coherence.notify >= 0:
         stackfs_mark(coherence.notify, node.fd, 0)
-    pthread_mutex_lock(&coherence.mutex)
     watch = <watch_t *>node.watch
     link = bucket_locked(coherence, &watch.key)
     while link[0] is not watch:
@@ -926,7 +949,9 @@ cdef void take_events(coherence_t *coherence, char *buffer, int64_t now) noexcep
         taken = stackfs_event(buffer + at, <size_t>got - at, &noticed)
         at += taken
         if noticed.overflow:
+            pthread_mutex_lock(&coherence.mutex)
             coherence.overflows += 1
+            pthread_mutex_unlock(&coherence.mutex)
             tell(coherence, NULL, FOREIGN_ALL, NULL, 0, NULL)
             eventfd_write(coherence.overflow_event, 1)
         elif taken and noticed.pid != own and noticed.name is not NULL:
@@ -1012,8 +1037,7 @@ cdef void *coherence_main(void *argument) noexcept nogil:
         if fds[2].revents:
             take_events(coherence, buffer, now)
         settle_events(coherence, now)
-        if coherence.next_try and coherence.next_try <= now:
-            retry_leases(coherence, now)
+        retry_leases(coherence, now)
         if coherence.next_sweep <= now:
             coherence.next_sweep = now + SWEEP
             sweep(coherence)
@@ -1172,9 +1196,15 @@ cdef class Coherence:
 
     def off_change(self, listener):
         cdef coherence_t *coherence = self.live()
+        cdef PyObject *held
+        cdef int place
+        if load_int(&coherence.thread_id) == gettid():
+            raise RuntimeError("a listener takes nobody off: it would wait for itself")
+        place = self.listeners.index(listener)           # equal to it, as one bound method is to another of the same
+        held = <PyObject *>self.listeners[place]
         with nogil:
-            coherence_off_change(coherence.volume, call_python, <PyObject *>listener)
-        self.listeners.remove(listener)
+            coherence_off_change(coherence.volume, call_python, held)
+        del self.listeners[place]
 
     def settled(self, uint64_t nodeid):
         cdef coherence_t *coherence = self.live()

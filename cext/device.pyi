@@ -97,7 +97,7 @@ class Device:
     def invalidate_entry(self, parent: int, name: bytes) -> None:
         """Drop a name from the kernel's cache. name: 1 to 255 bytes."""
     def invalidate_all_entries(self) -> bool:
-        """Drop every name at once, without a lock in the kernel; False: it is older than 7.44, nothing was queued.
+        """Drop every name at once, without a lock in the kernel; False: it is older than 7.44.
 
         Better than many invalidate_entry: those wait for their directory's lock, which an unanswered request may hold.
         """

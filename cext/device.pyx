@@ -21,13 +21,13 @@ from posix.unistd cimport _SC_PAGESIZE, close, getpid, sysconf
 
 from stackfs.cext.backing cimport backing_t
 from stackfs.cext.connection cimport (
-    connection_calls, connection_end, connection_free, connection_init, connection_start, connection_stop_notifier, connection_t,
-    notices_queued, notices_settled, notify_kernel, queue_notice, refuse_all)
+    connection_calls, connection_end, connection_free, connection_init, connection_t, queue_notice, refuse_all, tell_kernel)
 from stackfs.cext.includes.fuse_wire cimport *
 from stackfs.cext.irp_link cimport (
     SOCKET_OVERHEAD, irp_link_t, link_close, link_free, link_init, link_let_go, link_pair, link_pop, link_relay_now,
     link_start, link_stop_forwarder)
 from stackfs.cext.notices cimport notice_entry, notice_inode
+from stackfs.cext.notifiers cimport notices_flush, notifiers_start, notifiers_stop
 from stackfs.cext.pending cimport holds_connect
 from stackfs.cext.readers cimport readers_free, readers_init, readers_start, readers_stop, readers_t
 from stackfs.cext.python_requests cimport Volume, request_adopt
@@ -68,7 +68,7 @@ cdef int device_start(device_t *device) noexcept nogil:
     """0, or an errno; device_stop and device_close join those that did start."""
     cdef int error = link_start(&device.link)
     if not error:
-        error = connection_start(&device.connection)
+        error = notifiers_start(&device.connection.notifiers, device.connection.fd)
     if not error:
         error = readers_start(&device.readers)
     return error
@@ -77,7 +77,7 @@ cdef int device_start(device_t *device) noexcept nogil:
 cdef void device_stop(device_t *device) noexcept nogil:
     refuse_all(&device.connection)
     link_let_go(&device.link)
-    connection_stop_notifier(&device.connection)
+    notifiers_stop(&device.connection.notifiers)
     readers_stop(&device.readers)
     waits_stop(&device.waits)
     link_stop_forwarder(&device.link)
@@ -194,10 +194,10 @@ cdef class Device:
         return link_pop(&self.state.link, opcode, nodeid, answerless)
 
     cdef int device_invalidate_inode(self, uint64_t nodeid, int64_t offset, int64_t length) noexcept nogil:
-        return notice_inode(notify_kernel, &self.state.connection, nodeid, offset, length)
+        return notice_inode(queue_notice, &self.state.connection, nodeid, offset, length)
 
     cdef int device_invalidate_entry(self, uint64_t parent, const char *name, uint32_t length) noexcept nogil:
-        return notice_entry(notify_kernel, &self.state.connection, parent, name, length)
+        return notice_entry(queue_notice, &self.state.connection, parent, name, length)
 
     # ---- the lane ----
 
@@ -317,8 +317,7 @@ cdef class Device:
         notice.len = sizeof(notice)
         notice.error = FUSE_NOTIFY_INC_EPOCH
         notice.unique = 0
-        if queue_notice(&self.state.connection, <const char *>&notice, sizeof(notice)) == -ENOMEM:
-            raise MemoryError()
+        tell_kernel(&self.state.connection, <const char *>&notice, sizeof(notice))
         return True
 
     def flush_notifications(self, timeout=None):
@@ -326,7 +325,7 @@ cdef class Device:
         cdef int64_t limit = -1 if timeout is None else <int64_t>(<double>timeout * 1e9)
         cdef bint settled
         with nogil:
-            settled = notices_settled(connection, notices_queued(connection), limit)
+            settled = notices_flush(&connection.notifiers, limit)
         return bool(settled)
 
     # ---- what it is and what it did ----

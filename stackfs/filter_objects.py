@@ -370,7 +370,8 @@ class Volume(FltObject):
         self.coherence.on_change(listener)
 
     def off_foreign_change(self, listener: Callable[[int, int, bytes | None], object]) -> None:
-        """It is not called any more, and is not being called: before its filter's instance is gone."""
+        """It is not called any more, and is not being called: before its filter's instance is gone. ValueError: it was
+        not on. RuntimeError: called by a listener, which would wait for itself."""
         if self.coherence is not None:
             self.coherence.off_change(listener)
 

@@ -915,7 +915,8 @@ cdef class Mounted:
         init_condition(&mounted.changed)
         instance_sleep(mounted.instance, True)
         mounted.instance.Context = mounted
-        beside_begin(mounted)
+        with nogil:                      # it waits for what tells listeners, some of which may want the interpreter
+            beside_begin(mounted)
 
     def watch(self):
         """Ends what time ends, until stop(). A thread of its own."""
