@@ -41,7 +41,7 @@ class Coherence:
         """listener(nodeid, what, name), by our thread, as foreign_function in coherence.pxd; what: FOREIGN_*"""
 
     def off_change(self, listener: Callable[[int, int, bytes | None], object]) -> None:
-        """It is not called any more, and is not being called. ValueError: it was not on. RuntimeError: by a listener."""
+        """It is not called any more, nor being called. ValueError: it was not on. RuntimeError: by a listener."""
 
     def settled(self, nodeid: int) -> None:
         """A listener that has answered FOREIGN_DATA with True is done with it."""

@@ -735,7 +735,7 @@ def holds(drive: Callable[..., Drive], tmp_path: Path, lanes: str) -> Iterator[t
 
 
 def test_who_waits_in_one_directory_keeps_nobody_from_hearing_of_others(holds: tuple[Drive, Path]) -> None:
-    """A listing that does not end has its directory's lock: the kernel makes who tells it of a name there wait for that."""
+    """A listing that does not end has its directory's lock: who tells the kernel of a name there waits for it."""
     made, held = holds
     (made.src / "slow").mkdir()
     (made.src / "slow" / "known").touch()
