@@ -51,8 +51,8 @@ from stackfs.cext.inode_table cimport (
     name_removed, name_unless_open, name_unpin, names_linked, node_close, node_found, node_is, node_open, node_put, node_type,
     node_unnamed, table_free, table_new)
 from stackfs.cext.locks cimport (
-    lock_enter, lock_file, lock_owner_get, lock_owner_opened, lock_owner_put, lock_owner_t, lock_query, lock_range_of, lock_set, lock_wait_t,
-    locks_drop, locks_free, locks_generation, locks_new)
+    lock_enter, lock_file, lock_owner_get, lock_owner_opened, lock_owner_put, lock_owner_t, lock_query, lock_range_of, lock_set,
+    lock_wait_t, locks_drop, locks_free, locks_generation, locks_new)
 from stackfs.cext.reparse_point cimport reparse_point_control
 from stackfs.cext.ntstatus cimport NT_SUCCESS, STATUS_INVALID_DEVICE_REQUEST, STATUS_SUCCESS, errno_to_nt
 from stackfs.cext.pending cimport FltIsIoCanceled

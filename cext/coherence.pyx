@@ -576,14 +576,14 @@ cdef void try_soon(coherence_t *coherence, node_t *node, int64_t now) noexcept n
 
 cdef void coherence_passed(coherence_t *coherence, node_t *node, uint32_t before, int64_t offset, int64_t length) noexcept nogil:
     cdef lease_t *lease
-    cdef bint read
+    cdef bint wanted
     if before and load_uint(&node.leased) == before:
         return
     pthread_mutex_lock(&coherence.mutex)
     lease = <lease_t *>node.lease        # not all opens need be counted there: some came when there was no room
-    read = lease is NULL or lease.readers or lease.opens < load_uint(&node.plain_opens)
+    wanted = lease is NULL or lease.readers or lease.opens < load_uint(&node.plain_opens)
     pthread_mutex_unlock(&coherence.mutex)
-    if read:                             # else nobody could read what is kept, and who opens it to read finds nothing kept
+    if wanted:                           # else nobody could read what is kept, and who opens it to read finds nothing kept
         volume_forget_data(coherence.volume, node, offset, length)
 
 
