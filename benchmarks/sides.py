@@ -286,7 +286,9 @@ def _gocryptfs(source: Path, mountpoint: Path, work: Path, mode: Mode) -> list[s
 def _securefs(source: Path, mountpoint: Path, work: Path, mode: Mode) -> list[str]:
     """Its lite format, one file below for each file, as with the others."""
     phrase = (work / "phrase").read_text().strip()
-    words = ["securefs", "create", "--format", "lite", "--rounds", "1", "--pass", phrase]
+    version = subprocess.run(["securefs", "version"], capture_output=True, text=True, timeout=60, check=False).stdout
+    lite = "4" if version.startswith("securefs 0.") else "lite"          # before 1.0 by number
+    words = ["securefs", "create", "--format", lite, "--rounds", "1", "--pass", phrase]
     cipher = _ciphertext(source, "securefs", "securefs create", words)
     return ["securefs", "mount", "--pass", phrase, str(cipher), str(mountpoint)]
 

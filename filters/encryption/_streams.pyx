@@ -26,7 +26,7 @@ from stackfs.cext.filter_io cimport (
 from stackfs.cext.filter_names cimport FltClose, FltOpenFile, OBJECT_ATTRIBUTES
 from stackfs.cext.includes.pthread cimport (
     pthread_cond_broadcast, pthread_cond_timedwait, pthread_cond_wait, pthread_mutex_destroy, pthread_mutex_init,
-    pthread_mutex_lock, pthread_mutex_unlock)
+    pthread_mutex_lock, pthread_mutex_unlock, pthread_self, pthread_setname_np)
 from stackfs.cext.ntstatus cimport NT_SUCCESS, STATUS_ACCESS_DENIED, nt_to_errno
 from stackfs.cext.stack cimport instance_pointer
 from stackfs.cext.threads cimport count_one, init_condition, load_count, monotonic_deadline, monotonic_time
@@ -554,6 +554,7 @@ cdef class Mounted:
 
     def _run(self):
         with nogil:
+            pthread_setname_np(pthread_self(), "stackfs-seal")
             seal_loop(&self.mounted)
 
     def end(self):
