@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import close_tells
 from test_device import (
     COPY_FILE_RANGE_64,
     INTERRUPT,
@@ -152,13 +153,13 @@ def test_a_handle_that_is_none(locking: Locking, opcode: int) -> None:
 @pytest.mark.parametrize("mode", [os.O_RDONLY, os.O_WRONLY, os.O_RDWR])
 @pytest.mark.parametrize("stack_locks", [True, False])
 def test_close_reaches_us_where_it_ends_locks(tmp_path: Path, stack_locks: bool, mode: int) -> None:
-    """And not otherwise: the filesystem of tmp_path is a plain one, with nothing to tell at a close(2)."""
+    """Or where the backing filesystem may have something to tell."""
     made = Locking(tmp_path, "auto", stack_locks)
     assert (made.wire.device.negotiated & (POSIX_LOCKS | FLOCK_LOCKS) != 0) == stack_locks
     error, body = made.wire.ask(message(OPEN, 4, made.node, struct.pack("<II", mode, 0), uid=0, gid=0))
     assert error == 0
     fh, flags = struct.unpack_from("<QI", body)
-    assert (flags & NOFLUSH == 0) == stack_locks
+    assert (flags & NOFLUSH == 0) == (stack_locks or (mode != os.O_RDONLY and close_tells(tmp_path)))
     made.core.request(RELEASE, fh=fh).do()
     made.end()
 

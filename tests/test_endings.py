@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import STACKFS, Drive, is_mounted, run
+from conftest import STACKFS, Drive, close_tells, is_mounted, run
 
 CALLERS = 4
 AT_ONCE = 2.0               # seconds, on a busy machine
@@ -257,6 +257,7 @@ acts = {"write": write, "append": lambda: write(os.O_APPEND), "map": map, "names
 print("ready", flush=True)
 try:
     acts[kind]()
+    print(0, time.monotonic(), flush=True)
 except OSError as error:
     print(error.errno, time.monotonic(), flush=True)
 for act in (os.listdir, os.statvfs, lambda path: os.stat(path + "/later"), lambda path: os.mkdir(path + "/later"),
@@ -351,6 +352,8 @@ def test_a_daemon_killed_under_load_loses_nothing_that_it_acknowledged(
             said = [line.split() for line in each.communicate(timeout=10)[0].splitlines()]
             errors = [int(words[0]) for words in said]
             first = {"wait": {errno.ECONNABORTED}, "map": {errno.ECONNABORTED, errno.ENOTCONN, errno.EIO}}
+            if kind in bypassed - {"read"} and not close_tells(made.src):
+                first[kind] = {0}
             assert errors[0] in first.get(kind, {errno.ECONNABORTED, errno.ENOTCONN}), (kind, said)
             assert errors[1:] == [errno.ENOTCONN] * 5, (kind, said)
             if kind not in bypassed:
