@@ -593,6 +593,21 @@ def test_leases_are_limited_and_the_oldest_goes(core: Any, tmp_path: Path, watch
         pass
 
 
+def test_who_opened_a_file_when_there_was_no_room_keeps_its_lease(core: Any, tmp_path: Path, watching: Any) -> None:
+    """What he reads is in the page cache, too, and the lease that a later open has got keeps it right."""
+    for n in range(6):
+        (tmp_path / str(n)).write_bytes(b"x")
+    files = [Opened(core, b"%d" % n) for n in range(4)]
+    early = Opened(core, b"4")
+    files[0].close()
+    Opened(core, b"4").close()           # in the place of the first
+    late = Opened(core, b"5")
+    with pytest.raises(BlockingIOError), opened(tmp_path / "4", os.O_WRONLY | os.O_NONBLOCK):
+        pass
+    early.close()
+    late.close()
+
+
 def test_directories_are_watched_up_to_a_limit(core: Any, tmp_path: Path, watching: Any) -> None:
     nodes = []
     for n in range(4):
