@@ -70,14 +70,14 @@ cdef inline notifier_t *of_inode(notifiers_t *notifiers, uint64_t nodeid) noexce
     return &notifiers.each[1 + nodeid % FOR_INODES]
 
 
-cdef notifier_t *of_message(notifiers_t *notifiers, const char *data) noexcept nogil:
-    if (<const fuse_out_header *>data).error == <int>FUSE_NOTIFY_INVAL_INODE:
+cdef notifier_t *of_message(notifiers_t *notifiers, const char *data, uint32_t length) noexcept nogil:
+    if length >= sizeof(fuse_out_header) + sizeof(uint64_t) and (<const fuse_out_header *>data).error == <int>FUSE_NOTIFY_INVAL_INODE:
         return of_inode(notifiers, (<const fuse_notify_inval_inode_out *>(data + sizeof(fuse_out_header))).ino)
     return &notifiers.each[0]
 
 
 cdef int notice_queue(notifiers_t *notifiers, const char *data, uint32_t length) noexcept nogil:
-    cdef notifier_t *notifier = of_message(notifiers, data)
+    cdef notifier_t *notifier = of_message(notifiers, data, length)
     cdef queued_t *entry = queued_new(data, length)
     if entry == NULL:
         return -ENOMEM

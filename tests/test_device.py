@@ -562,11 +562,16 @@ def test_random_bytes_harm_nothing(live: Wire) -> None:
 # ---- notifications ----
 
 def test_notifications_are_written_in_order(live: Wire) -> None:
-    live.device.invalidate_inode(7, -1, 0)
-    live.device.invalidate_entry(1, b"name")
+    """Those of one inode, and those of names."""
+    for length in range(20):
+        live.device.invalidate_inode(7, 0, length)
+        live.device.invalidate_entry(1, b"name%d" % length)
     assert live.device.flush_notifications(SECONDS)
-    assert live.answered() == (0, 2, struct.pack("<Qqq", 7, -1, 0))
-    assert live.answered() == (0, 3, struct.pack("<QII", 1, 4, EXPIRE_ONLY) + b"name\0")
+    written = [live.answered() for _ in range(40)]
+    assert [each for each in written if each[1] == 2] == [(0, 2, struct.pack("<Qqq", 7, 0, n)) for n in range(20)]
+    names = [b"name%d" % n for n in range(20)]
+    assert [each for each in written if each[1] == 3] == [
+        (0, 3, struct.pack("<QII", 1, len(name), EXPIRE_ONLY) + name + b"\0") for name in names]  # fmt: skip
     with pytest.raises(ValueError):
         live.device.invalidate_entry(1, b"")
     with pytest.raises(ValueError):
