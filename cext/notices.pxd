@@ -2,7 +2,7 @@
 # look again (notices.pyx).
 #
 # Any thread, also inside a callback, without a lock. The kernel makes some notices wait for what unanswered requests hold:
-# these are queued, and written by a thread of the device (connection.pyx). Where that is not said, it knows when the call
+# these are queued, and written by threads of the device (notifiers.pyx). Where that is not said, it knows when the call
 # returns. All of them return 0 or a negative errno: -ENODEV: there is no mount, -ENOMEM, -EINVAL: a name that is none.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t

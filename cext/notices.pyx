@@ -55,7 +55,8 @@ cdef int notice_entry(notify_function notify, void *to, uint64_t parent, const c
     return notify(to, <const char *>&notice, notice.header.len)
 
 
-cdef int to_device(void *volume, const char *data, uint32_t length) noexcept nogil:
+cdef int queued_for(void *volume, const char *data, uint32_t length) noexcept nogil:
+    """Of a kind that the kernel may make wait."""
     cdef holds_t *holds = (<FLT_VOLUME *>volume).holds
     cdef int error = -ENODEV
     pthread_mutex_lock(&holds.lock)
@@ -65,7 +66,7 @@ cdef int to_device(void *volume, const char *data, uint32_t length) noexcept nog
     return error
 
 
-cdef int through_device(void *volume, const char *data, uint32_t length) noexcept nogil:
+cdef int told_at_once(void *volume, const char *data, uint32_t length) noexcept nogil:
     """Of a kind that the kernel does not make wait."""
     cdef holds_t *holds = (<FLT_VOLUME *>volume).holds
     cdef const device_calls_t *device
@@ -94,16 +95,16 @@ cdef int volume_wake_poll(FLT_VOLUME *Volume, uint64_t Handle) noexcept nogil:
     notice.header.len = sizeof(notice)
     notice.header.error = FUSE_NOTIFY_POLL
     notice.body.kh = Handle
-    return through_device(Volume, <const char *>&notice, sizeof(notice))
+    return told_at_once(Volume, <const char *>&notice, sizeof(notice))
 
 
 cdef int volume_forget_attributes(FLT_VOLUME *Volume, const node_t *Node) noexcept nogil:
-    return notice_inode(through_device, Volume, node_id(Node), -1, 0)
+    return notice_inode(told_at_once, Volume, node_id(Node), -1, 0)
 
 
 cdef int volume_forget_data(FLT_VOLUME *Volume, const node_t *Node, int64_t Offset, int64_t Length) noexcept nogil:
-    return notice_inode(to_device, Volume, node_id(Node), Offset, Length)
+    return notice_inode(queued_for, Volume, node_id(Node), Offset, Length)
 
 
 cdef int volume_forget_name(FLT_VOLUME *Volume, const node_t *Directory, const char *Name, uint32_t Length) noexcept nogil:
-    return notice_entry(to_device, Volume, node_id(Directory), Name, Length)
+    return notice_entry(queued_for, Volume, node_id(Directory), Name, Length)

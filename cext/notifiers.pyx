@@ -128,22 +128,7 @@ cdef void deadline(timespec *until, int64_t limit) noexcept nogil:
     until.tv_nsec = end % 1000000000
 
 
-cdef bint settled(notifier_t *notifier, uint64_t target, const timespec *until) noexcept nogil:
-    """False: not in time, or never. until NULL: however long."""
-    cdef bint written
-    pthread_mutex_lock(&notifier.lock)
-    while notifier.written < target and not notifier.stop and notifier.has_thread:
-        if until == NULL:
-            pthread_cond_wait(&notifier.changed, &notifier.lock)
-        elif pthread_cond_timedwait(&notifier.changed, &notifier.lock, until):
-            break
-    written = notifier.written >= target
-    pthread_mutex_unlock(&notifier.lock)
-    return written
-
-
-cdef uint64_t notices_queued(notifiers_t *notifiers, uint64_t nodeid) noexcept nogil:
-    cdef notifier_t *notifier = of_inode(notifiers, nodeid)
+cdef uint64_t queued_by_now(notifier_t *notifier) noexcept nogil:
     cdef uint64_t count
     pthread_mutex_lock(&notifier.lock)
     count = notifier.queued
@@ -151,18 +136,29 @@ cdef uint64_t notices_queued(notifiers_t *notifiers, uint64_t nodeid) noexcept n
     return count
 
 
+cdef int settled(notifier_t *notifier, uint64_t target, const timespec *until) noexcept nogil:
+    """1: written; -1: it has been stopped, and they never will be; 0: not in time. until NULL: however long."""
+    cdef int answer
+    pthread_mutex_lock(&notifier.lock)
+    while notifier.written < target and not notifier.stop and notifier.has_thread:
+        if until == NULL:
+            pthread_cond_wait(&notifier.changed, &notifier.lock)
+        elif pthread_cond_timedwait(&notifier.changed, &notifier.lock, until):
+            break
+    answer = 1 if notifier.written >= target else -notifier.stop
+    pthread_mutex_unlock(&notifier.lock)
+    return answer
+
+
+cdef uint64_t notices_queued(notifiers_t *notifiers, uint64_t nodeid) noexcept nogil:
+    return queued_by_now(of_inode(notifiers, nodeid))
+
+
 cdef bint notices_settled(notifiers_t *notifiers, uint64_t nodeid, uint64_t target, int64_t limit) noexcept nogil:
-    cdef notifier_t *notifier = of_inode(notifiers, nodeid)
     cdef timespec until
-    cdef bint over
     if limit >= 0:
         deadline(&until, limit)
-    if settled(notifier, target, NULL if limit < 0 else &until):
-        return True
-    pthread_mutex_lock(&notifier.lock)
-    over = notifier.stop
-    pthread_mutex_unlock(&notifier.lock)
-    return over
+    return settled(of_inode(notifiers, nodeid), target, NULL if limit < 0 else &until) != 0
 
 
 cdef bint notices_flush(notifiers_t *notifiers, int64_t limit) noexcept nogil:
@@ -170,12 +166,10 @@ cdef bint notices_flush(notifiers_t *notifiers, int64_t limit) noexcept nogil:
     cdef timespec until
     cdef int i
     for i in range(NOTIFIERS):
-        pthread_mutex_lock(&notifiers.each[i].lock)
-        targets[i] = notifiers.each[i].queued
-        pthread_mutex_unlock(&notifiers.each[i].lock)
+        targets[i] = queued_by_now(&notifiers.each[i])
     if limit >= 0:
         deadline(&until, limit)
     for i in range(NOTIFIERS):
-        if not settled(&notifiers.each[i], targets[i], NULL if limit < 0 else &until):
+        if settled(&notifiers.each[i], targets[i], NULL if limit < 0 else &until) != 1:
             return False
     return True

@@ -12,7 +12,8 @@ after somebody took it away. INTERRUPT may come before there is anything to canc
 request is answered, and whoever enters an operation here looks there, under the lock; whoever interrupts notes it there
 first, and then looks here.
 
-Nothing is called under the lock but the device's calls that do not write. What an operation that nobody holds pays is one test at its end.
+Nothing is called under the lock but the device's calls that do not write. What an operation that nobody holds pays is one
+test at its end.
 """
 
 from libc.stdint cimport uint32_t, uint64_t

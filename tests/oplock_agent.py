@@ -65,21 +65,21 @@ def exchange(one, two):
     if ctypes.CDLL(None, use_errno=True).renameat2(-100, one.encode(), -100, two.encode(), 2):
         raise OSError(ctypes.get_errno(), "renameat2")
 
-def begin_write(fd, data):
-    '''write(2) in a child, which has the open file too; its process.'''
+def in_a_child(call, *arguments):
+    '''Its process, which has what is open here, too.'''
     child = os.fork()
     if child == 0:
-        os.pwrite(fd, data, 0)
+        call(*arguments)
         os._exit(0)
     return child
 
+def begin_write(fd, data):
+    '''write(2) in a child.'''
+    return in_a_child(os.pwrite, fd, data, 0)
+
 def begin_read(fd):
-    '''read(2) in a child, which has the open file too; its process.'''
-    child = os.fork()
-    if child == 0:
-        os.pread(fd, 100, 0)
-        os._exit(0)
-    return child
+    '''read(2) in a child.'''
+    return in_a_child(os.pread, fd, 100, 0)
 
 def ended(child, seconds):
     end = time.monotonic() + seconds

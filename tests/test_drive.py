@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from conftest import FLTMC, STACKFS, Drive, is_mounted, run
 
+from stackfs.benchmarks import mounts
+
 MANIFEST = """
 MANIFEST = {{"name": "{name}", "altitude": "{altitude}", "group": "FSFilter Activity Monitor", "filter": "Dropped",
              "on_error": "{on_error}", "answers": "cacheable"}}
@@ -358,19 +360,11 @@ def test_what_the_backing_filesystem_says_at_close_is_what_close_says(
     """As one that is on the network does when a quota is used up: only the writer's close(2) can say so."""
     made = drive(mount=False)
     (tmp_path / "source").mkdir()
-    with subprocess.Popen([sys.executable, "-c", REFUSES_CLOSE, tmp_path / "source", made.src]) as below:
-        try:
-            end = time.monotonic() + 20
-            while not is_mounted(made.src):
-                assert below.poll() is None and time.monotonic() < end
-                time.sleep(0.02)
-            made.mount(f"lanes={lanes}")
-            fd = os.open(made.mnt / "file", os.O_CREAT | os.O_WRONLY)
-            assert os.write(fd, b"data") == 4
-            with pytest.raises(OSError) as refused:
-                os.close(fd)
-            assert refused.value.errno == errno.EDQUOT
-            made.umount()
-        finally:
-            run("umount", "-f", "-l", made.src, check=False)
-            below.kill()
+    with mounts.foreground([sys.executable, "-c", REFUSES_CLOSE, tmp_path / "source", made.src], made.src):
+        made.mount(f"lanes={lanes}")
+        fd = os.open(made.mnt / "file", os.O_CREAT | os.O_WRONLY)
+        assert os.write(fd, b"data") == 4
+        with pytest.raises(OSError) as refused:
+            os.close(fd)
+        assert refused.value.errno == errno.EDQUOT
+        made.umount()

@@ -235,10 +235,10 @@ cdef int siv_decrypt(const uint8_t *key, const bytes_t *associated, int count, c
 
 # Keys ------------------------------------------------------------------------------------------------------------------
 
-cdef void *siv_context(const uint8_t *key, bint encrypt) noexcept nogil:
-    """For siv_keyed(); NULL: no memory."""
+cdef EVP_CIPHER_CTX *keyed_context(const EVP_CIPHER *cipher, const uint8_t *key, bint encrypt) noexcept nogil:
+    """A new one; NULL: no memory."""
     cdef EVP_CIPHER_CTX *ctx = EVP_CIPHER_CTX_new()
-    if ctx != NULL and EVP_CipherInit_ex2(ctx, aes_siv, key, NULL, encrypt, NULL) != 1:
+    if ctx != NULL and EVP_CipherInit_ex2(ctx, cipher, key, NULL, encrypt, NULL) != 1:
         EVP_CIPHER_CTX_free(ctx)
         ERR_clear_error()
         return NULL
@@ -251,8 +251,8 @@ cdef int derive_volume_keys(volume_keys_t *keys) noexcept nogil:
     error = error or hkdf_of(keys.master, 32, keys.id, IV, b"stackfs encryption 1 names", 26, keys.names, 64)
     error = error or hkdf_of(keys.master, 32, keys.id, IV, b"stackfs encryption 1 values", 27, keys.values, 64)
     for encrypt in range(2):
-        if error == 0 and keys.names_keyed[encrypt] == NULL:
-            keys.names_keyed[encrypt] = siv_context(keys.names, encrypt)
+        if error == 0:
+            keys.names_keyed[encrypt] = keyed_context(aes_siv, keys.names, encrypt)
             error = 0 if keys.names_keyed[encrypt] != NULL else -ENOMEM
     return error or hkdf_of(keys.master, 32, keys.id, IV, b"stackfs encryption 1 directories", 32, keys.directories, 32)
 
@@ -295,14 +295,7 @@ cdef EVP_CIPHER_CTX *context_take(const file_keys_t *const_keys, bint encrypt) n
         keys.idle[encrypt] -= 1
         ctx = <EVP_CIPHER_CTX *>keys.pools[encrypt][keys.idle[encrypt]]
     spin_unlock(&keys.busy)
-    if ctx != NULL:
-        return ctx
-    ctx = EVP_CIPHER_CTX_new()
-    if ctx != NULL and EVP_CipherInit_ex2(ctx, cipher, keys.block, NULL, encrypt, NULL) != 1:
-        EVP_CIPHER_CTX_free(ctx)
-        ERR_clear_error()
-        return NULL
-    return ctx
+    return ctx if ctx != NULL else keyed_context(cipher, keys.block, encrypt)
 
 
 cdef void context_give(const file_keys_t *const_keys, bint encrypt, EVP_CIPHER_CTX *ctx) noexcept nogil:
